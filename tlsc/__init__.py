@@ -1,0 +1,37 @@
+"""Local statistics at test time: convert a trained image restorer in one line, without training.
+
+>>> import tlsc
+>>> from torch import nn
+>>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8))
+>>> model = tlsc.convert(model, base_size=384)
+"""
+
+from __future__ import annotations
+
+from . import errors, functional
+from ._kinds import register
+from ._plan import Plan, Site
+from ._surgery import convert, converted, plan, revert
+from .errors import NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+
+__all__ = [
+    "LocalAvgPool2d",
+    "LocalGroupNorm",
+    "LocalInstanceNorm2d",
+    "NoSiteError",
+    "Plan",
+    "ProbeError",
+    "Site",
+    "TLSCError",
+    "TLSCWarning",
+    "convert",
+    "converted",
+    "errors",
+    "functional",
+    "plan",
+    "register",
+    "revert",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,175 @@
+"""The module types that aggregate over all positions, and how each becomes local."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ._plan import Action
+from .errors import ArgumentTypeError, ArgumentValueError
+from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+
+__all__ = ["Kind", "Registration", "kind_of", "register"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How modules of one type are treated.
+
+    ``build(module, window, stride)`` makes the local module. ``why_left(module)`` says why a module of this
+    type is left ("left global" or "left alone", and the reason), or returns None.
+    """
+
+    operation: str
+    build: Callable[[nn.Module, tuple[int, int], int], nn.Module] | None
+    why_left: Callable[[nn.Module], tuple[Action, str] | None] = lambda module: None
+    strided: bool = False
+    pools: bool = False  # its result has one position, which becomes one per position of its input
+
+
+def _why_pool_left(module: nn.Module) -> tuple[Action, str] | None:
+    size = module.output_size
+    if size in (1, (1, 1), [1, 1]):
+        return None
+    return "left global", f"output size {size!r}: only 1 and (1, 1) have a local form"
+
+
+def _why_norm_left(module: nn.Module) -> tuple[Action, str] | None:
+    if not module.track_running_stats:
+        return None
+    mode = " (now in training mode)" if module.training else ""
+    return "left alone", f"has running statistics: not global in eval mode{mode}"
+
+
+_KINDS: dict[type[nn.Module], Kind] = {
+    nn.AdaptiveAvgPool2d: Kind(
+        "AdaptiveAvgPool2d",
+        lambda module, window, stride: LocalAvgPool2d.from_module(module, window, stride),  # type: ignore[arg-type]
+        _why_pool_left,
+        strided=True,
+        pools=True,
+    ),
+    nn.InstanceNorm2d: Kind(
+        "InstanceNorm2d",
+        lambda module, window, stride: LocalInstanceNorm2d.from_module(module, window),  # type: ignore[arg-type]
+        _why_norm_left,
+    ),
+    nn.GroupNorm: Kind(
+        "GroupNorm",
+        lambda module, window, stride: LocalGroupNorm.from_module(module, window),  # type: ignore[arg-type]
+    ),
+    nn.AdaptiveMaxPool2d: Kind(
+        "AdaptiveMaxPool2d", None, lambda module: ("left global", "a maximum has no local form here yet")
+    ),
+}
+
+
+class Registration:
+    """Handle of :func:`register`: ``remove()`` takes the registration back."""
+
+    def __init__(self, module_type: type[nn.Module], kind: Kind, before: Kind | None) -> None:
+        self._type, self._kind, self._before = module_type, kind, before
+
+    def remove(self) -> None:
+        """Forget the registration; does nothing if it is no longer in force."""
+        if _KINDS.get(self._type) is not self._kind:
+            return
+        if self._before is None:
+            del _KINDS[self._type]
+        else:
+            _KINDS[self._type] = self._before
+
+
+def register(module_type: type[nn.Module], factory: Callable[..., nn.Module]) -> Registration:
+    """Teach the surgery a module type.
+
+    Wherever a module of exactly this type is found, ``factory(module, window, stride)`` makes what takes its
+    place; a factory may leave out ``stride`` if it has no strided form. Modules inside it are its own business
+    and are not treated one by one.
+
+    Args:
+        module_type: a subclass of ``torch.nn.Module``. Registering a type again, also a built-in one, replaces
+            what was known about it.
+        factory: takes the module, its window (height, width) in pixels of its first input, a map
+            (N, C, H, W), and the stride given to :func:`tlsc.convert`; returns a module with the same
+            ``state_dict`` (pass the parameters on, do not copy them).
+
+    Returns:
+        A handle whose ``remove()`` takes the registration back.
+
+    Raises:
+        ArgumentTypeError: ``module_type`` is not a module type or ``factory`` is not callable.
+        ArgumentValueError: ``factory`` takes neither (module, window) nor (module, window, stride).
+
+    Example:
+        >>> import torch, tlsc
+        >>> from torch import nn
+        >>> class Centre(nn.Module):
+        ...     def forward(self, x):
+        ...         return x - x.mean((2, 3), keepdim=True)
+        >>> class LocalCentre(nn.Module):
+        ...     def __init__(self, window):
+        ...         super().__init__()
+        ...         self.window = window
+        ...     def forward(self, x):
+        ...         return x - tlsc.functional.local_mean(x, self.window)
+        >>> handle = tlsc.register(Centre, lambda module, window: LocalCentre(window))
+        >>> tlsc.convert(nn.Sequential(Centre()), 32)
+        Sequential(
+          (0): LocalCentre()
+        )
+        >>> handle.remove()
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise ArgumentTypeError(f"module_type must be a subclass of torch.nn.Module, got {module_type!r}")
+    if not callable(factory):
+        raise ArgumentTypeError(f"factory must be callable, got {factory!r}")
+    positional, keyword = _takes(factory, 0, 1, 2), _takes(factory, 0, 1, stride=2)
+    if not (positional or keyword or _takes(factory, 0, 1)):
+        raise ArgumentValueError(f"factory must take (module, window) or (module, window, stride), got {factory!r}")
+
+    def build(module: nn.Module, window: tuple[int, int], stride: int) -> nn.Module:
+        if keyword:
+            return factory(module, window, stride=stride)
+        return factory(module, window, stride) if positional else factory(module, window)
+
+    kind = Kind(module_type.__name__, build, strided=positional or keyword)
+    before = _KINDS.get(module_type)
+    _KINDS[module_type] = kind
+    return Registration(module_type, kind, before)
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """How ``module`` is treated; None if it is not known to aggregate over positions."""
+    kind = _KINDS.get(type(module))
+    if kind is None:
+        for known in _KINDS:
+            if isinstance(module, known):
+                return Kind(
+                    type(module).__name__,
+                    None,
+                    lambda module, known=known: (  # type: ignore[misc]
+                        "left global",
+                        f"a subclass of {known.__name__}, and so another layer: teach it with tlsc.register",
+                    ),
+                )
+        return None
+    if "forward" in module.__dict__ and kind.build is not None:
+        return Kind(
+            kind.operation, None, lambda module: ("left global", "its forward was replaced on the instance")
+        )
+    return kind
+
+
+def _takes(function: Callable[..., Any], *args: int, **kwargs: int) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, without a signature: give it all
+        return len(args) == 3
+    return True

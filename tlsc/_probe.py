@@ -1,0 +1,316 @@
+"""Run a model at a given input size to see what reaches its sites, and leave no trace.
+
+The model runs on fake tensors, which have a shape but no values: no arithmetic, no memory. Where its code asks
+for values (``.item()``, NumPy), it runs for real on its own device and dtype. In both cases every module's
+attributes, buffers, hooks and training flag, the random number generators and the gradients are afterwards as
+they were. Hooks do not run, so that none records a size that no image had.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .errors import ArgumentTypeError, ArgumentValueError, ProbeError
+
+__all__ = ["HOOKS", "Inputs", "Run", "Slot", "failure", "inputs_of", "run", "slots_of"]
+
+Inputs = Callable[[int, int], tuple[Any, ...]]
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the module tree: child ``name`` of ``parent``, or the model itself where parent is None."""
+
+    parent: nn.Module | None
+    name: str
+    module: nn.Module
+    paths: list[str] = field(default_factory=list)
+
+    def put(self, module: nn.Module) -> None:
+        """Put ``module`` in this place; not for the model itself."""
+        assert self.parent is not None
+        self.parent._modules[self.name] = module
+
+
+@dataclass
+class Run:
+    """What a run saw: the shapes that reached each slot, in call order, and the shapes that came out."""
+
+    calls: dict[Slot, list[Shape]]
+    outputs: list[Shape]
+    fake: bool
+
+
+def slots_of(model: nn.Module) -> list[Slot]:
+    """Every place in the module tree once, with all the paths that lead to it."""
+    found: dict[tuple[int, str], Slot] = {(0, ""): Slot(None, "", model, [""])}
+
+    def walk(parent: nn.Module, prefix: str, above: tuple[int, ...]) -> None:
+        for name, module in parent._modules.items():
+            if module is None or id(module) in above:
+                continue
+            slot = found.setdefault((id(parent), name), Slot(parent, name, module))
+            slot.paths.append(prefix + name)
+            walk(module, f"{prefix}{name}.", (*above, id(module)))
+
+    walk(model, "", (id(model),))
+    return list(found.values())
+
+
+def run(
+    model: nn.Module,
+    inputs: Inputs,
+    size: tuple[int, int],
+    watched: dict[Slot, bool],
+    calls: dict[Slot, list[Shape]] | None = None,
+    fake: bool | None = None,
+) -> Run:
+    """Run ``model`` on an input of ``size`` = (height, width).
+
+    ``watched``: the slots to record. True makes the slot's module return one value per position, as a local
+    pool does: the mean of its input, repeated to the input's size. ``calls``: filled as the run goes, for who
+    wants to know how far it got. ``fake``: run on fake tensors or on real ones; by default on fake ones and,
+    should that fail, on real ones.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    calls = {} if calls is None else calls
+    if fake is not False:
+        try:
+            with _undisturbed(model), _silent_fakes():
+                args = inputs(*size)
+                with FakeTensorMode(allow_non_fake_inputs=True):
+                    return _run(model, tree_map(_as_fake, args), watched, calls, True)
+        except Exception:
+            # The model may look at values, which fake tensors do not have; if it has another reason to fail,
+            # it tells that on real ones.
+            if fake:
+                raise
+            calls.clear()
+    with _undisturbed(model, buffers=True):
+        return _run(model, inputs(*size), watched, calls, False)
+
+
+@contextmanager
+def _silent_fakes() -> Iterator[None]:
+    """Keep PyTorch from logging the traceback of an operation that fails on fake tensors."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _as_fake(value: Any) -> Any:
+    return torch.empty_like(value) if isinstance(value, Tensor) else value
+
+
+def _run(
+    model: nn.Module, args: tuple[Any, ...], watched: dict[Slot, bool], calls: dict[Slot, list[Shape]], fake: bool
+) -> Run:
+    for slot, pools in watched.items():
+        _stand_in(slot, _recording(slot, pools, calls))
+    with torch.no_grad(), _eager(model):
+        outputs = model(*args)
+    return Run(calls, [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)], fake)
+
+
+def _eager(model: nn.Module) -> AbstractContextManager[Any]:
+    """Let compiled parts run as they were before they were compiled."""
+    for module in model.modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+            return eager
+    return nullcontext()
+
+
+def _recording(slot: Slot, pools: bool, calls: dict[Slot, list[Shape]]) -> Callable[..., Any]:
+    forward = slot.module.forward
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        calls.setdefault(slot, []).append(() if x is None else tuple(x.shape))
+        if pools and x is not None:
+            return x.mean((-2, -1), keepdim=True).expand_as(x).contiguous()
+        return forward(*args, **kwargs)
+
+    return recorded
+
+
+def _stand_in(slot: Slot, forward: Callable[..., Any]) -> None:
+    """Make calls through ``slot``, and through this slot only, go to ``forward``."""
+    if slot.parent is None:
+        slot.module.__dict__["forward"] = forward
+        return
+    clone = copy.copy(slot.module)
+    clone.__dict__["forward"] = forward
+    slot.put(clone)
+
+
+# ---------------------------------------------------------------------------------------------- inputs
+
+
+def inputs_of(model: nn.Module, example_input: Any, base_size: tuple[int, int]) -> Iterator[Inputs]:
+    """Ways to call the model, the likeliest first."""
+    if example_input is None:
+        like = _first_floating(model)
+        for channels in _channels(model):
+            yield lambda height, width, c=channels: (like.new_zeros((1, c, height, width)),)  # type: ignore[misc]
+    elif callable(example_input) and not isinstance(example_input, Tensor):
+        yield lambda height, width: _as_args(example_input(height, width))
+    else:
+        args = _as_args(example_input)
+        first = next((leaf for leaf in tree_leaves(args) if _is_image(leaf)), None)
+        if first is None:
+            raise ArgumentValueError(
+                "example_input must hold an image, a floating tensor (N, C, H, W); found none. "
+                "Give a function (height, width) -> args for other calls"
+            )
+        unit = first.shape[-2:]
+        yield lambda height, width: tree_map(lambda leaf: _resized(leaf, unit, (height, width)), args)
+
+
+def _as_args(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, (tuple, list)):
+        return tuple(value)
+    raise ArgumentTypeError(
+        f"example_input must be a tensor, a tuple, or a function (height, width) -> either, "
+        f"got {type(value).__name__}"
+    )
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4 and value.numel() > 0
+
+
+def _resized(value: Any, unit: torch.Size, size: tuple[int, int]) -> Any:
+    """An image of the size that it has when the first image has ``size``; anything else as it is."""
+    if not _is_image(value):
+        return value
+    height, width = (max(1, round(n * new / old)) for n, new, old in zip(value.shape[-2:], size, unit, strict=True))
+    if (height, width) == tuple(value.shape[-2:]):
+        return value
+    return F.interpolate(value.detach().float(), (height, width), mode="nearest").to(value.dtype)
+
+
+def _first_floating(model: nn.Module) -> Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.detach()
+    return torch.empty(0)
+
+
+def _channels(model: nn.Module) -> list[int]:
+    """Numbers of channels the model's input may have, the likeliest first."""
+    counts = []
+    for module in model.modules():
+        for name in ("in_channels", "num_features", "num_channels"):
+            count = getattr(module, name, None)
+            if isinstance(count, int) and count > 0:
+                counts.append(count)
+                break
+    return list(dict.fromkeys([*counts[:1], 3, 1, 4, *counts[1:8]]))
+
+
+# -------------------------------------------------------------------------------------- leave no trace
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, buffers: bool = False) -> Iterator[None]:
+    """Evaluation mode without hooks; on leaving, modules and random number generators as they were.
+
+    ``buffers``: also restore the values of buffers, which only a run on real tensors can change.
+    """
+    modules = list(model.modules())
+    states = [(module, dict(module.__dict__), _containers(module)) for module in modules]
+    values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    cuda = torch.cuda.device(next(iter(devices))) if devices else nullcontext()
+    try:
+        with (
+            torch.random.fork_rng([device.index or 0 for device in devices]),
+            warnings.catch_warnings(),
+            cuda,
+        ):
+            warnings.simplefilter("ignore")
+            for module in modules:
+                for name in HOOKS:
+                    if name in module.__dict__:
+                        module.__dict__[name] = OrderedDict()
+                module.__dict__["training"] = False
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for module, state, containers in states:
+            module.__dict__.clear()
+            module.__dict__.update(state)
+            for container, content in containers:
+                _refill(container, content)
+        with torch.no_grad():
+            for buffer, value in values:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The containers among a module's attributes (its parameters and children too), with copies of them."""
+    return [(value, copy.copy(value)) for value in module.__dict__.values() if type(value) in _CONTAINERS]
+
+
+_CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def _refill(container: Any, content: Any) -> None:
+    if isinstance(container, list):
+        container[:] = content
+        return
+    container.clear()
+    container.update(content)
+
+
+def failure(error: Exception, size: tuple[int, int], given: bool) -> ProbeError:
+    """The error of a model that could not be run at ``size``."""
+    lines = str(error).strip().splitlines()
+    said = lines[0] if lines else "no message"
+    way_out = (
+        "check what example_input gives it at this size, or choose a base_size that it takes"
+        if given
+        else "choose a base_size that it takes, or pass example_input: a tensor, a tuple, or a function "
+        "(height, width) -> args"
+    )
+    return ProbeError(
+        f"the model failed on an input of base_size {size[0]}×{size[1]} ({type(error).__name__}: {said}); {way_out}"
+    )

@@ -1,0 +1,270 @@
+"""Local statistics in plain PyTorch: any device, differentiable twice, the reference for faster kernels.
+
+Everything works on stacks of planes (P, H, W), P = N·C. Sums run in float64. A window sum is the difference of
+two running sums, the cheapest way; a NaN or Inf would then spread to every later window of its plane, so planes
+in which that shows (the last running sum is not finite) are summed again blockwise, where no term outside a
+window ever takes part in its sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from ._correction import Correction
+
+__all__ = ["local_group_norm", "local_mean", "local_var_mean"]
+
+# Elements of a piece that is worked on at once on the CPU: its float64 temporaries then stay in the last-level
+# cache (measured 3 times faster at 64×720×1280 than the whole tensor at once) and extra memory stays small.
+PIECE = 2**20
+_PLAIN = (Tensor, Parameter)
+
+
+def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
+    """Local mean of (N, C, H, W); see :func:`tlsc.functional.local_mean`."""
+    height, width = x.shape[2:]
+    read = torch.promote_types(x.dtype, torch.float32)
+
+    def piece(planes: Tensor, part: slice) -> Tensor:
+        shift = _shift(planes)
+        mean = _window_means(planes - shift, window, stride) + shift
+        if correction is not None:
+            mean = per_plane.planes(part).mean_of(mean)
+        if stride == 1:
+            return _replicate(mean.to(x.dtype), window, height, width)
+        return _interpolate(mean.to(read), window, stride, height, width).to(x.dtype)
+
+    if correction is not None:
+        per_plane = correction.per_plane(x.shape[0])
+    planes = x.reshape(-1, height, width)
+    return _like(_join([piece(planes[part], part) for part in _pieces(planes)], x), x)
+
+
+def local_var_mean(x: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Local variance and mean of (N, C, H, W); see :func:`tlsc.functional.local_var_mean`."""
+    height, width = x.shape[2:]
+    planes = x.reshape(-1, height, width)
+    variances, means = [], []
+    for part in _pieces(planes):
+        shift = _shift(planes[part])
+        var, mean = _moments((planes[part] - shift).unsqueeze(1), window)
+        variances.append(_replicate(var.to(x.dtype), window, height, width))
+        means.append(_replicate((mean + shift).to(x.dtype), window, height, width))
+    return _like(_join(variances, x), x), _like(_join(means, x), x)
+
+
+def local_group_norm(
+    x: Tensor,
+    window: tuple[int, int],
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    correction: Correction | None = None,
+) -> Tensor:
+    """Local group norm of (N, C, H, W); instance norm is the case of as many groups as channels."""
+    batch, channels, height, width = x.shape
+    depth = channels // num_groups
+    groups = x.reshape(batch * num_groups, depth, height, width)
+    if correction is not None:
+        per_plane = correction.per_plane(batch)
+
+    def piece(part: slice) -> Tensor:
+        planes = groups[part]
+        shift = _shift(planes.flatten(1, 2)).unsqueeze(1)
+        centred = planes - shift
+        var, mean = _moments(centred, window)
+        if correction is not None:
+            absolute = mean + shift.squeeze(1)
+            var = per_plane.planes(part).var_of(var, absolute)
+            mean = per_plane.planes(part).mean_of(absolute) - shift.squeeze(1)
+        scale = _replicate((var + eps).rsqrt(), window, height, width).unsqueeze(1)
+        mean = _replicate(mean, window, height, width).unsqueeze(1)
+        out = (centred - mean) * scale
+        if weight is not None:
+            out = out * weight.to(out).reshape(num_groups, depth, 1, 1).repeat(batch, 1, 1, 1)[part]
+        if bias is not None:
+            out = out + bias.to(out).reshape(num_groups, depth, 1, 1).repeat(batch, 1, 1, 1)[part]
+        return out.to(x.dtype)
+
+    return _like(_join([piece(part) for part in _pieces(groups)], x), x)
+
+
+# ------------------------------------------------------------------------------------------ statistics
+
+
+def _moments(centred: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Biased variance and mean over the windows of (P, D, H, W), D channels together: each (P, h, w)."""
+    if centred.shape[1] == 1:
+        first, second = centred.squeeze(1), centred.squeeze(1).square()
+    else:
+        first, second = centred.mean(1), centred.square().mean(1)
+    mean = _window_means(first, window)
+    return (_window_means(second, window) - mean.square()).clamp(min=0), mean
+
+
+def _window_means(planes: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    """Means over the windows of (P, H, W) that lie inside, every one or those on the grid of ``stride``."""
+
+    def sums(contained: bool) -> Tensor:
+        out = planes
+        for dim, size in ((-2, window[0]), (-1, window[1])):
+            k = min(size, planes.shape[dim])
+            step = _valid_sums if stride == 1 else partial(_grid_sums, stride)
+            out = step(out, k, dim, contained)
+        return out
+
+    if _is_traced(planes) or planes.dtype != torch.float64:
+        # No branch on values in a graph; and without float64, running sums would cancel.
+        total = sums(contained=True)
+    else:
+        total = sums(contained=False)
+        edge = total if stride > 1 else torch.cat([total[..., -1, :], total[..., :, -1]], dim=-1)
+        if not bool(torch.isfinite(edge).all()):
+            total = sums(contained=True)
+    return total / (min(window[0], planes.shape[-2]) * min(window[1], planes.shape[-1]))
+
+
+def _valid_sums(x: Tensor, k: int, dim: int, contained: bool) -> Tensor:
+    """Sums of ``k`` neighbours along ``dim``, for the n − k + 1 windows that lie inside."""
+    n = x.shape[dim]
+    if k == n:
+        return x.sum(dim, keepdim=True)
+    if k == 1:
+        return x
+    if contained:
+        return _contained_sums(x, k, dim)
+    running = x.cumsum(dim)
+    difference = running.narrow(dim, k, n - k) - running.narrow(dim, 0, n - k)
+    return torch.cat([running.narrow(dim, k - 1, 1), difference], dim)
+
+
+def _contained_sums(x: Tensor, k: int, dim: int) -> Tensor:
+    """The same without differences (van Herk): cut into blocks of ``k``; a window is the end of one block
+    plus the beginning of the next."""
+    n = x.shape[dim]
+    count = -(-n // k)
+    after = count * k - n
+    blocks = F.pad(x, (0, after) if dim == -1 else (0, 0, 0, after))
+    blocks = _cut(blocks, dim, count, k)
+    ends = blocks.flip(dim).cumsum(dim).flip(dim).flatten(dim - 1, dim)
+    nothing = torch.zeros_like(blocks.narrow(dim, 0, 1))
+    beginnings = torch.cat([nothing, blocks.cumsum(dim).narrow(dim, 0, k - 1)], dim).flatten(dim - 1, dim)
+    beginnings = torch.cat([beginnings, torch.zeros_like(beginnings.narrow(dim, 0, 1))], dim)
+    return ends.narrow(dim, 0, n - k + 1) + beginnings.narrow(dim, k, n - k + 1)
+
+
+def _cut(x: Tensor, dim: int, count: int, size: int) -> Tensor:
+    """``dim``, the last or the one before it, as two: ``count`` blocks of ``size``."""
+    rows, columns = x.shape[-2:]
+    shape = (count, size, columns) if dim == -2 else (rows, count, size)
+    return x.reshape(*x.shape[:-2], *shape)
+
+
+def _grid_sums(stride: int, x: Tensor, k: int, dim: int, contained: bool) -> Tensor:
+    """Sums of the windows that start at 0, r, 2r, … and n − k along ``dim``, from sums of blocks of r."""
+    n = x.shape[dim]
+    if k == n:
+        return x.sum(dim, keepdim=True)
+    regular = (n - k) // stride + 1
+    whole, rest = divmod(k, stride)
+    after = -n % stride
+    blocks = F.pad(x, (0, after) if dim == -1 else (0, 0, 0, after))
+    blocks = _cut(blocks, dim, (n + after) // stride, stride)
+    totals = blocks.sum(dim)
+    parts = []
+    if whole:
+        parts.append(_valid_sums(totals, whole, dim, contained).narrow(dim, 0, regular))
+    if rest:
+        parts.append(blocks.narrow(dim, 0, rest).sum(dim).narrow(dim, whole, regular))
+    grid = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    if (n - k) % stride == 0:
+        return grid
+    block, offset = divmod(n - k, stride)
+    first = blocks.select(dim - 1, block).narrow(dim, offset, stride - offset).sum(dim, keepdim=True)
+    others = totals.narrow(dim, block + 1, totals.shape[dim] - block - 1).sum(dim, keepdim=True)
+    return torch.cat([grid, first + others], dim)
+
+
+# ----------------------------------------------------------------------------- from window to position
+
+
+def _replicate(windows: Tensor, window: tuple[int, int], height: int, width: int) -> Tensor:
+    """Give each position of (H, W) the value of its own window: the border takes the nearest one."""
+    pads: list[int] = []
+    for n, k in ((width, min(window[1], width)), (height, min(window[0], height))):
+        pads += [0, 0] if k == n else [(k - 1) // 2, k // 2]
+    if any(pads):
+        windows = F.pad(windows, tuple(pads), mode="replicate")
+    return windows.expand(*windows.shape[:-2], height, width)
+
+
+def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
+    """Give each position the linear interpolation between the evaluated windows around its own."""
+    for dim, n, size in ((-2, height, window[0]), (-1, width, window[1])):
+        k = min(size, n)
+        if k == n:
+            continue
+        last = n - k
+        start = (torch.arange(n, device=grid.device) - (k - 1) // 2).clamp(0, last)
+        below = start // stride
+        below = torch.where(start == last, grid.shape[dim] - 1, below)
+        origin = (below * stride).clamp(max=last)
+        gap = ((below + 1) * stride).clamp(max=last) - origin
+        share = torch.where(gap > 0, (start - origin) / gap.clamp(min=1), 0.0).to(grid.dtype)
+        # A share of zero must not read its other window: zero times NaN is NaN.
+        above = torch.where(share > 0, below + 1, below)
+        share = share.unsqueeze(-1) if dim == -2 else share
+        grid = torch.lerp(grid.index_select(dim, below), grid.index_select(dim, above), share)
+    return grid.expand(*grid.shape[:-2], height, width)
+
+
+# -------------------------------------------------------------------------------------------- plumbing
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether ``x`` stands for values that are not there to look at."""
+    graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return graph or x.is_meta or type(x) not in _PLAIN
+
+
+def _shift(planes: Tensor) -> Tensor:
+    """About each plane's mean, (P, 1, 1), from a coarse sample, in the dtype in which sums are to run.
+
+    Statistics are taken of ``x − shift``: nothing cancels where a plane's mean is large, and a constant
+    plane has a variance of exactly 0. Any finite value is right.
+    """
+    # Apple's GPUs have no float64.
+    dtype = torch.float32 if planes.device.type == "mps" else torch.float64
+    if _is_traced(planes):
+        return torch.zeros((planes.shape[0], 1, 1), dtype=dtype, device=planes.device)
+    rows, columns = (max(1, size // 16) for size in planes.shape[-2:])
+    sample = planes.detach()[:, ::rows, ::columns].to(dtype)
+    return sample.mean((-2, -1), keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _pieces(planes: Tensor) -> Iterator[slice]:
+    """Slices of the first dimension, small enough for the cache."""
+    count = planes.shape[0]
+    step = count
+    if planes.device.type == "cpu" and not _is_traced(planes):
+        step = max(1, PIECE // planes[0].numel())
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
+
+
+def _join(pieces: list[Tensor], x: Tensor) -> Tensor:
+    return (pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)).reshape(x.shape)
+
+
+def _like(out: Tensor, x: Tensor) -> Tensor:
+    """``out`` in the memory format of ``x``."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        return out.contiguous(memory_format=torch.channels_last)
+    return out

@@ -1,0 +1,36 @@
+"""What can go wrong: one base class, and Python's own where a caller expects them."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "NoSiteError",
+    "ProbeError",
+    "TLSCError",
+    "TLSCWarning",
+]
+
+
+class TLSCError(Exception):
+    """Base of every exception this package raises."""
+
+
+class ArgumentValueError(TLSCError, ValueError):
+    """An argument has a value that cannot be used; the message names both."""
+
+
+class ArgumentTypeError(TLSCError, TypeError):
+    """An argument has a type that cannot be used; the message names both."""
+
+
+class NoSiteError(TLSCError):
+    """The model has no global aggregation that this package knows."""
+
+
+class ProbeError(TLSCError):
+    """The model could not be run at ``base_size``, so that its feature sizes are unknown."""
+
+
+class TLSCWarning(UserWarning):
+    """Something was left as it was that a user may have expected to change."""
