@@ -102,7 +102,7 @@ class Plan:
             return head
         rows = [
             (
-                ", ".join(path or "(the model)" for path in (site.path, *site.aliases)),
+                ",\n".join(path or "(the model)" for path in (site.path, *site.aliases)),
                 site.operation,
                 _size(site.feature_size),
                 _size(site.window),
@@ -112,7 +112,7 @@ class Plan:
             for site in self.sites
         ]
         names = ["path", "operation", "feature size", "window", "action", "reason"]
-        table = tabulate(rows, headers=names, disable_numparse=True, maxcolwidths=[48, *[None] * 4, 64])
+        table = tabulate(rows, headers=names, disable_numparse=True, maxcolwidths=[*[None] * 5, 64])
         return head + "\n\n" + "\n".join(line.rstrip() for line in table.splitlines())
 
 
