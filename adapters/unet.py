@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,12 @@ class HalfInstanceNorm(nn.Module):
 
 class _Block(nn.Module):
     def __init__(
-        self, in_channels: int, channels: int, squeeze_excitation: bool, half_norm: bool, padding_mode: str
+        self,
+        in_channels: int,
+        channels: int,
+        squeeze_excitation: bool,
+        half_norm: bool,
+        padding_mode: Literal["zeros", "replicate"],
     ) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1, padding_mode=padding_mode)
@@ -109,7 +114,7 @@ class UNet(nn.Module):
         levels: int = 3,
         squeeze_excitation: Collection[int] = (),
         half_norm: Collection[int] = (),
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "replicate"] = "zeros",
     ) -> None:
         super().__init__()
         if width < 1 or levels < 1:
