@@ -11,16 +11,18 @@ Where the window covers the map there is one window per image, and everything is
 
 from __future__ import annotations
 
+import importlib
 import operator
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from . import _reference
+from . import _reference, functional
 from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 
-__all__ = ["forward_source", "rewrite"]
+__all__ = ["rewrite", "stand_in"]
 
 
 def rewrite(trace: Trace, stride: int) -> fx.Graph:
@@ -48,7 +50,7 @@ class _Rewriter:
                 self.graph.output(fx.node.map_arg(node.args[0], self._returned))
                 continue
             self.new[node] = self._emit(node)
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
         return self.graph
 
@@ -91,11 +93,17 @@ class _Rewriter:
         kind = node.meta["kind"]
         if "reduction" in node.meta:
             return self._local(node, node.meta["reduction"])
+        if "norm" in node.meta:
+            return self._local_norm(node, kind)
         if isinstance(kind, Statistic):
             return self.graph.node_copy(node, lambda n: self._in_tail(n, kind.space))
-        if node.meta.get("spreads"):
+        if "spreads" in node.meta:
             source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
-            return self._spread(source, "NCHW")
+            value = self._spread(source, kind.labels)
+            if node.meta["spreads"] == "fill":
+                size = [self._length(kind.space, axis) for axis in (0, 1)]
+                return self.graph.call_method("expand", (value, *[-1] * (len(kind.labels) - 2), *size))
+            return self.graph.node_copy(node, lambda n: value if n is source else self.new[n])
         if isinstance(kind, Map):
             labels = kind.labels
             return self.graph.node_copy(
@@ -104,12 +112,13 @@ class _Rewriter:
         return self.graph.node_copy(node, lambda n: self.new[n])
 
     def _returned(self, node: fx.Node) -> fx.Node:
-        if not isinstance(node.meta["kind"], Statistic):
-            return self.new[node]
-        value = node.meta["value"]
-        if not isinstance(value, Tensor) or value.dim() != 4 or tuple(value.shape[2:]) != (1, 1):
-            raise Cannot(f"its result, of shape {_shape(value)}, leaves the module as one value per image")
-        return self._spread(node, "NCHW")
+        if isinstance(node.meta["kind"], Statistic):
+            value = node.meta["value"]
+            shown = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
+            error = Cannot(f"its result, {shown} for each image, leaves the module as it is")
+            error.escapes = True
+            raise error
+        return self.new[node]
 
     def _local(self, node: fx.Node, reduction: Reduction) -> fx.Node:
         base = reduction.base
@@ -131,6 +140,28 @@ class _Rewriter:
             parts = [call(to_batch, (call(operator.getitem, (grid, i)), _item(value[i]))) for i in (0, 1)]
             return call(_pair, tuple(parts))
         return call(to_batch, (grid, _item(value)))
+
+    def _local_norm(self, node: fx.Node, kind: Map) -> fx.Node:
+        space = kind.space
+        height, width = self._length(space, 0), self._length(space, 1)
+        base = node.all_input_nodes[0]
+        if node.op == "call_module":
+            module = self.trace.root.get_submodule(str(node.target))
+            eps, groups = module.eps, getattr(module, "num_groups", None)
+            weight, bias = (
+                None if getattr(module, name) is None else self.graph.get_attr(f"{node.target}.{name}")
+                for name in ("weight", "bias")
+            )
+        else:
+            grouped = name_of(node, self.trace.root) == "group_norm"
+            groups = argument(node, 1, "num_groups") if grouped else None
+            weight, bias = (
+                argument(node, (2 if grouped else 3) + i, name) for i, name in enumerate(("weight", "bias"))
+            )
+            weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
+            eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
+        args = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        return self.graph.call_function(local_norm, args)
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
         """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
@@ -188,8 +219,11 @@ def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def _shape(value: Any) -> Any:
-    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+def _has_effect(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op.startswith("call_") and name.endswith("_") and not name.endswith("__")
 
 
 def _item(value: Tensor) -> tuple[int, ...]:
@@ -212,6 +246,22 @@ def _is_pointwise(module: nn.Module) -> bool:
 # ------------------------------------------------------------------------------------------------- at run time
 
 
+def local_norm(
+    x: Tensor,
+    window: tuple[int, int],
+    groups: int | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
+    maps = x.reshape(*x.shape[:2], height, width)
+    out = functional._local_group_norm(maps, window, groups or x.shape[1], weight, bias, eps)
+    return out.reshape(x.shape)
+
+
 def to_canonical(
     x: Tensor, permutation: tuple[int, ...], kept: tuple[int, ...], gone: tuple[int, ...], height: int, width: int
 ) -> Tensor:
@@ -230,6 +280,8 @@ def evaluate(
 ) -> Any:
     """A statistic of every window that is evaluated: (N, K, h, w); (N, K, 1, 1) where the window covers the map."""
     height, width = x.shape[-2:]
+    if window[0] >= height and window[1] >= width:
+        return _global(x, operation, order, correction)
     positions = min(window[0], height) * min(window[1], width)
     if x.dim() == 5:
         positions *= x.shape[2]
@@ -245,9 +297,29 @@ def evaluate(
         sign = 1 if operation == "amax" else -1
         return sign * _reference.grid_maxima(sign * x, window, stride)
     var, mean = _reference.grid_moments(x, window, stride)
+    if operation == "var_sum":
+        return var * positions
     var = var * (positions / max(positions - correction, 0)) if correction else var
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
+
+
+def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
+    """The same where the window covers the map, by PyTorch's own reductions: (N, K, 1, 1)."""
+    dims = (-2, -1) if x.dim() == 4 else (2, 3, 4)
+
+    def shaped(value: Tensor) -> Tensor:
+        return value if x.dim() == 4 else value.squeeze(2)
+
+    if operation == "norm":
+        return shaped(torch.linalg.vector_norm(x, order, dims, keepdim=True))
+    if operation.startswith(("var", "std")):
+        var, mean = (shaped(v) for v in torch.var_mean(x, dims, correction=correction, keepdim=True))
+        if operation == "var_sum":
+            return var * (x.shape[-2] * x.shape[-1])
+        first = var.sqrt() if operation.startswith("std") else var
+        return (first, mean) if operation.endswith("_mean") else first
+    return shaped(getattr(x, operation)(dims, keepdim=True))
 
 
 def to_batch(grid: Tensor, item: tuple[int, ...]) -> Tensor:
@@ -292,3 +364,30 @@ def spread(
     after = 1 + len(others)
     source = {"N": 0, "H": after, "W": after + 1, "P": after}
     return x.permute([source[label] if label in source else 1 + others.index(d) for d, label in enumerate(labels)])
+
+
+# ------------------------------------------------------------------------------------------- the rewritten module
+
+
+def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
+    """A module with everything that ``module`` has, of a class derived from its class, whose forward is ``graph``."""
+    code = graph.python_code("self")
+    names = {
+        name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)
+        for name, value in code.globals.items()
+    }
+    return _assembled(type(module), code.src, names, dict(module.__dict__))
+
+
+def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:
+    scope = {name: importlib.import_module(ref) if kind == "module" else ref for name, (kind, ref) in names.items()}
+    exec(source, scope)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _assembled, (base, source, names, {}), self.__dict__
+
+    attributes = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
+    new_class = type(f"Local{base.__name__}", (base,), attributes)
+    new = new_class.__new__(new_class)
+    new.__dict__.update(state)
+    return new

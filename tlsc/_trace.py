@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,12 @@ __all__ = [
 
 
 class Cannot(Exception):
-    """The module's statistics cannot be made local; the message is the reason shown in the plan."""
+    """The module's statistics cannot be made local; the message is the reason shown in the plan.
+
+    ``escapes``: a statistic leaves the module, so that the module around it may know what becomes of it.
+    """
+
+    escapes = False
 
 
 @dataclass(eq=False)
@@ -104,15 +109,24 @@ class Trace:
     root: nn.Module
     inlined: tuple[str, ...]
     reductions: list[fx.Node] = field(default_factory=list)
+    norms: list[fx.Node] = field(default_factory=list)
 
 
-def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inline: tuple[str, ...] = ()) -> Trace:
+def trace(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inline: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+) -> Trace:
     """Trace ``module.forward`` for arguments of the given shapes; children in ``inline`` are entered.
+
+    Pools in ``skip`` are not taken for statistics.
 
     Raises:
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
-    tracer = _Tracer(module, args, kwargs, inline)
+    tracer = _Tracer(module, args, kwargs, inline, skip)
     try:
         with tracer.mode:
             graph = tracer.trace(module)
@@ -121,7 +135,20 @@ def trace(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inli
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
-    return Trace(graph, module, inline, tracer.reductions)
+    return Trace(graph, module, inline, tracer.reductions, tracer.norms)
+
+
+def _example(value: Any) -> Any:
+    """A fake tensor like a recorded argument; of two images if it was of one, to tell the batch from a 1."""
+    if not isinstance(value, Tensor):
+        return value
+    shape = tuple(value.shape)
+    if len(shape) >= 3 and shape[0] == 1:
+        shape = (2, *shape[1:])
+    return torch.empty(shape, dtype=value.dtype, device=value.device)
+
+
+_PLAIN = nn.Module.__call__, nn.Module.__getattr__
 
 
 class _Proxy(fx.Proxy):
@@ -189,14 +216,22 @@ def _course(labels: frozenset[str]) -> Cannot:
 
 class _Tracer(fx.Tracer):
     def __init__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inline: tuple[str, ...]
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inline: tuple[str, ...],
+        skip: tuple[str, ...],
     ) -> None:
         super().__init__()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.given = list(args)
-        self.named = kwargs
+        with self.mode:
+            self.given = [_example(value) for value in args]
+            self.named = {name: _example(value) for name, value in kwargs.items()}
+        self.skip = skip
         self.inline = [module.get_submodule(path) for path in inline]
         self.reductions: list[fx.Node] = []
+        self.norms: list[fx.Node] = []
         self.spaces: list[Space] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -205,11 +240,17 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (_Numeral if isinstance(node.meta.get("kind"), Number) else _Proxy)(node, self)
 
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        if kind == "get_attr":
+            node.meta.update(value=self._run(node), kind=None)
+        return node
+
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None, *_: Any
     ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
-        value = self._run(node)
+        value = node.meta["value"] if "value" in node.meta else self._run(node)
         if isinstance(value, bool):
             labels = _labels_of_numbers(node)
             if labels:
@@ -221,6 +262,15 @@ class _Tracer(fx.Tracer):
         return self.proxy(node)
 
     def _run(self, node: fx.Node) -> Any:
+        # While tracing, modules record what is called and read of them; here they are to run.
+        recording = nn.Module.__call__, nn.Module.__getattr__
+        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign, assignment]
+        try:
+            return self._result(node)
+        finally:
+            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign, assignment]
+
+    def _result(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
         if node.op == "placeholder":
             if node.target in self.named:
@@ -295,11 +345,19 @@ class _Tracer(fx.Tracer):
         base, value = maps[0], node.meta["value"]
         kind: Map = base.meta["kind"]
         found = _reduction(node, name, self.root)
-        if found is not None and found.base is base:
+        if found is not None and found.base is base and found.child not in self.skip:
             return self._reduced(node, found)
+        if name in NORMS:
+            return self._normed(node, name, base)
         if name in _LAYOUT:
             return _laid_out(node, name, kind)
         if name in POINTWISE and isinstance(value, Tensor):
+            centred = base.meta.get("centred")
+            twice = name == "mul" and node.args[0] is base and node.args[1] is base
+            if centred is not None and (
+                name == "square" or twice or (name == "pow" and argument(node, 1, "exponent") == 2)
+            ):
+                node.meta["squared"] = centred
             return _broadcast(maps, value)
         if name in ("cat", "concat", "concatenate") and all(m.meta["kind"] == kind for m in maps):
             return kind
@@ -322,9 +380,7 @@ class _Tracer(fx.Tracer):
         if "N" in labels:
             raise Cannot(f"it takes a {found.operation} over the batch")
         if labels & there == there:
-            node.meta["reduction"] = found
-            self.reductions.append(node)
-            return Statistic(kind.space)
+            return self._statistic(node, found)
         if labels == labels & there and found.operation in ("mean", "sum", "amax", "amin"):
             left = _drop(kind, found.dims, found.keepdim).labels
             return Partial(found.operation, found.base, found.dims, found.keepdim, left)
@@ -341,19 +397,51 @@ class _Tracer(fx.Tracer):
             return Opaque()
         rank = partial.base.meta["value"].dim()
         dims = tuple(d for d in range(rank) if partial.base.meta["kind"].labels[d] in "HW")
-        node.meta["reduction"] = Reduction(partial.operation, partial.base, dims, partial.keepdim)
+        return self._statistic(node, Reduction(partial.operation, partial.base, dims, partial.keepdim))
+
+    def _statistic(self, node: fx.Node, found: Reduction) -> Statistic:
+        centred = found.base.meta.get("squared")
+        if found.operation == "mean":
+            node.meta["mean_of"] = found.base
+        if centred is not None and found.operation in ("mean", "sum"):
+            # The mean of (x - mean(x))² is the variance of each window; the mean of what neighbours differ from
+            # their own windows' means is not.
+            found = replace(found, operation="var" if found.operation == "mean" else "var_sum", base=centred)
+        node.meta["reduction"] = found
         self.reductions.append(node)
-        return Statistic(partial.base.meta["kind"].space)
+        return Statistic(found.base.meta["kind"].space)
+
+    def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
+        """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
+        kind: Map = base.meta["kind"]
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            if kind.labels == "NCHW" or getattr(module, "track_running_stats", False):
+                return kind  # a site of its own, or not global
+        elif name == "instance_norm" and not argument(node, 5, "use_input_stats", True):
+            return kind
+        if kind.labels not in ("NCHW", "NCP"):
+            return Opaque()
+        node.meta["norm"] = True
+        self.norms.append(node)
+        return kind
 
     def _of_statistics(self, node: fx.Node, name: str, statistic: fx.Node) -> Any:
         kind: Statistic = statistic.meta["kind"]
         value = node.meta["value"]
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not isinstance(statistic.meta["value"], Tensor):
             return kind
+        reduction = statistic.meta.get("reduction")
+        if name == "div" and reduction is not None and reduction.operation == "sum" and len(node.args) > 1:
+            divisor = node.args[1]
+            value_ = divisor.meta["value"] if isinstance(divisor, fx.Node) else None
+            if value_ == math.prod(kind.space.size) and divisor.meta["kind"].labels & {"H", "W", "P"}:  # type: ignore[union-attr]
+                node.meta["mean_of"] = reduction.base
         if name in ("expand", "expand_as", "repeat", "interpolate", "upsample", "broadcast_to"):
-            if tuple(value.shape[-2:]) == kind.space.size and _is_gate(statistic) and value.dim() == 4:
-                node.meta["spreads"] = True
-                return Map("NCHW", kind.space)
+            before = tuple(statistic.meta["value"].shape)
+            if tuple(value.shape[-2:]) == kind.space.size and before[-2:] == (1, 1) and value.dim() == len(before):
+                node.meta["spreads"] = name if name in ("expand", "broadcast_to") else "fill"
+                return Map("N" + "C" * (value.dim() - 3) + "HW", kind.space)
             if tuple(value.shape) != tuple(statistic.meta["value"].shape):
                 raise Cannot(f"{name} of a statistic to {tuple(value.shape)} is not understood")
         if value.dim() == 0 or value.shape[0] != statistic.meta["value"].shape[0]:
@@ -364,11 +452,13 @@ class _Tracer(fx.Tracer):
         """Where a statistic meets a map: each position takes its own window's value."""
         value = node.meta["value"]
         if name == "expand_as":
-            node.meta["spreads"] = True
+            node.meta["spreads"] = name
             return maps[0].meta["kind"]
         if name not in POINTWISE or not isinstance(value, Tensor):
             raise Cannot(f"{name} takes a statistic together with a map, and not position by position")
         kind: Map = max((m.meta["kind"] for m in maps), key=lambda k: len(k.labels))
+        if name == "sub" and len(node.args) == 2 and node.args[1].meta.get("mean_of") is node.args[0]:  # type: ignore[union-attr]
+            node.meta["centred"] = node.args[0]
         for n in node.all_input_nodes:
             if isinstance(n.meta["kind"], Statistic):
                 shape = n.meta["value"].shape
@@ -399,7 +489,7 @@ _SAME = {
     "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul",
     "multiply": "mul", "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div", "ipow": "pow",
     "concat": "cat", "concatenate": "cat", "reshape": "view", "reshape_as": "view_as", "swapaxes": "transpose",
-    "swapdims": "transpose", "vector_norm": "norm", "negative": "neg", "absolute": "abs", "clip": "clamp",
+    "swapdims": "transpose", "vector_norm": "norm", "linalg_vector_norm": "norm", "negative": "neg", "absolute": "abs", "clip": "clamp",
 }  # fmt: skip
 
 _LAYOUT = frozenset(
@@ -414,6 +504,9 @@ POINTWISE = frozenset(
     "dropout dropout2d feature_dropout alpha_dropout to float double half bfloat16 type type_as contiguous detach clone "
     "zeros_like ones_like".split()
 )
+
+
+NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -561,7 +654,7 @@ def _laid_out(node: fx.Node, name: str, kind: Map) -> Any:
         return Opaque()
     if name in ("permute", "movedim", "moveaxis", "transpose", "t"):
         # Distinct lengths tell where each dimension went.
-        probe = torch.empty(range(2, rank + 2), device="meta")
+        probe = torch.empty(tuple(range(2, rank + 2)), device="meta")
         method = str(node.target) if node.op == "call_method" else name
         moved = getattr(probe, method.rstrip("_"))(*node.args[1:], **node.kwargs)
         return Map("".join(labels[length - 2] for length in moved.shape), kind.space)
