@@ -206,7 +206,7 @@ def test_local_code_of_any_layout_is_not_blamed(body: nn.Module) -> None:
 
 
 def test_a_squeeze_excitation_unet_before_after_and_with_one_site_left_out() -> None:
-    window, size = 16, 96
+    window, size = 8, 64
     net = _unet(squeeze_excitation=(0, 1))
     before = tlsc.influence(net, size)
     assert before.far
@@ -232,9 +232,9 @@ def test_a_squeeze_excitation_unet_before_after_and_with_one_site_left_out() -> 
 
 def test_half_instance_norm_and_one_left_out() -> None:
     net = _unet(half_norm=(0, 1))
-    assert str(tlsc.influence(net, 64).culprit) == "encoder.0.norm.norm (InstanceNorm2d)"
-    assert not tlsc.influence(tlsc.convert(net, 16), 96).far
-    left = tlsc.influence(tlsc.convert(net, 16, exclude="encoder.1.*"), 96)
+    assert str(tlsc.influence(net, 32).culprit) == "encoder.0.norm.norm (InstanceNorm2d)"
+    assert not tlsc.influence(tlsc.convert(net, 8), 64).far
+    left = tlsc.influence(tlsc.convert(net, 8, exclude="encoder.1.*"), 64)
     assert str(left.culprit) == "encoder.1.norm.norm (InstanceNorm2d)"
     assert len(left.sources) == 1
 
@@ -254,10 +254,12 @@ def test_half_instance_norm_and_one_left_out() -> None:
     ids=str,
 )
 def test_the_innermost_module_is_named(body: nn.Module, culprit: str) -> None:
-    found = tlsc.influence(_network(body), 32)
+    found = tlsc.influence(_network(body), 24)
     assert found.far
     assert str(found.culprit) == culprit
-    assert found.sources == (found.culprit,)
+    assert found.culprit in found.sources
+    # What joins the halves changes too, where their middle is not the image's.
+    assert len(found.sources) == 1 or isinstance(body, Halves)
     assert culprit in str(found)
 
 
@@ -279,7 +281,7 @@ def test_a_module_without_effect_on_the_output_is_not_the_culprit() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.conv(x)
-            return self.norm(x) + 0 * self.unused(x)
+            return 0 * self.unused(x) + self.norm(x)
 
     found = tlsc.influence(Unused(), 32)
     assert found.culprit is not None
@@ -562,7 +564,7 @@ def test_inspect_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert data["influence"]["after"]["far"] is False
     assert main(["inspect", "my_factories:plain", "--base-size", "8", "--influence", "24"]) == 0
     assert "after: the same" in capsys.readouterr().out
-    assert main(["inspect", "hin", "--json"]) == 0
+    assert main(["inspect", "my_factories:plain", "--base-size", "8", "--json"]) == 0
     assert "influence" not in json.loads(capsys.readouterr().out)
 
 

@@ -3,10 +3,10 @@
 Two measurements at the output's centre: the gradient with respect to every input pixel, and the change when
 everything beyond a distance is replaced. Both run on a private copy in float64, so that zeros are zeros.
 
-The module is found by *healing*. The network runs on one input, and then on another that differs only far from the
-centre. In the second run the inputs and outputs of every module are put back, in a region around the centre, to what
-they were in the first. What a convolution lets creep inwards is so undone before the next layer adds to it, however
-deep the network is; a layer whose centre changes nevertheless has looked at the far part by itself.
+The module is found by *healing*. The network runs on one input, and then on another that differs only far from
+the centre. In the second run the inputs and outputs of every module are put back, in a region around the centre, to
+what they were in the first. What a convolution lets creep inwards is so undone before the next layer adds to it,
+however deep the network is; a layer whose centre changes nevertheless has looked at the far part by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -77,7 +77,8 @@ class Influence:
         radius: (vertical, horizontal) what the caller allowed; None: anything short of the border.
         far: whether the influence goes beyond ``radius``, or to the border.
         sources: the modules that by themselves let far pixels reach the centre of their maps, in the order in
-            which a forward pass reaches them; empty if not ``far``.
+            which a forward pass reaches them; empty if not ``far``. One that cuts its map into parts may be
+            listed beside the one inside it.
         culprit: the first of them from which a change arrives at the output. None if not ``far``, or if no single
             module reaches so far: then it is many small receptive fields that add up.
         dtype: what the measurement was done in. In float64 zeros are exact; otherwise culprits with a weak effect
@@ -279,13 +280,13 @@ def influence(
                 failures.append(error)
                 continue
             return _measure(network, allowed, samples)
-    error = failures[-1]
-    lines = str(error).strip().splitlines()
+    failed = failures[-1]
+    lines = str(failed).strip().splitlines()
     raise ProbeError(
-        f"the model failed on an input of {pair[0]}×{pair[1]} ({type(error).__name__}: "
-        f"{lines[0] if lines else 'no message'}); choose a size that it takes, or check what example_input gives it: "
-        "a tensor, a tuple, or a function (height, width) -> args"
-    ) from error
+        f"the model failed on an input of {pair[0]}×{pair[1]} ({type(failed).__name__}: "
+        f"{lines[0] if lines else 'no message'}); choose a size that it takes, or check what example_input gives "
+        "it: a tensor, a tuple, or a function (height, width) -> args"
+    ) from failed
 
 
 # ------------------------------------------------------------------------------------------ a model to run
@@ -436,7 +437,9 @@ class _Network:
                 call = [leaf * 1 if index in self.images else leaf for index, leaf in enumerate(leaves)]
                 value = self._forward(call)[..., self.place[0], self.place[1]]
                 weights = torch.from_numpy(random.standard_normal(tuple(value.shape))).to(value)
-                grads = torch.autograd.grad((value * weights / weights.norm()).sum(), images, allow_unused=True)
+                grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+                    (value * weights / weights.norm()).sum(), images, allow_unused=True
+                )
         except (RuntimeError, NotImplementedError):
             return None
         total = np.zeros(self.size)
@@ -457,7 +460,7 @@ class _Network:
 
     def select(self, returned: Any) -> Tensor:
         if callable(self.output):
-            chosen = self.output(returned)
+            chosen: Tensor | None = self.output(returned)
             if not _is_map(chosen):
                 what = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
                 raise ArgumentValueError(f"output must choose a map (N, C, H, W), it returned {what}")
@@ -477,7 +480,7 @@ class _Network:
         return chosen
 
 
-def _is_map(value: Any) -> bool:
+def _is_map(value: Any) -> TypeGuard[Tensor]:
     return (
         isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 3 and min(value.shape[-2:]) > 1
     )
@@ -545,7 +548,7 @@ def _measure(network: _Network, radius: tuple[int, int] | None, samples: int) ->
     largest = np.zeros(len(counts))
     np.maximum.at(largest, rings.ravel(), gradient.ravel())
     farthest = len(counts) - 1
-    steps = {0, farthest - 1, *np.geomspace(1, max(1, farthest - 1), 10).round().astype(int).tolist()}
+    steps = {0, farthest - 1, *np.geomspace(1, max(1, farthest - 1), 9).round().astype(int).tolist()}
     steps |= {max(reach)} if max(reach) < farthest else set()
     distances = sorted(step for step in steps if 0 <= step < farthest)
 
@@ -589,12 +592,17 @@ def _find(
             far = network.replaced(near, sample, *region)
             healer = _Healer(network, region)
             before = healer.record(near)
-            found = healer.heal(far)[1]
-            sources = tuple(dict.fromkeys(source for _, source in found))
-            for event, source in found:
-                after = healer.heal(far, until=event)[0]
-                if healer.differs(before, after):
-                    return sources, source
+            found = healer.heal(far)
+
+            def arrives(source: Source, whole: bool, healer: _Healer = healer, near: list[Any] = near) -> bool:
+                return healer.differs(before, healer.inject(near, *found[source], whole))  # noqa: B023
+
+            for source in found:
+                if arrives(source, whole=False):
+                    # Of a map cut into parts, the middle of a part need not be what the output's centre sees.
+                    inner = [one for one in found if one.path.startswith(f"{source.path}.".lstrip("."))]
+                    inside = (one for one in inner if one != source and arrives(one, whole=True))
+                    return tuple(found), next(inside, source)
     return (), None
 
 
@@ -630,34 +638,32 @@ class _Healer:
 
         return self._run(leaves, look, look)
 
-    def heal(self, leaves: list[Any], until: int | None = None) -> tuple[Tensor, list[tuple[int, Source]]]:
-        """The second run. Returns the output at the centre and who looked far, at which event first.
-
-        ``until``: the event from which on nothing is put back any more.
-        """
+    def heal(self, leaves: list[Any]) -> dict[Source, tuple[int, list[Any]]]:
+        """The second run. Returns who looked far: at which event first, and what there was then."""
         stack: list[tuple[nn.Module, str]] = []
-        found: dict[Source, int] = {}
+        found: dict[Source, tuple[int, list[Any]]] = {}
         count = 0
 
         def put_back(module: nn.Module, values: Any, blamed: tuple[nn.Module, str] | None) -> Any:
             nonlocal count
             event, count = count, count + 1
             flat, spec = tree_flatten(values)
-            if until is not None and event >= until:
-                return values
             if event >= len(self.events) or self.events[event][0] is not module:
                 return values  # the run took another way than the first
             seen = self.events[event][1]
             if len(seen) != len(flat):
                 return values
-            for index, (leaf, was) in enumerate(zip(flat, seen, strict=True)):
-                if was is None:
-                    continue
-                flat[index], changed = self._healed(leaf, was)
-                if changed and blamed is not None:
-                    at, path = blamed
-                    own_code = next(at.children(), None) is not None
-                    found.setdefault(Source(path, _name(at), own_code), event)
+            now = [self._seen(leaf) for leaf in flat]
+            changed = any(map(self._changed, seen, now))
+            if changed and blamed is not None:
+                at, path = blamed
+                source = Source(path, _name(at), next(at.children(), None) is not None)
+                if source not in found:
+                    found[source] = event, [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
+            flat = [
+                leaf if was is None or one is None else self._with(leaf, was.region)
+                for leaf, was, one in zip(flat, seen, now, strict=True)
+            ]
             return tree_unflatten(flat, spec)
 
         def enter(module: nn.Module, values: Any) -> Any:
@@ -671,8 +677,31 @@ class _Healer:
                 stack.pop()
             return put_back(module, values, stack.pop() if stack else None)
 
-        out = self._run(leaves, enter, leave)
-        return out, [(event, source) for source, event in found.items()]
+        self._run(leaves, enter, leave)
+        return found
+
+    def inject(self, leaves: list[Any], event: int, others: list[Any], whole: bool) -> Tensor:
+        """The output at the centre of a run that is the first one but for the values at one event.
+
+        ``whole``: these are all of ``others``; else what is near the centre in them.
+        """
+        count = 0
+
+        def change(module: nn.Module, values: Any) -> Any:
+            nonlocal count
+            count += 1
+            flat, spec = tree_flatten(values)
+            if count - 1 != event or len(flat) != len(others):
+                return values
+            if whole:
+                return tree_unflatten([leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in others], spec)
+            seen = [self._seen(leaf) for leaf in others]
+            pairs = zip(flat, seen, strict=True)
+            return tree_unflatten(
+                [leaf if new is None else self._with(leaf, new.region) for leaf, new in pairs], spec
+            )
+
+        return self._run(leaves, change, change)
 
     def differs(self, one: Tensor, other: Tensor) -> bool:
         """Whether values differ by more than rounding."""
@@ -725,21 +754,22 @@ class _Healer:
         view, region, middle = found
         return _Seen(view[region].clone(), view[middle].clone())
 
-    def _healed(self, leaf: Any, was: _Seen) -> tuple[Any, bool]:
-        """The tensor as it was near the centre, in place where that can be, and whether the middle had changed."""
-        found = self._positions(leaf)
-        if found is None or found[0][found[1]].shape != was.region.shape:
-            return leaf, False
-        view, region, middle = found
-        changed = self.differs(was.middle, view[middle])
-        if not torch.equal(view[region], was.region):
-            try:
-                view[region] = was.region
-            except RuntimeError:  # elements that share memory
-                leaf = leaf.clone(memory_format=torch.contiguous_format)
-                view, region, _ = self._positions(leaf)  # type: ignore[misc]
-                view[region] = was.region
-        return leaf, changed
+    def _changed(self, was: _Seen | None, now: _Seen | None) -> bool:
+        """Whether the middle has; where positions cannot be told, it has not."""
+        return was is not None and now is not None and self.differs(was.middle, now.middle)
+
+    def _with(self, leaf: Tensor, region: Tensor) -> Tensor:
+        """A tensor with another central region, in place where that can be."""
+        view, index, _ = self._positions(leaf)  # type: ignore[misc]
+        if view[index].shape != region.shape or torch.equal(view[index], region):
+            return leaf
+        try:
+            view[index] = region
+        except RuntimeError:  # elements that share memory
+            leaf = leaf.clone(memory_format=torch.contiguous_format)
+            view, index, _ = self._positions(leaf)  # type: ignore[misc]
+            view[index] = region
+        return leaf
 
     def _positions(self, leaf: Any) -> tuple[Tensor, Any, Any] | None:
         """A view of a tensor with the indices of its central region and of the middle of that.
@@ -761,7 +791,7 @@ class _Healer:
             for axis in sorted((1, 2), key=lambda axis: -shape[axis]):
                 grid = self._grid(shape[axis]) if shape[0] == batch else None
                 if grid is not None:
-                    view = leaf.unflatten(axis, grid)
+                    view = leaf.view(*shape[:axis], *grid, *shape[axis + 1 :])
                     first = axis
                     break
             else:
@@ -854,7 +884,7 @@ def _draw(path: str | os.PathLike[str], shown: list[tuple[str, Influence]]) -> N
         logs = [np.where(one.gradient_map > 0, np.log10(one.gradient_map), np.nan) for _, one in shown]
     finite = [float(np.nanmax(log)) for log in logs if np.isfinite(log).any()]
     top = max(finite, default=0.0)
-    picture = None
+    picture: Any = None
     for axes, (label, one), log in zip(panels[2:], shown, logs, strict=True):
         axes.set_facecolor("#dddddd")
         rows, columns = one.centre
