@@ -199,7 +199,7 @@ def test_local_code_of_any_layout_is_not_blamed(body: nn.Module) -> None:
     assert found.far
     assert found.reach == 8
     assert found.culprit is None
-    assert "receptive fields add up" in str(found)
+    assert "windows and receptive fields add up" in str(found)
 
 
 # ---------------------------------------------------------------------------------------- global networks

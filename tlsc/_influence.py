@@ -80,7 +80,7 @@ class Influence:
             which a forward pass reaches them; empty if not ``far``. One that cuts its map into parts may be
             listed beside the one inside it.
         culprit: the first of them from which a change arrives at the output. None if not ``far``, or if no single
-            module reaches so far: then it is many small receptive fields that add up.
+            module reaches so far: then windows and receptive fields add up, and nothing global is left.
         dtype: what the measurement was done in. In float64 zeros are exact; otherwise culprits with a weak effect
             may be missed.
     """
@@ -165,7 +165,10 @@ class Influence:
             return text + ("short of the border" if self.radius is None else f"within {_pair(self.radius)}")
         text += "up to the border" if self.radius is None else f"beyond {_pair(self.radius)}"
         if self.culprit is None:
-            return text + "\nno single module reaches so far: receptive fields add up. A larger input tells more"
+            return (
+                text
+                + "\nno module by itself looks so far: windows and receptive fields add up. A larger input shows where they end"
+            )
         text += f"\nfar influence first comes from {self.culprit}"
         others = [str(source) for source in self.sources if source != self.culprit]
         if others:
@@ -212,8 +215,9 @@ def influence(
 
     Args:
         model: a model from images to images, converted or not.
-        size: of the input in pixels, an int or (height, width). Three windows or more tell a local network from a
-            global one; the time is that of some thirty forward passes.
+        size: of the input in pixels, an int or (height, width). Three windows are enough to name what is still
+            global; windows one behind the other add up, so it takes more to see where a converted network ends.
+            The time is that of some thirty forward passes.
         example_input: the call arguments, as for :func:`tlsc.convert`. Images in it that are not constant are
             used as they are. The first one is what distances count in.
         radius: pixels of the input, an int or (vertical, horizontal), up to which influence is in order, such as
