@@ -165,10 +165,8 @@ class Influence:
             return text + ("short of the border" if self.radius is None else f"within {_pair(self.radius)}")
         text += "up to the border" if self.radius is None else f"beyond {_pair(self.radius)}"
         if self.culprit is None:
-            return (
-                text
-                + "\nno module by itself looks so far: windows and receptive fields add up. A larger input shows where they end"
-            )
+            text += "\nno module by itself looks so far: windows and receptive fields add up. "
+            return text + "A larger input shows where they end"
         text += f"\nfar influence first comes from {self.culprit}"
         others = [str(source) for source in self.sources if source != self.culprit]
         if others:
