@@ -7,8 +7,12 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tlsc.errors import TLSCError
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["main"]
 
@@ -63,17 +67,32 @@ def _demo(args: argparse.Namespace) -> int:
 def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "inspect",
-        help="what converting would do to a network",
-        description="Print the plan of a network: every site, its window, and what is done about it.",
+        help="what converting would do to a network, and how far its pixels reach",
+        description="Print the plan of a network: every site, its window, and what is done about it; with "
+        "--influence also how far input pixels reach before and after, measured, and the module that lets them.",
     )
-    parser.add_argument("network", help="name of a demo network; 'list' prints them")
+    parser.add_argument(
+        "network",
+        help="a demo network by name ('list' prints them), or module:factory, something importable from here "
+        "that returns a torch.nn.Module when called",
+    )
     parser.add_argument(
         "--base-size",
         type=_size,
-        help="window at the network's input, in pixels: N or HEIGHTxWIDTH (default: the training crop)",
+        help="window at the network's input, in pixels: N or HEIGHTxWIDTH (default: the demo network's training "
+        "crop; a network of your own needs one)",
     )
     parser.add_argument("--stride", type=int, default=1, help="grid of the strided path; 1 is exact (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument(
+        "--influence",
+        type=_size,
+        nargs="?",
+        const=0,
+        metavar="SIZE",
+        help="measure the influence on an input of this size: N or HEIGHTxWIDTH (default: three windows)",
+    )
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
+    parser.add_argument("--json", action="store_true", help="print it all as JSON")
     parser.set_defaults(run=_inspect)
 
 
@@ -81,16 +100,89 @@ def _inspect(args: argparse.Namespace) -> int:
     import json
 
     import tlsc
-    from tlsc.adapters import DEMO_NETWORKS, load_demo_network
+    from tlsc.adapters import DEMO_NETWORKS
 
     if args.network == "list":
         for name, network in DEMO_NETWORKS.items():
             print(f"{name}: {network.description}")
         return 0
-    model = load_demo_network(args.network)
-    plan = tlsc.plan(model, args.base_size or DEMO_NETWORKS[args.network].crop, stride=args.stride)
-    print(json.dumps(plan.as_dict(), indent=2) if args.json else plan)
+    model, base_size = _network(args.network, args.base_size)
+    plan = tlsc.plan(model, base_size, stride=args.stride)
+    data = plan.as_dict()
+    if not args.json:
+        print(plan)
+    if args.influence is not None or args.picture is not None:
+        size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
+        before, after = tlsc.influence(model, size), None
+        if plan.converted:
+            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size)
+        data["influence"] = {"before": before.as_dict(), "after": after and after.as_dict()}
+        if not args.json:
+            print(f"\nbefore: {before}\n")
+            print(f"after: {after}" if after is not None else "after: the same, as nothing becomes local")
+        if args.picture is not None:
+            if after is None:
+                before.draw(args.picture)
+            else:
+                after.draw(args.picture, before=before)
+    if args.json:
+        print(json.dumps(data, indent=2))
     return 0
+
+
+def _network(name: str, base_size: int | tuple[int, int] | None) -> tuple[nn.Module, int | tuple[int, int]]:
+    """A demo network, or what module:factory makes, and the window for it."""
+    from tlsc.adapters import DEMO_NETWORKS, load_demo_network
+
+    if name in DEMO_NETWORKS:
+        return load_demo_network(name), base_size or DEMO_NETWORKS[name].crop
+    if ":" not in name:
+        raise ArgumentValueError(
+            f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
+            "Name one of your own as module:factory"
+        )
+    model = _imported(name)
+    if base_size is None:
+        raise ArgumentValueError(
+            f"{name} needs --base-size: the window in pixels, such as 1.5 times its training crop"
+        )
+    return model.eval(), base_size
+
+
+def _imported(name: str) -> nn.Module:
+    """What ``module:factory`` makes, the current directory searched first."""
+    import importlib
+
+    from torch import nn
+
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        made = importlib.import_module(module)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+    except AttributeError as error:
+        raise ArgumentValueError(f"{name}: {_line(error)}") from error
+    except Exception as error:
+        raise ArgumentValueError(f"{name}: importing {module!r} failed: {_line(error)}") from error
+    finally:
+        sys.path.remove("")
+    if isinstance(made, nn.Module):
+        return made
+    if not callable(made):
+        raise ArgumentTypeError(f"{name} must be callable and return a torch.nn.Module, got {type(made).__name__}")
+    try:
+        model = made()
+    except Exception as error:
+        raise ArgumentValueError(f"{name}() failed: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
+    return model
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _size(text: str) -> int | tuple[int, int]:

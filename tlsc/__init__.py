@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._influence import Influence, influence
 from ._kinds import register
 from ._plan import Plan, Site
 from ._surgery import convert, converted, plan, revert
@@ -16,6 +17,7 @@ from .errors import NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = [
+    "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
     "LocalInstanceNorm2d",
@@ -29,6 +31,7 @@ __all__ = [
     "converted",
     "errors",
     "functional",
+    "influence",
     "plan",
     "register",
     "revert",

@@ -94,17 +94,95 @@ def local_group_norm(
     return _like(_join([piece(part) for part in _pieces(groups)], x), x)
 
 
+# ------------------------------------------------------------------------------- statistics of evaluated windows
+
+
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    """Means of (N, K, H, W), or of (N, K, D, H, W) over D too, over every evaluated window: (N, K, h, w).
+
+    Every window that lies inside where ``stride`` is 1, else those on its grid; one where the window covers the map.
+    """
+
+    def piece(planes: Tensor) -> Tensor:
+        shift = _shift(planes.flatten(1, 2)).unsqueeze(1)
+        centred = planes - shift
+        first = centred.squeeze(1) if centred.shape[1] == 1 else centred.mean(1)
+        return _window_means(first, window, stride) + shift.squeeze(1)
+
+    planes = _stacked(x)
+    return _unstacked([piece(planes[part]).to(x.dtype) for part in _pieces(planes)], x)
+
+
+def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+    """Biased variances and means, as :func:`grid_means`."""
+    planes = _stacked(x)
+    variances, means = [], []
+    for part in _pieces(planes):
+        shift = _shift(planes[part].flatten(1, 2)).unsqueeze(1)
+        var, mean = _moments(planes[part] - shift, window, stride)
+        variances.append(var.to(x.dtype))
+        means.append((mean + shift.squeeze(1)).to(x.dtype))
+    return _unstacked(variances, x), _unstacked(means, x)
+
+
+def grid_maxima(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    """Maxima, as :func:`grid_means`; exact windows whatever the stride."""
+    out = x.amax(2) if x.dim() == 5 else x
+    for dim, size in ((-2, window[0]), (-1, window[1])):
+        n = out.shape[dim]
+        k = min(size, n)
+        out = _valid_maxima(out, k, dim)
+        if stride > 1 and k < n:
+            starts = [*range(0, n - k, stride), n - k]
+            out = out.index_select(dim, torch.tensor(starts, device=x.device))
+    return out
+
+
+def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
+    """Give each position of (H, W) the value of its window in a grid (…, h, w) of evaluated ones."""
+    if stride == 1:
+        return _replicate(grid, window, height, width)
+    return _interpolate(grid, window, stride, height, width)
+
+
+def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
+    """Maxima of ``k`` neighbours along ``dim`` (van Herk): of the end of one block and the beginning of the next."""
+    n = x.shape[dim]
+    if k == n:
+        return x.amax(dim, keepdim=True)
+    if k == 1:
+        return x
+    count = -(-n // k)
+    lowest = float("-inf")
+    after = count * k - n
+    blocks = F.pad(x, (0, after) if dim == -1 else (0, 0, 0, after), value=lowest)
+    blocks = _cut(blocks, dim, count, k)
+    ends = blocks.flip(dim).cummax(dim).values.flip(dim).flatten(dim - 1, dim)
+    beginnings = blocks.cummax(dim).values.flatten(dim - 1, dim)
+    return torch.maximum(ends.narrow(dim, 0, n - k + 1), beginnings.narrow(dim, k - 1, n - k + 1))
+
+
+def _stacked(x: Tensor) -> Tensor:
+    """(N, K, H, W) or (N, K, D, H, W) as planes (N·K, D, H, W)."""
+    return x.reshape(-1, x.shape[2] if x.dim() == 5 else 1, *x.shape[-2:])
+
+
+def _unstacked(pieces: list[Tensor], x: Tensor) -> Tensor:
+    planes = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    return planes.reshape(*x.shape[:2], *planes.shape[-2:])
+
+
 # ------------------------------------------------------------------------------------------ statistics
 
 
-def _moments(centred: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _moments(centred: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
     """Biased variance and mean over the windows of (P, D, H, W), D channels together: each (P, h, w)."""
     if centred.shape[1] == 1:
         first, second = centred.squeeze(1), centred.squeeze(1).square()
     else:
         first, second = centred.mean(1), centred.square().mean(1)
-    mean = _window_means(first, window)
-    return (_window_means(second, window) - mean.square()).clamp(min=0), mean
+    mean = _window_means(first, window, stride)
+    return (_window_means(second, window, stride) - mean.square()).clamp(min=0), mean
 
 
 def _window_means(planes: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:

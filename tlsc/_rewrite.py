@@ -1,0 +1,393 @@
+"""Rewrite a traced forward so that its statistics are those of each position's window.
+
+*Positions as batch*: the statistics of all evaluated windows, (N, K, h, w), become a batch of N·h·w items of the
+shape that the original statistic had for one image. Whatever the code did with one image's statistic it then does
+with one window's: linear layers, views, convolutions over channels. Where the result meets a map again, it goes back
+to (N, K, h, w), is brought up to full size, and each position finds the value of its own window. Tails of 1×1
+convolutions and pointwise operations run on (N, K, h, w) as it is, which is faster.
+
+Where the window covers the map there is one window per image, and everything is as it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from . import _reference, functional
+from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+
+__all__ = ["rewrite", "stand_in"]
+
+
+def rewrite(trace: Trace, stride: int) -> fx.Graph:
+    """The graph of the local forward. The window of each map is its size in the traced run.
+
+    Raises:
+        Cannot: a statistic is used in a way that has no local meaning.
+    """
+    return _Rewriter(trace, stride).run()
+
+
+class _Rewriter:
+    def __init__(self, trace: Trace, stride: int) -> None:
+        self.trace = trace
+        self.stride = stride
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
+        self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
+        self.batched = self._batched()
+
+    def run(self) -> fx.Graph:
+        for node in self.trace.graph.nodes:
+            if node.op == "output":
+                self.graph.output(fx.node.map_arg(node.args[0], self._returned))
+                continue
+            self.new[node] = self._emit(node)
+        self.graph.eliminate_dead_code(_has_effect)
+        self.graph.lint()
+        return self.graph
+
+    # ------------------------------------------------------------------------------------- which tails stay maps
+
+    def _batched(self) -> set[Space]:
+        """The spaces whose statistics must become a batch: some tail of theirs is not position by position."""
+        out: set[Space] = set()
+        for node in self.trace.graph.nodes:
+            kind = node.meta.get("kind")
+            if not isinstance(kind, Statistic) or kind.space in out:
+                continue
+            if not self._stays_map(node):
+                out.add(kind.space)
+        return out
+
+    def _stays_map(self, node: fx.Node) -> bool:
+        value = node.meta["value"]
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        if any(v.dim() != 4 or tuple(v.shape[2:]) != (1, 1) for v in values):
+            return False
+        if "reduction" in node.meta:
+            labels = node.meta["reduction"].base.meta["kind"].labels
+            return bool(labels == "NCHW")
+        name = name_of(node, self.trace.root)
+        if node.op == "call_module":
+            return _is_pointwise(self.trace.root.get_submodule(str(node.target)))
+        if name in ("cat", "chunk", "split"):
+            return argument(node, 1 if name == "cat" else 2, "dim", 0) in (1, -3)
+        if name == "getitem":
+            return isinstance(node.args[0].meta["value"], (tuple, list))  # type: ignore[union-attr]
+        if name in ("mean", "sum", "softmax"):
+            kept = name == "softmax" or argument(node, 2, "keepdim", False)
+            return bool(kept) and argument(node, 1, "dim") in (1, -3, (1,), [1])
+        return name in POINTWISE and not any(isinstance(n.meta["kind"], Number) for n in node.all_input_nodes)
+
+    # ------------------------------------------------------------------------------------------------ emission
+
+    def _emit(self, node: fx.Node) -> fx.Node:
+        kind = node.meta["kind"]
+        if "reduction" in node.meta:
+            return self._local(node, node.meta["reduction"])
+        if "norm" in node.meta:
+            return self._local_norm(node, kind)
+        if isinstance(kind, Statistic):
+            return self.graph.node_copy(node, lambda n: self._in_tail(n, kind.space))
+        if "spreads" in node.meta:
+            source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
+            value = self._spread(source, kind.labels)
+            if node.meta["spreads"] == "fill":
+                size = [self._length(kind.space, axis) for axis in (0, 1)]
+                return self.graph.call_method("expand", (value, *[-1] * (len(kind.labels) - 2), *size))
+            return self.graph.node_copy(node, lambda n: value if n is source else self.new[n])
+        if isinstance(kind, Map):
+            labels = kind.labels
+            return self.graph.node_copy(
+                node, lambda n: self._spread(n, labels) if isinstance(n.meta["kind"], Statistic) else self.new[n]
+            )
+        return self.graph.node_copy(node, lambda n: self.new[n])
+
+    def _returned(self, node: fx.Node) -> fx.Node:
+        if isinstance(node.meta["kind"], Statistic):
+            value = node.meta["value"]
+            shown = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
+            error = Cannot(f"its result, {shown} for each image, leaves the module as it is")
+            error.escapes = True
+            raise error
+        return self.new[node]
+
+    def _local(self, node: fx.Node, reduction: Reduction) -> fx.Node:
+        base = reduction.base
+        kind: Map = base.meta["kind"]
+        space = kind.space
+        canonical = self._canonical(base, reduction)
+        call = self.graph.call_function
+        grid = call(
+            evaluate,
+            (canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
+        )
+        self.grids.setdefault(
+            space, grid if reduction.operation not in _PAIRS else call(operator.getitem, (grid, 0))
+        )
+        if space not in self.batched:
+            return grid
+        value = node.meta["value"]
+        if reduction.operation in _PAIRS:
+            parts = [call(to_batch, (call(operator.getitem, (grid, i)), _item(value[i]))) for i in (0, 1)]
+            return call(_pair, tuple(parts))
+        return call(to_batch, (grid, _item(value)))
+
+    def _local_norm(self, node: fx.Node, kind: Map) -> fx.Node:
+        space = kind.space
+        height, width = self._length(space, 0), self._length(space, 1)
+        base = node.all_input_nodes[0]
+        if node.op == "call_module":
+            module = self.trace.root.get_submodule(str(node.target))
+            eps, groups = module.eps, getattr(module, "num_groups", None)
+            weight, bias = (
+                None if getattr(module, name) is None else self.graph.get_attr(f"{node.target}.{name}")
+                for name in ("weight", "bias")
+            )
+        else:
+            grouped = name_of(node, self.trace.root) == "group_norm"
+            groups = argument(node, 1, "num_groups") if grouped else None
+            weight, bias = (
+                argument(node, (2 if grouped else 3) + i, name) for i, name in enumerate(("weight", "bias"))
+            )
+            weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
+            eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
+        args = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        return self.graph.call_function(local_norm, args)
+
+    def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
+        """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
+        kind: Map = base.meta["kind"]
+        kept = [d for d, label in enumerate(kind.labels) if label not in "NHWP" and d not in reduction.dims]
+        gone = [d for d, label in enumerate(kind.labels) if label not in "NHWP" and d in reduction.dims]
+        order = [d for label in "NHWP" for d, x in enumerate(kind.labels) if x == label]
+        permutation = (order[0], *kept, *gone, *order[1:])
+        height, width = (self._length(kind.space, axis) for axis in (0, 1))
+        call = self.graph.call_function
+        if kind.labels == "NCHW" and not gone:
+            return self.new[base]
+        value = base.meta["value"]
+        sizes = [[int(value.shape[d]) for d in dims] for dims in (kept, gone)]
+        return call(to_canonical, (self.new[base], permutation, tuple(sizes[0]), tuple(sizes[1]), height, width))
+
+    def _length(self, space: Space, axis: int) -> fx.Node:
+        return self.graph.call_method("size", (self.new[space.node], axis + 2))
+
+    def _in_tail(self, node: fx.Node, space: Space) -> Any:
+        """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions."""
+        if not isinstance(node.meta["kind"], Number):
+            return self.new[node]
+        if node in self.tail:
+            return self.tail[node]
+        if node.op == "call_method" and node.target == "size":
+            label = next(iter(node.meta["kind"].labels))
+            call = self.graph.call_function
+            if label == "N":
+                out = call(count if space in self.batched else images, (self.grids[space],))
+            else:
+                window = [call(min, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
+                out = {"H": window[0], "W": window[1]}.get(label) or call(operator.mul, tuple(window))
+        else:
+            out = self.graph.node_copy(node, lambda n: self._in_tail(n, space))
+        self.tail[node] = out
+        return out
+
+    def _spread(self, node: fx.Node, labels: str) -> fx.Node:
+        """A statistic as a map with these labels, or one that broadcasts against it."""
+        kind: Statistic = node.meta["kind"]
+        space = kind.space
+        height, width = self._length(space, 0), self._length(space, 1)
+        value = self.new[node]
+        call = self.graph.call_function
+        if space in self.batched:
+            value = call(from_batch, (value, self.grids[space]))
+        return call(spread, (value, space.size, self.stride, height, width, labels, _item(node.meta["value"])))
+
+
+_PAIRS = ("var_mean", "std_mean")
+
+
+def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return first, second
+
+
+def _has_effect(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return node.op.startswith("call_") and name.endswith("_") and not name.endswith("__")
+
+
+def _item(value: Tensor) -> tuple[int, ...]:
+    return tuple(int(n) for n in value.shape[1:])
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether a module treats the positions of a map one by one."""
+    if isinstance(module, nn.Sequential) and type(module) is nn.Sequential:
+        return all(_is_pointwise(child) for child in module)
+    if type(module) is nn.Conv2d:
+        return set(module.kernel_size) == set(module.stride) == {1} and module.padding in ("valid", "same", (0, 0))
+    if type(module) is nn.BatchNorm2d:
+        return not module.training and module.track_running_stats
+    return type(module).__module__ == "torch.nn.modules.activation" and type(module) not in (
+        nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU,
+    ) or type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Softmax2d)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- at run time
+
+
+def local_norm(
+    x: Tensor,
+    window: tuple[int, int],
+    groups: int | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
+    maps = x.reshape(*x.shape[:2], height, width)
+    out = functional._local_group_norm(maps, window, groups or x.shape[1], weight, bias, eps)
+    return out.reshape(x.shape)
+
+
+def to_canonical(
+    x: Tensor, permutation: tuple[int, ...], kept: tuple[int, ...], gone: tuple[int, ...], height: int, width: int
+) -> Tensor:
+    """A map in any layout as (N, K, H, W), or (N, K, D, H, W) where D channels are reduced too."""
+    x = x.permute(permutation)
+    channels = 1
+    for n in kept:
+        channels *= n
+    if not gone:
+        return x.reshape(x.shape[0], channels, height, width)
+    return x.reshape(x.shape[0], channels, -1, height, width)
+
+
+def evaluate(
+    x: Tensor, operation: str, window: tuple[int, int], stride: int, order: float = 2.0, correction: float = 0.0
+) -> Any:
+    """A statistic of every window that is evaluated: (N, K, h, w); (N, K, 1, 1) where the window covers the map."""
+    height, width = x.shape[-2:]
+    if window[0] >= height and window[1] >= width:
+        return _global(x, operation, order, correction)
+    positions = min(window[0], height) * min(window[1], width)
+    if x.dim() == 5:
+        positions *= x.shape[2]
+    if operation in ("mean", "sum"):
+        mean = _reference.grid_means(x, window, stride)
+        return mean if operation == "mean" else mean * positions
+    if operation == "norm":
+        if order == float("inf"):
+            return _reference.grid_maxima(x.abs(), window, stride)
+        powers = x.abs().pow(order) if order != 2.0 else x.square()
+        return (_reference.grid_means(powers, window, stride) * positions).pow(1 / order)
+    if operation in ("amax", "amin"):
+        sign = 1 if operation == "amax" else -1
+        return sign * _reference.grid_maxima(sign * x, window, stride)
+    var, mean = _reference.grid_moments(x, window, stride)
+    if operation == "var_sum":
+        return var * positions
+    var = var * (positions / max(positions - correction, 0)) if correction else var
+    first = var.sqrt() if operation.startswith("std") else var
+    return (first, mean) if operation.endswith("_mean") else first
+
+
+def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
+    """The same where the window covers the map, by PyTorch's own reductions: (N, K, 1, 1)."""
+    dims = (-2, -1) if x.dim() == 4 else (2, 3, 4)
+
+    def shaped(value: Tensor) -> Tensor:
+        return value if x.dim() == 4 else value.squeeze(2)
+
+    if operation == "norm":
+        return shaped(torch.linalg.vector_norm(x, order, dims, keepdim=True))
+    if operation.startswith(("var", "std")):
+        var, mean = (shaped(v) for v in torch.var_mean(x, dims, correction=correction, keepdim=True))
+        if operation == "var_sum":
+            return var * (x.shape[-2] * x.shape[-1])
+        first = var.sqrt() if operation.startswith("std") else var
+        return (first, mean) if operation.endswith("_mean") else first
+    return shaped(getattr(x, operation)(dims, keepdim=True))
+
+
+def to_batch(grid: Tensor, item: tuple[int, ...]) -> Tensor:
+    """(N, K, h, w) as N·h·w items of the shape that one image's statistic had."""
+    return grid.permute(0, 2, 3, 1).reshape(-1, *item)
+
+
+def count(grid: Tensor) -> int:
+    """How many items :func:`to_batch` makes of a grid."""
+    return grid.shape[0] * grid.shape[2] * grid.shape[3]
+
+
+def images(grid: Tensor) -> int:
+    """How many images a grid is of."""
+    return grid.shape[0]
+
+
+def from_batch(items: Tensor, grid: Tensor) -> Tensor:
+    """The items of :func:`to_batch`, whatever their shape has become, as (N, K', h, w)."""
+    batch, _, rows, columns = grid.shape
+    return items.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
+
+
+def spread(
+    grid: Tensor,
+    window: tuple[int, int],
+    stride: int,
+    height: int,
+    width: int,
+    labels: str,
+    item: tuple[int, ...],
+) -> Tensor:
+    """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
+    if grid.shape[2] > 1 or grid.shape[3] > 1:
+        grid = _reference.place(grid, window, stride, height, width)
+    if labels == "NCHW":
+        return grid
+    others = [d for d, label in enumerate(labels) if label not in "NHWP"]
+    x = grid.reshape(grid.shape[0], *(item[d - 1] for d in others), *grid.shape[2:])
+    if "P" in labels:
+        x = x.flatten(-2)
+    after = 1 + len(others)
+    source = {"N": 0, "H": after, "W": after + 1, "P": after}
+    return x.permute([source[label] if label in source else 1 + others.index(d) for d, label in enumerate(labels)])
+
+
+# ------------------------------------------------------------------------------------------- the rewritten module
+
+
+def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
+    """A module with everything that ``module`` has, of a class derived from its class, whose forward is ``graph``."""
+    code = graph.python_code("self")
+    names = {
+        name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)
+        for name, value in code.globals.items()
+    }
+    return _assembled(type(module), code.src, names, dict(module.__dict__))
+
+
+def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:
+    scope = {name: importlib.import_module(ref) if kind == "module" else ref for name, (kind, ref) in names.items()}
+    exec(source, scope)
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _assembled, (base, source, names, {}), self.__dict__
+
+    attributes = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
+    new_class = type(f"Local{base.__name__}", (base,), attributes)
+    new = new_class.__new__(new_class)
+    new.__dict__.update(state)
+    return new
