@@ -90,9 +90,10 @@ def test_beyond_base_size_the_output_does_change(network: Network) -> None:
 
 
 @every_network
+@pytest.mark.parametrize("size", [(28, 36), (16, 36)], ids=["both axes larger", "one axis larger"])
 @torch.no_grad()
-def test_i2_every_site_is_the_original_on_each_position_s_window(network: Network) -> None:
-    model, x = network(), image(*LARGER)
+def test_i2_every_site_is_the_original_on_each_position_s_window(network: Network, size: tuple[int, int]) -> None:
+    model, x = network(), image(*size)
     originals = copy.deepcopy(model)
     sites = tlsc.plan(model, BASE).converted
     tlsc.convert(model, BASE)

@@ -73,7 +73,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_no_arithmetic_where_it_can_be_avoided(runs: list[bool], dtype: torch.dtype, device: str) -> None:
     model = Restorer(HalfNorm(8), Grouped(8), SequentialGate(8), nn.Dropout(), nn.BatchNorm2d(8)).to(device, dtype)
-    assert len(tlsc.plan(model, 4096).converted) == 3
+    assert len(tlsc.plan(model, 512).converted) == 3
     assert runs
     assert all(runs)
 
@@ -305,6 +305,36 @@ def test_gradients_are_left_as_they_were(body: type[Body]) -> None:
         assert parameter.grad is grad
         assert torch.equal(grad, value)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("body", as_real_too(Body), ids=lambda body: body.__name__)
+def test_the_probe_runs_in_evaluation_mode_without_gradients(body: type[Body]) -> None:
+    class Cropping(body):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            return super().forward(x[..., :8, :8] if self.training else x)
+
+    assert [site.window for site in tlsc.plan(Cropping().train(), BASE)] == [BASE, BASE]
+
+
+@pytest.mark.parametrize("how", ["wrapper", "in place"])
+def test_the_probe_does_not_compile(how: str) -> None:
+    torch._dynamo.reset()
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    model: nn.Module = Restorer(HalfNorm(8), SequentialGate(8)).eval()
+    if how == "wrapper":
+        model = torch.compile(model, backend=backend)
+    else:
+        model.compile(backend=backend)
+    assert len(tlsc.plan(model, BASE).converted) == 2
+    assert compiled == []
+    model(image(*BASE, dtype=torch.float32))
+    assert compiled
 
 
 @pytest.mark.parametrize("body", as_real_too(Body), ids=lambda body: body.__name__)

@@ -790,6 +790,8 @@ def test_an_error_in_a_predicate_comes_through_and_leaves_the_model() -> None:
 
 def test_an_alias_can_be_named_too() -> None:
     assert tlsc.plan(shared_block(), BASE, include="body.2.*")[0].converted
+    assert tlsc.plan(shared_block(), BASE, include=lambda module, path: path == "body.2.norm")[0].converted
+    assert not tlsc.plan(shared_block(), BASE, exclude="body.2.*")[0].converted
 
 
 # -------------------------------------------------------------------------------------------- arguments

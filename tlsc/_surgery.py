@@ -451,7 +451,6 @@ def _build(kind: Kind, slot: Slot, window: tuple[int, int], stride: int) -> nn.M
     for name in (*_probe.HOOKS, "_is_full_backward_hook"):
         if name in original.__dict__:
             local.__dict__[name] = original.__dict__[name]
-    local.training = original.training
     local.__dict__[_ORIGINAL] = original
     return local
 
