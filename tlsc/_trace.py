@@ -103,13 +103,17 @@ class Reduction:
 
 @dataclass
 class Trace:
-    """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta."""
+    """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta.
+
+    ``unknown``: operations that took all positions together in a way that is not understood.
+    """
 
     graph: fx.Graph
     root: nn.Module
     inlined: tuple[str, ...]
     reductions: list[fx.Node] = field(default_factory=list)
     norms: list[fx.Node] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def trace(
@@ -118,15 +122,17 @@ def trace(
     kwargs: dict[str, Any],
     inline: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
+    mode: FakeTensorMode | None = None,
 ) -> Trace:
     """Trace ``module.forward`` for arguments of the given shapes; children in ``inline`` are entered.
 
-    Pools in ``skip`` are not taken for statistics.
+    Pools in ``skip`` are not taken for statistics. ``mode``: that of the module's tensors if they are fake.
 
     Raises:
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
-    tracer = _Tracer(module, args, kwargs, inline, skip)
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    tracer = _Tracer(module, args, kwargs, inline, skip, mode)
     try:
         with tracer.mode:
             graph = tracer.trace(module)
@@ -135,7 +141,7 @@ def trace(
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
-    return Trace(graph, module, inline, tracer.reductions, tracer.norms)
+    return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
 
 
 def _example(value: Any) -> Any:
@@ -222,9 +228,11 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
         inline: tuple[str, ...],
         skip: tuple[str, ...],
+        mode: FakeTensorMode,
     ) -> None:
         super().__init__()
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = mode
+        self.unknown: list[str] = []
         with self.mode:
             self.given = [_example(value) for value in args]
             self.named = {name: _example(value) for name, value in kwargs.items()}
@@ -259,6 +267,8 @@ class _Tracer(fx.Tracer):
             return value
         node.meta["value"] = value
         node.meta["kind"] = self._kind(node)
+        if isinstance(node.meta["kind"], Opaque):
+            self._doubt(node)
         return self.proxy(node)
 
     def _run(self, node: fx.Node) -> Any:
@@ -321,6 +331,15 @@ class _Tracer(fx.Tracer):
         if not maps:
             return self._of_statistics(node, name, statistics[0])
         return self._of_both(node, name, maps)
+
+    def _doubt(self, node: fx.Node) -> None:
+        value = node.meta["value"]
+        for base in node.all_input_nodes:
+            kind = base.meta["kind"]
+            if isinstance(kind, Map) and isinstance(value, Tensor):
+                positions = math.prod(kind.space.size)
+                if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
+                    self.unknown.append(name_of(node, self.root))
 
     def _number(self, node: fx.Node) -> Number | None:
         if node.op == "call_method" and node.target == "size":
