@@ -215,12 +215,23 @@ class _Observer(TorchFunctionMode):
             and args[0].dim() >= 3
         ):
             first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
-            shape = args[0].shape
-            positions = math.prod(shape[2:]) if shape.numel() else 0
-            lost = first is not None and first.numel() * positions <= shape.numel()
-            if positions > 1 and (lost or "norm" in name and name in _NORMS):
+            if _takes_all(name, args[0].shape, 0 if first is None else first.numel(), kwargs or {}, args):
                 self.run.reducing.setdefault(owner, name)
         return out
+
+
+def _takes_all(name: str, shape: torch.Size, left: int, kwargs: Any, args: Any) -> bool:
+    """Whether an operation on a map of ``shape``, of whose values ``left`` are left, took all positions together."""
+    total = math.prod(shape)
+    if total == 0:
+        return False
+    if name in _NORMS:
+        return math.prod(shape[2:]) > 1
+    if name == "softmax":
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        return isinstance(dim, int) and shape[dim] > 1 and total == shape[0] * shape[dim]
+    spans = [shape[2:]] + ([shape[1:3]] if len(shape) == 4 else [])
+    return any(math.prod(span) > 1 and left * math.prod(span) <= total for span in spans)
 
 
 _NORMS = ("instance_norm", "group_norm")
@@ -228,7 +239,7 @@ _STATISTICS = frozenset(
     (
         *("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "norm", "logsumexp"),
         *("vector_norm", "linalg_vector_norm", "median", "nanmean", "nansum", "adaptive_avg_pool2d", "aminmax"),
-        *("adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "prod", "quantile", *_NORMS),
+        *("adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "prod", "quantile", "softmax", *_NORMS),
     )
 )
 

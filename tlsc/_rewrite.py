@@ -70,6 +70,8 @@ class _Rewriter:
     def _stays_map(self, node: fx.Node) -> bool:
         value = node.meta["value"]
         values = value if isinstance(value, (tuple, list)) else (value,)
+        if "reduction" in node.meta and node.meta["reduction"].logits is not None:
+            return False
         if any(v.dim() != 4 or tuple(v.shape[2:]) != (1, 1) for v in values):
             return False
         if "reduction" in node.meta:
@@ -126,6 +128,11 @@ class _Rewriter:
         space = kind.space
         canonical = self._canonical(base, reduction)
         call = self.graph.call_function
+        if reduction.logits is not None:
+            logits = self._canonical(reduction.logits, Reduction("mean", reduction.logits, (), False))
+            grid = call(evaluate_weighted, (canonical, logits, space.size, self.stride))
+            self.grids.setdefault(space, grid)
+            return call(to_batch, (grid, _item(node.meta["value"])))
         grid = call(
             evaluate,
             (canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
@@ -179,7 +186,7 @@ class _Rewriter:
         return call(to_canonical, (self.new[base], permutation, tuple(sizes[0]), tuple(sizes[1]), height, width))
 
     def _length(self, space: Space, axis: int) -> fx.Node:
-        return self.graph.call_method("size", (self.new[space.node], axis + 2))
+        return self.graph.call_method("size", (self.new[space.node], axis + space.row))
 
     def _in_tail(self, node: fx.Node, space: Space) -> Any:
         """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions."""
@@ -302,6 +309,17 @@ def evaluate(
     var = var * (positions / max(positions - correction, 0)) if correction else var
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
+
+
+def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride: int) -> Tensor:
+    """Softmax-weighted mean of (N, K, H, W), weights from (N, 1, H, W), over every evaluated window: (N, K, h, w).
+
+    The ratio of two local sums, in float64; the largest logit of each image is taken off first.
+    """
+    wide = logits.to(torch.float64)
+    weights = (wide - wide.detach().amax((2, 3), keepdim=True)).exp()
+    total = _reference.grid_means(weights, window, stride)
+    return (_reference.grid_means(weights * x, window, stride) / total).to(x.dtype)
 
 
 def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:

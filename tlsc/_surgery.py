@@ -230,7 +230,9 @@ class _Planner:
         self.base_size = as_pair(base_size, "base_size")
         self.stride = as_positive_int(stride, "stride")
         slots = _probe.slots_of(model)
-        self.kinds = _candidates(slots)
+        candidates = _candidates(slots)
+        self.kinds = {slot: kind for slot, kind in candidates.items() if kind.own}
+        self.alike = {slot: kind for slot, kind in candidates.items() if not kind.own}
         self.excluded = _excluded(slots, include, exclude)
         self.given = example_input is not None
         self.inputs = list(_probe.inputs_of(model, example_input, self.base_size))
@@ -246,7 +248,7 @@ class _Planner:
         made: dict[tuple[int, tuple[int, int]], nn.Module] = {}
         out = []
         for slot, site in self.sites:
-            if not site.converted or site.window is None:
+            if not site.converted or site.window is None or site.owner is not None:
                 continue
             key = id(slot.module), site.window
             if key not in made:
@@ -285,7 +287,8 @@ class _Planner:
         if pools:
             refused = _refused_pools(self.model, inputs, self.base_size, pools)
         called = dict.fromkeys(slot for slot in run.order)
-        for slot in [*called, *(slot for slot in self.kinds if slot not in called)]:
+        rest = (slot for slot in (*self.kinds, *self.alike) if slot not in called)
+        for slot in [*called, *rest]:
             for owner in found.owners:
                 if owner.slot is slot:
                     self.sites += [(slot, self._owned(owner, site)) for site in owner.sites if site.child is None]
@@ -293,6 +296,10 @@ class _Planner:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], found.refused[slot])))
             elif slot in run.reducing and slot in self.excluded:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], self.excluded[slot])))
+            elif slot in self.alike and not any(owner.slot is slot for owner in found.owners):
+                kind = self.alike[slot]
+                left = kind.why_left(slot.module)
+                self.sites.append((slot, self._left(slot, kind.operation, left[1] if left else "")))
             if slot not in self.kinds:
                 continue
             kind = self.kinds[slot]

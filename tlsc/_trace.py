@@ -8,6 +8,7 @@ tensors as they are traced.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Space:
 
     size: tuple[int, int]
     node: fx.Node
+    row: int = 2  # the dimension of ``node`` that is the height; the width is the next
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A softmax over the positions of ``logits``; ``weighted``: a map that has been multiplied by it."""
+
+    labels: str
+    space: Space
+    logits: fx.Node
+    weighted: fx.Node | None = None
+
+
+@dataclass(frozen=True)
 class Number:
     """A number computed from the lengths of labelled dimensions; ``space`` if a spatial one is among them."""
 
@@ -99,6 +111,7 @@ class Reduction:
     order: float = 2.0
     correction: float = 0.0
     child: str | None = None  # path of the module that does it
+    logits: fx.Node | None = None  # of the weights of a weighted mean
 
 
 @dataclass
@@ -134,14 +147,25 @@ def trace(
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     tracer = _Tracer(module, args, kwargs, inline, skip, mode)
     try:
-        with tracer.mode:
-            graph = tracer.trace(module)
+        with mode:
+            try:
+                graph = tracer.trace(module)
+            except _ChannelsLast:
+                tracer = _Tracer(module, args, kwargs, inline, skip, mode)
+                tracer.labels = "NHWC"
+                graph = tracer.trace(module)
+    except _ChannelsLast:
+        raise Cannot("it reduces over channels and rows together") from None
     except Cannot:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
     return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
+
+
+class _ChannelsLast(Exception):
+    """The module's maps must be (N, H, W, C): it reduces over the two middle dimensions."""
 
 
 def _example(value: Any) -> Any:
@@ -233,6 +257,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.mode = mode
         self.unknown: list[str] = []
+        self.labels = "NCHW"
         with self.mode:
             self.given = [_example(value) for value in args]
             self.named = {name: _example(value) for name, value in kwargs.items()}
@@ -307,9 +332,11 @@ class _Tracer(fx.Tracer):
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
         if node.op == "placeholder":
-            return self._settled(node) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
+            return self._settled(node, self.labels) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
         if isinstance(value, (int, float)):
             return self._number(node)
+        if not isinstance(value, (Tensor, tuple, list)):
+            return None  # a dtype, a device
         inputs = [n for n in node.all_input_nodes if not isinstance(n.meta["kind"], (Number, type(None)))]
         kinds = [n.meta["kind"] for n in inputs]
         if not kinds:
@@ -321,6 +348,8 @@ class _Tracer(fx.Tracer):
         name = name_of(node, self.root)
         maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
         statistics = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Statistic)]
+        if any(isinstance(k, Weights) for k in kinds):
+            return self._weighted(node, name, inputs)
         if any(isinstance(k, Partial) for k in kinds):
             return self._continued(node, name, inputs[0]) if len(inputs) == 1 else _refuse(name)
         if not statistics:
@@ -350,15 +379,16 @@ class _Tracer(fx.Tracer):
         spaces = [n.meta["kind"].space for n in node.all_input_nodes if isinstance(n.meta["kind"], Number)]
         return Number(labels, next((space for space in spaces if space is not None), None)) if labels else None
 
-    def _settled(self, node: fx.Node) -> Map:
-        """A map (N, C, H, W) that a layer made or that came in; of a size met before, in the same space."""
-        size = tuple(node.meta["value"].shape[2:])
+    def _settled(self, node: fx.Node, labels: str = "NCHW") -> Map:
+        """A map that a layer made or that came in; of a size met before, in the same space."""
+        row = labels.index("H")
+        size = tuple(node.meta["value"].shape[row : row + 2])
         for space in self.spaces:
             if space.size == size:
-                return Map("NCHW", space)
-        space = Space((int(size[0]), int(size[1])), node)
+                return Map(labels, space)
+        space = Space((int(size[0]), int(size[1])), node, row)
         self.spaces.append(space)
-        return Map("NCHW", space)
+        return Map(labels, space)
 
     def _of_maps(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         base, value = maps[0], node.meta["value"]
@@ -378,7 +408,15 @@ class _Tracer(fx.Tracer):
             ):
                 node.meta["squared"] = centred
             return _broadcast(maps, value)
-        if name in ("cat", "concat", "concatenate") and all(m.meta["kind"] == kind for m in maps):
+        if name == "stack" and all(m.meta["kind"] == kind for m in maps):
+            place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
+            return Map(kind.labels[:place] + "C" + kind.labels[place:], kind.space) if place else Opaque()
+        if name == "softmax":
+            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            if "".join(kind.labels[d] for d in dims) == "P":
+                return Weights(kind.labels, kind.space, base)
+            return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
+        if name == "cat" and all(m.meta["kind"] == kind for m in maps):
             return kind
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
             return kind
@@ -396,6 +434,8 @@ class _Tracer(fx.Tracer):
         there = {label for label in kind.labels if label in "HWP"}
         if not labels & there:
             return _drop(kind, found.dims, found.keepdim)
+        if labels == {"C", "H"} and found.base.op == "placeholder":
+            raise _ChannelsLast
         if "N" in labels:
             raise Cannot(f"it takes a {found.operation} over the batch")
         if labels & there == there:
@@ -429,6 +469,37 @@ class _Tracer(fx.Tracer):
         node.meta["reduction"] = found
         self.reductions.append(node)
         return Statistic(found.base.meta["kind"].space)
+
+    def _weighted(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
+        """A softmax over positions on its way to the features it weighs, and their weighted sum."""
+        weights = next(n for n in inputs if isinstance(n.meta["kind"], Weights))
+        kind: Weights = weights.meta["kind"]
+        others = [n for n in inputs if n is not weights]
+        if not others and name in _LAYOUT and kind.weighted is None:
+            laid = _laid_out(node, name, Map(kind.labels, kind.space))
+            return Weights(laid.labels, kind.space, kind.logits) if isinstance(laid, Map) else Opaque()
+        if not others and name == "sum" and kind.weighted is not None:
+            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            if {kind.labels[d] for d in dims} in ({"P"}, {"H", "W"}):
+                reduction = Reduction("weighted", kind.weighted, dims, _keep(node, 2), logits=kind.logits)
+                return self._statistic(node, reduction)
+        if len(others) == 1 and isinstance(others[0].meta["kind"], Map) and kind.weighted is None:
+            features = others[0]
+            labels = features.meta["kind"].labels
+            if name == "mul":
+                made = _broadcast([features, _as_map(weights)], node.meta["value"])
+                return (
+                    Weights(made.labels, kind.space, kind.logits, features) if isinstance(made, Map) else Opaque()
+                )
+            if name in ("matmul", "bmm") and node.args[0] is features and labels[-1] == "P" == kind.labels[-2]:
+                return self._statistic(
+                    node, Reduction("weighted", features, (len(labels) - 1,), False, logits=kind.logits)
+                )
+            if name in ("matmul", "bmm") and node.args[1] is features and labels[-2] == "P" == kind.labels[-1]:
+                return self._statistic(
+                    node, Reduction("weighted", features, (len(labels) - 2,), False, logits=kind.logits)
+                )
+        raise Cannot(f"{name} takes a softmax over positions in a way that is not understood")
 
     def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
@@ -559,9 +630,11 @@ def _is_map_like(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
 
 
-def _is_gate(node: fx.Node) -> bool:
-    value = node.meta["value"]
-    return value.dim() == 4 and tuple(value.shape[2:]) == (1, 1)
+def _as_map(node: fx.Node) -> fx.Node:
+    """A stand-in for the map that a node's weights are."""
+    out = copy.copy(node)
+    out.meta = {**node.meta, "kind": Map(node.meta["kind"].labels, node.meta["kind"].space)}
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ reductions
