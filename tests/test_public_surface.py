@@ -1,0 +1,161 @@
+"""The public surface, frozen: names, signatures, docstrings. A change here is a change for every user."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+
+import tlsc
+
+NAMES = [
+    "LocalAvgPool2d",
+    "LocalGroupNorm",
+    "LocalInstanceNorm2d",
+    "NoSiteError",
+    "Plan",
+    "ProbeError",
+    "Site",
+    "TLSCError",
+    "TLSCWarning",
+    "convert",
+    "converted",
+    "errors",
+    "functional",
+    "plan",
+    "register",
+    "revert",
+]
+FUNCTIONAL = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]
+ERRORS = ["ArgumentTypeError", "ArgumentValueError", "NoSiteError", "ProbeError", "TLSCError", "TLSCWarning"]
+
+_OPTIONS = (
+    "stride: 'int' = 1, example_input: 'Any' = None, include: 'Selection | None' = None, "
+    "exclude: 'Selection | None' = None"
+)
+_BASE = "base_size: 'int | tuple[int, int]'"
+_MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
+_AFFINE = "weight: 'Tensor | None' = None, bias: 'Tensor | None' = None, eps: 'float' = 1e-05"
+
+SIGNATURES = {
+    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Model'",
+    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
+    "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
+    "revert": "(model: 'Model') -> 'Model'",
+    "register": "(module_type: 'type[nn.Module]', factory: 'Callable[..., nn.Module]') -> 'Registration'",
+    "functional.local_mean": f"({_MAP}, stride: 'int' = 1) -> 'Tensor'",
+    "functional.local_var_mean": f"({_MAP}) -> 'tuple[Tensor, Tensor]'",
+    "functional.local_instance_norm": f"({_MAP}, {_AFFINE}) -> 'Tensor'",
+    "functional.local_group_norm": f"({_MAP}, num_groups: 'int', {_AFFINE}) -> 'Tensor'",
+    "LocalAvgPool2d": "(window: 'int | tuple[int, int]', stride: 'int' = 1) -> 'None'",
+    "LocalAvgPool2d.from_module": (
+        "(pool: 'nn.AdaptiveAvgPool2d', window: 'int | tuple[int, int]', stride: 'int' = 1) -> 'LocalAvgPool2d'"
+    ),
+    "LocalInstanceNorm2d": (
+        "(num_features: 'int', window: 'int | tuple[int, int]', *, eps: 'float' = 1e-05, affine: 'bool' = False)"
+        " -> 'None'"
+    ),
+    "LocalInstanceNorm2d.from_module": (
+        "(norm: 'nn.InstanceNorm2d', window: 'int | tuple[int, int]') -> 'LocalInstanceNorm2d'"
+    ),
+    "LocalGroupNorm": (
+        "(num_groups: 'int', num_channels: 'int', window: 'int | tuple[int, int]', *, eps: 'float' = 1e-05, "
+        "affine: 'bool' = True) -> 'None'"
+    ),
+    "LocalGroupNorm.from_module": "(norm: 'nn.GroupNorm', window: 'int | tuple[int, int]') -> 'LocalGroupNorm'",
+}
+
+FIELDS = {
+    "Plan": {"base_size": "tuple[int, int]", "stride": "int", "sites": "tuple[Site, ...]"},
+    "Site": {
+        "path": "str",
+        "operation": "str",
+        "feature_size": "tuple[int, int] | None",
+        "window": "tuple[int, int] | None",
+        "action": "Action",
+        "reason": "str",
+        "aliases": "tuple[str, ...]",
+    },
+}
+
+CALLABLES = sorted(SIGNATURES)
+CLASSES = ["Plan", "Site", *(name for name in CALLABLES if name[0].isupper() and "." not in name)]
+
+
+def _get(name: str) -> Any:
+    found: Any = tlsc
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def test_names() -> None:
+    assert tlsc.__all__ == NAMES
+    assert tlsc.functional.__all__ == FUNCTIONAL
+    assert tlsc.errors.__all__ == ERRORS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_object_is_there_and_has_a_docstring(name: str) -> None:
+    assert inspect.getdoc(_get(name))
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_signatures(name: str) -> None:
+    assert str(inspect.signature(_get(name))) == SIGNATURES[name]
+
+
+def test_no_public_callable_is_forgotten() -> None:
+    functions = [name for name in NAMES if inspect.isfunction(_get(name))]
+    functions += [f"functional.{name}" for name in FUNCTIONAL]
+    assert set(functions) <= set(SIGNATURES)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_fields(name: str) -> None:
+    assert {field.name: field.type for field in dataclasses.fields(_get(name))} == FIELDS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLABLES if not name.endswith("from_module")] + ["Plan"])
+def test_every_function_and_class_has_an_example(name: str) -> None:
+    doc = inspect.getdoc(_get(name)) or ""
+    assert "Example:" in doc
+    assert ">>> " in doc
+
+
+@pytest.mark.parametrize("name", [name for name in CALLABLES if inspect.isfunction(_get(name))])
+def test_docstrings_name_every_argument_and_say_what_is_raised(name: str) -> None:
+    doc = inspect.getdoc(_get(name)) or ""
+    arguments, _, rest = doc.partition("Args:")[2].partition("\n\n")
+    for argument in inspect.signature(_get(name)).parameters:
+        assert argument in arguments, argument
+    assert "Raises:" in rest
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_public_methods_and_properties_have_docstrings(name: str) -> None:
+    for attribute, value in vars(_get(name)).items():
+        if attribute.startswith("_") or attribute in ("forward", "extra_repr"):
+            continue
+        if callable(value) or isinstance(value, (property, classmethod)):
+            assert inspect.getdoc(getattr(_get(name), attribute)), attribute
+
+
+def test_errors_can_be_caught_as_python_s_own_and_as_one() -> None:
+    errors = tlsc.errors
+    assert issubclass(errors.ArgumentValueError, (ValueError,))
+    assert issubclass(errors.ArgumentTypeError, (TypeError,))
+    for name in ERRORS:
+        expected = UserWarning if name == "TLSCWarning" else errors.TLSCError
+        assert issubclass(getattr(errors, name), expected)
+    assert tlsc.TLSCError is errors.TLSCError
+    assert tlsc.ProbeError is errors.ProbeError
+    assert tlsc.NoSiteError is errors.NoSiteError
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    assert tlsc.__version__ == version("tlsc")

@@ -1,0 +1,62 @@
+"""The repository's own checks, so that one command tells everything: lint, format, types, the wheel's contents."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+    ids=["ruff check", "ruff format", "mypy"],
+)
+def test_check(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _tree(folder: str, pattern: str, package: str) -> set[str]:
+    """Files of the source tree under ``folder``, by the names they should have in the wheel."""
+    paths = (path.relative_to(ROOT / folder) for path in (ROOT / folder).glob(pattern))
+    return {f"{package}/{path.as_posix()}" for path in paths}
+
+
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv builds the wheel")
+def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    # A copy, so that a build leaves nothing in the working tree; links stay links, as in a clone.
+    names = ("tlsc", "adapters", "eval", "pyproject.toml", "README.md", "LICENSE")
+    source.mkdir()
+    for name in names:
+        origin = ROOT / name
+        if origin.is_dir():
+            shutil.copytree(origin, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        elif origin.exists():
+            shutil.copy(origin, source / name)
+    command = ["uv", "build", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    if subprocess.run([sys.executable, "-c", "import setuptools"], capture_output=True).returncode:
+        command.remove("--no-build-isolation")
+    done = subprocess.run(
+        [*command, "--out-dir", str(tmp_path / "out"), str(source)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        files = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = [name for name in archive.namelist() if ".dist-info/" in name]
+    expected = _tree("tlsc", "*.py", "tlsc") | {"tlsc/py.typed"}
+    expected |= _tree("adapters", "*.py", "tlsc/adapters") | _tree("eval", "*.py", "tlsc/eval")
+    expected |= _tree("adapters", "weights/*.safetensors", "tlsc/adapters")
+    assert files == expected
+    for name in ("tlsc/_surgery.py", "tlsc/adapters/__init__.py", "tlsc/eval/__init__.py", "tlsc/py.typed"):
+        assert name in files
+    assert {name.split("/")[0] for name in files} == {"tlsc"}
+    assert any(name.endswith("LICENSE") for name in metadata)
