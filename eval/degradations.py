@@ -82,8 +82,8 @@ def motion_kernel(length: float, angle: float) -> NDArray[np.float32]:
         angle: in degrees, anticlockwise from the horizontal.
 
     Example:
-        >>> motion_kernel(3, 0)[1:4, :].round(2).tolist()
-        [[0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.33, 0.33, 0.33, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]
+        >>> (3 * motion_kernel(3, 0)[2]).round().tolist()
+        [0.0, 1.0, 1.0, 1.0, 0.0]
     """
     radius = math.ceil(length / 2)
     kernel = np.zeros((2 * radius + 1, 2 * radius + 1))

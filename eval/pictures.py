@@ -67,15 +67,12 @@ def draw_curves(
                 linestyle="--" if "stride" in curve.name else "-",
                 **style,
             )
-        axes.axvline(crops[network], color="#bb2222", linestyle="-.", linewidth=1.2)
-        axes.annotate(
-            f"training crop {crops[network]}",
-            (crops[network], 0.02),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 0),
-            textcoords="offset points",
+        axes.axvline(
+            crops[network],
             color="#bb2222",
-            fontsize=8,
+            linestyle="-.",
+            linewidth=1.2,
+            label=f"training crop, {crops[network]} pixels",
         )
         axes.set_xscale("log", base=2)
         axes.set_xticks([*numbers, whole], [*map(str, numbers), "whole"])

@@ -101,10 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train one network or all of them, and write their weights."""
     parser = argparse.ArgumentParser(prog="python -m tlsc.eval.train_demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--network", choices=list(DEMO_NETWORKS), action="append", help="default: all")
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and degradation (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (%(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="1 made the weights that come along (%(default)s)")
     args = parser.parse_args(argv)
     if args.steps < 1:
         parser.error(f"--steps must be at least 1, got {args.steps}")
