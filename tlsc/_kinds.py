@@ -29,7 +29,6 @@ class Kind:
     why_left: Callable[[nn.Module], tuple[Action, str] | None] = lambda module: None
     strided: bool = False
     pools: bool = False  # its result has one position, which becomes one per position of its input
-    own: bool = True  # False: only looks like a known type; its forward may still be rewritten
 
 
 def _why_pool_left(module: nn.Module) -> tuple[Action, str] | None:
@@ -157,7 +156,6 @@ def kind_of(module: nn.Module) -> Kind | None:
                         "left global",
                         f"a subclass of {known.__name__}, and so another layer: teach it with tlsc.register",
                     ),
-                    own=False,
                 )
         return None
     if "forward" in module.__dict__ and kind.build is not None:

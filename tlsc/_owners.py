@@ -1,8 +1,8 @@
 """The modules whose own ``forward`` has to change: they take a statistic themselves, or use that of a pool.
 
 An owner is rewritten as a whole, from the statistic to where its result meets the map again. Where the result
-leaves a module first (the gate of a squeeze-excitation in a Sequential), the module around it is taken, and the inner
-one entered.
+leaves a module first (the gate of a squeeze-excitation in a Sequential), the module around it is taken, and the
+inner one entered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._probe import Run, Slot, make_fake, silent_fakes, undisturbed
+from ._probe import Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 from ._rewrite import rewrite
 from ._trace import Cannot, Trace, name_of, trace
 
@@ -41,10 +41,12 @@ class OwnedSite:
 
 @dataclass
 class Found:
-    """``owners`` to rewrite; ``refused``: slots with a statistic that stays as it is, with the reason."""
+    """``owners`` to rewrite; ``refused``: slots with a statistic of their own that stays as it is, with the reason;
+    ``why``: the same for every module that was tried."""
 
     owners: list[Owner]
     refused: dict[Slot, str]
+    why: dict[Slot, str]
 
 
 def find_owners(
@@ -90,7 +92,7 @@ def _find(
             owner = _attempt(slot, run, entered, skip, stride, mode)
         except Cannot as error:
             why[slot] = str(error)
-            if error.escapes and slot.parent is not None and not _hooked(slot.module):
+            if error.escapes and slot.parent is not None and not is_hooked(slot.module):
                 propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
             for other in inner:
                 if other in why:
@@ -104,7 +106,7 @@ def _find(
         # One module in several places: rewritten in all of them or in none.
         if any(other in why for other in holding[id(slot.module)]):
             del owners[slot]
-    return Found(list(owners.values()), {slot: reason for slot, reason in why.items() if slot in run.reducing})
+    return Found(list(owners.values()), {slot: reason for slot, reason in why.items() if slot in run.reducing}, why)
 
 
 def _attempt(
@@ -144,12 +146,6 @@ def _site(node: fx.Node, made: Trace) -> OwnedSite:
 def _sizes(call: Any) -> Any:
     args, kwargs = call
     return [tuple(value.shape) if hasattr(value, "shape") else value for value in (*args, *kwargs.values())]
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
 
 
 def _path_from(slot: Slot, inner: Slot) -> str | None:

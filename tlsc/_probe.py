@@ -38,6 +38,7 @@ __all__ = [
     "Slot",
     "failure",
     "inputs_of",
+    "is_hooked",
     "make_fake",
     "run",
     "silent_fakes",
@@ -221,19 +222,30 @@ class _Observer(TorchFunctionMode):
 
 
 def _takes_all(name: str, shape: torch.Size, left: int, kwargs: Any, args: Any) -> bool:
-    """Whether an operation on a map of ``shape``, of whose values ``left`` are left, took all positions together."""
-    total = math.prod(shape)
+    """Whether an operation on a map of ``shape``, of whose values ``left`` are left, took all positions."""
+    total, rank = math.prod(shape), len(shape)
     if total == 0:
         return False
     if name in _NORMS:
         return math.prod(shape[2:]) > 1
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 and name not in _SIZED else None))
     if name == "softmax":
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        return isinstance(dim, int) and shape[dim] > 1 and total == shape[0] * shape[dim]
-    spans = [shape[2:]] + ([shape[1:3]] if len(shape) == 4 else [])
-    return any(math.prod(span) > 1 and left * math.prod(span) <= total for span in spans)
+        return isinstance(dims, int) and shape[dims] > 1 and total == shape[0] * shape[dims]
+    if name in ("norm", "vector_norm", "linalg_vector_norm"):
+        dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if isinstance(dims, int) and not isinstance(dims, bool):
+        dims = (dims,)
+    reduced = {d % rank for d in dims} if isinstance(dims, (tuple, list)) else set(range(rank))
+    spans = [(rank - 2, rank - 1), (1, 2)] if rank >= 4 else [(rank - 1,), (1,)]
+    if rank >= 4 and isinstance(dims, tuple) and reduced in ({rank - 1}, {rank - 2}):
+        return name in ("sum", "mean", "amax", "max")  # perhaps the first of two steps
+    return any(
+        set(span) <= reduced and (lengths := math.prod(shape[d] for d in span)) > 1 and left * lengths <= total
+        for span in spans
+    )
 
 
+_SIZED = ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d")
 _NORMS = ("instance_norm", "group_norm")
 _STATISTICS = frozenset(
     (
@@ -271,7 +283,8 @@ def _stand_in(slot: Slot, forward: Callable[..., Any]) -> None:
     if slot.parent is None:
         slot.module.__dict__["forward"] = forward
         return
-    clone = copy.copy(slot.module)
+    clone = type(slot.module).__new__(type(slot.module))
+    clone.__dict__.update(slot.module.__dict__)
     clone.__dict__["forward"] = forward
     slot.put(clone)
 
@@ -354,6 +367,11 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the calls of ``module``."""
+    return any(module.__dict__.get(name) for name in HOOKS)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 *Positions as batch*: the statistics of all evaluated windows, (N, K, h, w), become a batch of N·h·w items of the
 shape that the original statistic had for one image. Whatever the code did with one image's statistic it then does
-with one window's: linear layers, views, convolutions over channels. Where the result meets a map again, it goes back
-to (N, K, h, w), is brought up to full size, and each position finds the value of its own window. Tails of 1×1
+with one window's: linear layers, views, convolutions over channels. Where the result meets a map again, it goes
+back to (N, K, h, w), is brought up to full size, and each position finds its own window's value. Tails of 1×1
 convolutions and pointwise operations run on (N, K, h, w) as it is, which is faster.
 
 Where the window covers the map there is one window per image, and everything is as it was.
@@ -167,7 +167,7 @@ class _Rewriter:
             )
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
-        args = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
         return self.graph.call_function(local_norm, args)
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
@@ -245,9 +245,13 @@ def _is_pointwise(module: nn.Module) -> bool:
         return set(module.kernel_size) == set(module.stride) == {1} and module.padding in ("valid", "same", (0, 0))
     if type(module) is nn.BatchNorm2d:
         return not module.training and module.track_running_stats
-    return type(module).__module__ == "torch.nn.modules.activation" and type(module) not in (
-        nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU,
-    ) or type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Softmax2d)  # fmt: skip
+    if type(module) in _MIXING:
+        return False
+    return type(module).__module__ == "torch.nn.modules.activation" or type(module) in _KEEPING
+
+
+_MIXING = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.RReLU)
+_KEEPING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 # ------------------------------------------------------------------------------------------------- at run time
@@ -398,14 +402,18 @@ def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
 
 
 def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:
-    scope = {name: importlib.import_module(ref) if kind == "module" else ref for name, (kind, ref) in names.items()}
+    """What :func:`stand_in` makes, from what can be pickled."""
+    scope = {
+        name: importlib.import_module(reference) if kind == "module" else reference
+        for name, (kind, reference) in names.items()
+    }
     exec(source, scope)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _assembled, (base, source, names, {}), self.__dict__
 
     attributes = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
-    new_class = type(f"Local{base.__name__}", (base,), attributes)
-    new = new_class.__new__(new_class)
+    new_class: type[nn.Module] = type(f"Local{base.__name__}", (base,), attributes)
+    new: nn.Module = new_class.__new__(new_class)
     new.__dict__.update(state)
     return new

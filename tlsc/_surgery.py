@@ -230,9 +230,7 @@ class _Planner:
         self.base_size = as_pair(base_size, "base_size")
         self.stride = as_positive_int(stride, "stride")
         slots = _probe.slots_of(model)
-        candidates = _candidates(slots)
-        self.kinds = {slot: kind for slot, kind in candidates.items() if kind.own}
-        self.alike = {slot: kind for slot, kind in candidates.items() if not kind.own}
+        self.kinds = _candidates(slots)
         self.excluded = _excluded(slots, include, exclude)
         self.given = example_input is not None
         self.inputs = list(_probe.inputs_of(model, example_input, self.base_size))
@@ -269,12 +267,13 @@ class _Planner:
 
     def _make(self) -> None:
         run, inputs = self._probe()
-        refused: dict[Slot, str] = {}
-        pools = [
-            slot for slot in run.calls if self.kinds[slot].pools and self._why_left(slot, run, one=False) is None
-        ]
-        skip = {*self.excluded, *_inside(self.slots, self.kinds)}
-        found = find_owners(self.model, self.slots, run, pools, skip, self.stride)
+        ready = [slot for slot in run.calls if self.kinds[slot].pools and self._why_left(slot, run) is None]
+        refused = _refused_pools(self.model, inputs, self.base_size, ready) if ready else {}
+        # What replacing a module cannot do, rewriting the module around it may.
+        hard = [slot for slot in run.calls if slot in refused or self._is_hard(slot, run)]
+        hooked = {slot for slot in run.calls if _probe.is_hooked(slot.module)}
+        skip = {*self.excluded, *hooked, *_inside(self.slots, self.kinds)}
+        found = find_owners(self.model, self.slots, run, [s for s in hard if s not in skip], skip, self.stride)
         self.owners = found.owners
         covered = {
             (id(parent), name): (owner, site)
@@ -283,12 +282,8 @@ class _Planner:
             if site.child is not None
             for parent, name in [_place(owner.slot.module, site.child)]
         }
-        pools = [s for s in pools if (id(s.parent), s.name) not in covered and self._why_left(s, run) is None]
-        if pools:
-            refused = _refused_pools(self.model, inputs, self.base_size, pools)
         called = dict.fromkeys(slot for slot in run.order)
-        rest = (slot for slot in (*self.kinds, *self.alike) if slot not in called)
-        for slot in [*called, *rest]:
+        for slot in [*called, *(slot for slot in self.kinds if slot not in called)]:
             for owner in found.owners:
                 if owner.slot is slot:
                     self.sites += [(slot, self._owned(owner, site)) for site in owner.sites if site.child is None]
@@ -296,10 +291,6 @@ class _Planner:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], found.refused[slot])))
             elif slot in run.reducing and slot in self.excluded:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], self.excluded[slot])))
-            elif slot in self.alike and not any(owner.slot is slot for owner in found.owners):
-                kind = self.alike[slot]
-                left = kind.why_left(slot.module)
-                self.sites.append((slot, self._left(slot, kind.operation, left[1] if left else "")))
             if slot not in self.kinds:
                 continue
             kind = self.kinds[slot]
@@ -310,6 +301,9 @@ class _Planner:
             left = self._why_left(slot, run)
             if left is None and slot in refused:
                 left = "left global", refused[slot]
+            if left is not None and slot.parent is not None and slot in hard:
+                around = next((why for other, why in found.why.items() if other.module is slot.parent), "")
+                left = left[0], left[1] + (f"; {around}" if around and slot not in refused else "")
             size = _feature_size(run, slot)
             action: Action = "strided" if kind.strided and self.stride > 1 else "exact"
             if left is not None:
@@ -324,6 +318,15 @@ class _Planner:
                 aliases=tuple(slot.paths[1:]),
             )
             self.sites.append((slot, site))
+
+    def _is_hard(self, slot: Slot, run: Run) -> bool:
+        """Whether a known module is global here, but not in a way that replacing it alone could mend."""
+        kind = self.kinds[slot]
+        if self._why_left(slot, run) is None or slot in self.excluded:
+            return False
+        if kind.operation == "AdaptiveMaxPool2d":
+            return slot.module.output_size in (1, (1, 1), [1, 1])
+        return kind.why_left(slot.module) is None and kind.build is not None
 
     def _owned(self, owner: Owner, site: OwnedSite, slot: Slot | None = None) -> Site:
         slot = slot or owner.slot
@@ -355,8 +358,7 @@ class _Planner:
             raise first
         raise _probe.failure(first, self.base_size, self.given) from first
 
-    def _why_left(self, slot: Slot, run: Run, one: bool = True) -> tuple[Action, str] | None:
-        """``one``: its map has to have one size."""
+    def _why_left(self, slot: Slot, run: Run) -> tuple[Action, str] | None:
         left = self.kinds[slot].why_left(slot.module)
         if left is not None:
             return left
@@ -369,7 +371,7 @@ class _Planner:
             if len(shape) not in (3, 4) or (len(shape) == 3 and self.kinds[slot].operation == "GroupNorm"):
                 return "left global", f"called on a tensor of shape {shape}, not on a map (N, C, H, W)"
         sizes = dict.fromkeys(shape[-2:] for shape in shapes)
-        if len(sizes) > 1 and one:
+        if len(sizes) > 1:
             listed = ", ".join(f"{height}×{width}" for height, width in sizes)
             return "left global", f"called on maps of several sizes ({listed}): one window cannot serve them"
         return None

@@ -225,7 +225,7 @@ class _Proxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value, Tensor):
             raise Cannot("its forward iterates over a tensor")
-        return iter([self[index] for index in range(len(self._value))])
+        return iter([self[index] for index in range(len(self._value))])  # type: ignore[index]
 
     def __bool__(self) -> bool:
         raise Cannot("its forward branches on values")
@@ -299,11 +299,11 @@ class _Tracer(fx.Tracer):
     def _run(self, node: fx.Node) -> Any:
         # While tracing, modules record what is called and read of them; here they are to run.
         recording = nn.Module.__call__, nn.Module.__getattr__
-        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign, assignment]
+        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign]
         try:
             return self._result(node)
         finally:
-            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign, assignment]
+            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign]
 
     def _result(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
@@ -525,7 +525,7 @@ class _Tracer(fx.Tracer):
         if name == "div" and reduction is not None and reduction.operation == "sum" and len(node.args) > 1:
             divisor = node.args[1]
             value_ = divisor.meta["value"] if isinstance(divisor, fx.Node) else None
-            if value_ == math.prod(kind.space.size) and divisor.meta["kind"].labels & {"H", "W", "P"}:  # type: ignore[union-attr]
+            if value_ == math.prod(kind.space.size) and _labels_of_numbers(node) & {"H", "W", "P"}:
                 node.meta["mean_of"] = reduction.base
         if name in ("expand", "expand_as", "repeat", "interpolate", "upsample", "broadcast_to"):
             before = tuple(statistic.meta["value"].shape)
@@ -576,25 +576,38 @@ def name_of(node: fx.Node, root: nn.Module) -> str:
 
 
 _SAME = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul",
-    "multiply": "mul", "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div", "ipow": "pow",
-    "concat": "cat", "concatenate": "cat", "reshape": "view", "reshape_as": "view_as", "swapaxes": "transpose",
-    "swapdims": "transpose", "vector_norm": "norm", "linalg_vector_norm": "norm", "negative": "neg", "absolute": "abs", "clip": "clamp",
+    name: to
+    for to, names in {
+        "add": ("iadd", "radd"),
+        "sub": ("isub", "subtract", "rsub"),
+        "mul": ("imul", "rmul", "multiply"),
+        "div": ("truediv", "itruediv", "divide", "true_divide"),
+        "pow": ("ipow",),
+        "cat": ("concat", "concatenate"),
+        "view": ("reshape",),
+        "transpose": ("swapaxes", "swapdims"),
+        "norm": ("vector_norm", "linalg_vector_norm"),
+        "neg": ("negative",),
+        "abs": ("absolute",),
+        "clamp": ("clip",),
+    }.items()
+    for name in names
+}
+
+_LAYOUT = {
+    "view", "view_as", "reshape_as", "flatten", "unflatten", "permute", "transpose", "movedim", "moveaxis",
+    "squeeze", "unsqueeze", "getitem", "t",
 }  # fmt: skip
 
-_LAYOUT = frozenset(
-    "view view_as flatten unflatten permute transpose movedim moveaxis squeeze unsqueeze getitem t".split()
-)
-
-POINTWISE = frozenset(
-    "add sub mul div floordiv pow square sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 abs neg sign "
-    "clamp clamp_min clamp_max maximum minimum where lerp addcmul addcdiv nan_to_num sin cos erf "
-    "relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu mish sigmoid logsigmoid tanh tanhshrink softplus softsign "
-    "softshrink hardshrink hardtanh hardsigmoid hardswish threshold "
-    "dropout dropout2d feature_dropout alpha_dropout to float double half bfloat16 type type_as contiguous detach clone "
-    "zeros_like ones_like".split()
-)
-
+POINTWISE = {
+    "add", "sub", "mul", "div", "floordiv", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "exp2",
+    "expm1", "log", "log1p", "log2", "abs", "neg", "sign", "clamp", "clamp_min", "clamp_max", "maximum",
+    "minimum", "where", "lerp", "addcmul", "addcdiv", "nan_to_num", "sin", "cos", "erf", "relu", "relu6",
+    "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "logsigmoid", "tanh",
+    "tanhshrink", "softplus", "softsign", "softshrink", "hardshrink", "hardtanh", "hardsigmoid", "hardswish",
+    "threshold", "dropout", "dropout2d", "to", "feature_dropout", "float", "double", "half", "bfloat16",
+    "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like",
+}  # fmt: skip
 
 NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
 
@@ -681,7 +694,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
         keep = node.kwargs.get("keepdim", rest[-1] if rest else False)
         if len(rest) == 1 and "keepdim" not in node.kwargs:  # x.var(dim, unbiased): keepdim comes third
             unbiased, keep = rest[0], False
-        correction = node.kwargs.get("correction", 1 if unbiased else 0)
+        correction: Any = node.kwargs.get("correction", 1 if unbiased else 0)
         return Reduction(
             name, base, _dims(dim, rank), bool(keep), correction=float(1 if correction is None else correction)
         )
@@ -765,7 +778,9 @@ def _regrouped(kind: Map, before: tuple[int, ...], after: tuple[int, ...]) -> An
     out = ""
     i = j = 0
     while i < len(before) or j < len(after):
-        left, right, a, b = [], [], 1, 1
+        left: list[int] = []
+        right: list[int] = []
+        a = b = 1
         while a != b or not (left or right):
             if i < len(before) and (a <= b or j == len(after)):
                 a, i = a * before[i], i + 1
