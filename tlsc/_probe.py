@@ -284,7 +284,7 @@ def _stand_in(slot: Slot, forward: Callable[..., Any]) -> None:
         slot.module.__dict__["forward"] = forward
         return
     clone = type(slot.module).__new__(type(slot.module))
-    clone.__dict__.update(slot.module.__dict__)
+    clone.__dict__.update(slot.module.__dict__, _compiled_call_impl=None)
     clone.__dict__["forward"] = forward
     slot.put(clone)
 

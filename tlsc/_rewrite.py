@@ -392,7 +392,7 @@ def spread(
 
 
 def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
-    """A module with everything that ``module`` has, of a class derived from its class, whose forward is ``graph``."""
+    """A module with everything that ``module`` has, of a class derived from its own, whose forward is ``graph``."""
     code = graph.python_code("self")
     names = {
         name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)

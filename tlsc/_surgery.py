@@ -275,35 +275,33 @@ class _Planner:
         skip = {*self.excluded, *hooked, *_inside(self.slots, self.kinds)}
         found = find_owners(self.model, self.slots, run, [s for s in hard if s not in skip], skip, self.stride)
         self.owners = found.owners
-        covered = {
-            (id(parent), name): (owner, site)
-            for owner in found.owners
-            for site in owner.sites
-            if site.child is not None
-            for parent, name in [_place(owner.slot.module, site.child)]
-        }
-        called = dict.fromkeys(slot for slot in run.order)
-        for slot in [*called, *(slot for slot in self.kinds if slot not in called)]:
-            for owner in found.owners:
-                if owner.slot is slot:
-                    self.sites += [(slot, self._owned(owner, site)) for site in owner.sites if site.child is None]
+        covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
+        for owner in found.owners:
+            for owned in owner.sites:
+                if owned.child is not None:
+                    parent, name = _place(owner.slot.module, owned.child)
+                    covered.setdefault((id(parent), name), []).append((owner, owned))
+        places = [s for s in self.slots if (id(s.parent), s.name) in covered]
+        for slot in dict.fromkeys([*run.order, *self.kinds, *places]):
+            self.sites += [
+                (slot, self._owned(o, s)) for o in found.owners if o.slot is slot for s in o.sites if not s.child
+            ]
             if slot in found.refused:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], found.refused[slot])))
             elif slot in run.reducing and slot in self.excluded:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], self.excluded[slot])))
+            if (id(slot.parent), slot.name) in covered:
+                self.sites += [(slot, self._owned(o, s, slot)) for o, s in covered[id(slot.parent), slot.name]]
+                continue
             if slot not in self.kinds:
                 continue
             kind = self.kinds[slot]
-            if (id(slot.parent), slot.name) in covered:
-                owner, owned = covered[id(slot.parent), slot.name]
-                self.sites.append((slot, self._owned(owner, owned, slot)))
-                continue
             left = self._why_left(slot, run)
             if left is None and slot in refused:
                 left = "left global", refused[slot]
             if left is not None and slot.parent is not None and slot in hard:
                 around = next((why for other, why in found.why.items() if other.module is slot.parent), "")
-                left = left[0], left[1] + (f"; {around}" if around and slot not in refused else "")
+                left = left[0], left[1] + (f"; {around}" if around else "")
             size = _feature_size(run, slot)
             action: Action = "strided" if kind.strided and self.stride > 1 else "exact"
             if left is not None:
@@ -398,6 +396,7 @@ def _own_code(slots: list[Slot]) -> list[Slot]:
         slot
         for slot in slots
         if not isinstance(slot.module, torch.jit.ScriptModule)
+        and "_orig_mod" not in slot.module._modules  # compiled
         and (slot.module._modules or not type(slot.module).__module__.startswith("torch.nn.modules"))
     ]
 

@@ -541,6 +541,11 @@ class _Tracer(fx.Tracer):
     def _of_both(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         """Where a statistic meets a map: each position takes its own window's value."""
         value = node.meta["value"]
+        spaces = {
+            id(n.meta["kind"].space) for n in node.all_input_nodes if isinstance(n.meta["kind"], (Map, Statistic))
+        }
+        if len(spaces) > 1:
+            raise Cannot(f"{name} takes a statistic of one map together with a map of another size")
         if name == "expand_as":
             node.meta["spreads"] = name
             return maps[0].meta["kind"]
@@ -662,7 +667,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
     size = tuple(base.meta["value"].shape[-2:])
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        kind = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}.get(type(module))  # type: ignore[call-overload]
+        kind = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}.get(type(module))
         if (
             kind is None
             or module.output_size not in (1, (1, 1), [1, 1])
