@@ -262,7 +262,7 @@ NETWORKS = [
     Network("root is an instance norm", lambda: nn.InstanceNorm2d(3, affine=True)),
     Network("root is a group norm", lambda: nn.GroupNorm(3, 3)),
     Network("one slot at two sizes", OneSlotTwoSizes, all_local=False),
-    Network("gate with Linear", lambda: Restorer(LinearGate(8), SequentialGate(8), HalfNorm(8)), all_local=False),
+    Network("gate with Linear", lambda: Restorer(LinearGate(8), SequentialGate(8), HalfNorm(8))),
     Network("classifier behind gates", Classifier, all_local=False),
     Network(
         "running statistics",

@@ -98,7 +98,7 @@ def test_a_model_that_reads_values_is_run_for_real(
             look(x)
 
     model = Looking().to(device)
-    windows = [site.window for site in tlsc.plan(model, BASE)]
+    windows = [site.window for site in tlsc.plan(model, BASE).converted]
     assert windows == [BASE, BASE]
     assert not any(runs)
     model = tlsc.convert(model, BASE)

@@ -77,6 +77,7 @@ FIELDS = {
         "action": "Action",
         "reason": "str",
         "aliases": "tuple[str, ...]",
+        "owner": "str | None",
     },
 }
 

@@ -63,7 +63,10 @@ _KINDS: dict[type[nn.Module], Kind] = {
         lambda module, window, stride: LocalGroupNorm.from_module(module, window),  # type: ignore[arg-type]
     ),
     nn.AdaptiveMaxPool2d: Kind(
-        "AdaptiveMaxPool2d", None, lambda module: ("left global", "a maximum has no local form here yet")
+        "AdaptiveMaxPool2d",
+        None,
+        lambda module: ("left global", "only where it and what follows can be rewritten together"),
+        pools=True,
     ),
 }
 

@@ -23,6 +23,8 @@ class Site:
         action: ``exact`` or ``strided`` where it becomes local; ``left global`` where it stays as it is, and
             ``left alone`` where it was not global in the first place.
         reason: why it is left; empty otherwise.
+        owner: path of the module whose forward is rewritten for it, with all that follows the statistic until its
+            result meets the map again; None where the site's own module is replaced.
         aliases: further paths under which the same place is found.
     """
 
@@ -33,6 +35,7 @@ class Site:
     action: Action
     reason: str = ""
     aliases: tuple[str, ...] = ()
+    owner: str | None = None
 
     @property
     def converted(self) -> bool:

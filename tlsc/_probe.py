@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import random
 import warnings
 from collections import OrderedDict, defaultdict, deque
@@ -24,14 +25,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import ArgumentTypeError, ArgumentValueError, ProbeError
 
-__all__ = ["HOOKS", "Inputs", "Run", "Slot", "failure", "inputs_of", "run", "slots_of"]
+__all__ = [
+    "HOOKS",
+    "Call",
+    "Inputs",
+    "Run",
+    "Slot",
+    "failure",
+    "inputs_of",
+    "is_hooked",
+    "make_fake",
+    "run",
+    "silent_fakes",
+    "slots_of",
+    "undisturbed",
+]
 
 Inputs = Callable[[int, int], tuple[Any, ...]]
 Shape = tuple[int, ...]
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(eq=False)
@@ -51,11 +68,18 @@ class Slot:
 
 @dataclass
 class Run:
-    """What a run saw: the shapes that reached each slot, in call order, and the shapes that came out."""
+    """What a run saw: the shapes that reached each watched slot, in call order, and the shapes that came out.
+
+    With ``observed`` slots also the arguments that reached them, in call order, and which of them took a statistic
+    over all positions in their own ``forward``, with its name.
+    """
 
     calls: dict[Slot, list[Shape]]
     outputs: list[Shape]
     fake: bool
+    arguments: dict[Slot, list[Call]] = field(default_factory=dict)
+    reducing: dict[Slot, str] = field(default_factory=dict)
+    order: list[Slot] = field(default_factory=list)
 
 
 def slots_of(model: nn.Module) -> list[Slot]:
@@ -81,6 +105,7 @@ def run(
     watched: dict[Slot, bool],
     calls: dict[Slot, list[Shape]] | None = None,
     fake: bool | None = None,
+    observed: list[Slot] | None = None,
 ) -> Run:
     """Run ``model`` on an input of ``size`` = (height, width).
 
@@ -95,23 +120,23 @@ def run(
     calls = {} if calls is None else calls
     if fake is not False:
         try:
-            with _undisturbed(model), _silent_fakes():
+            with undisturbed(model), silent_fakes():
                 args = inputs(*size)
                 with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                    _make_fake(model, mode)
-                    return _run(model, tree_map(_as_fake, args), watched, calls, True)
+                    make_fake(model, mode)
+                    return _run(model, tree_map(_as_fake, args), watched, calls, True, observed or [])
         except Exception:
             # The model may look at values, which fake tensors do not have; if it has another reason to fail,
             # it tells that on real ones.
             if fake:
                 raise
             calls.clear()
-    with _undisturbed(model, values=True):
-        return _run(model, inputs(*size), watched, calls, False)
+    with undisturbed(model, values=True):
+        return _run(model, inputs(*size), watched, calls, False, observed or [])
 
 
 @contextmanager
-def _silent_fakes() -> Iterator[None]:
+def silent_fakes() -> Iterator[None]:
     """Keep PyTorch from logging the traceback of an operation that fails on fake tensors."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
@@ -122,7 +147,7 @@ def _silent_fakes() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
     """Give every module fake tensors: a change in place of a real one would be real even in this mode."""
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -138,13 +163,97 @@ def _as_fake(value: Any) -> Any:
 
 
 def _run(
-    model: nn.Module, args: tuple[Any, ...], watched: dict[Slot, bool], calls: dict[Slot, list[Shape]], fake: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    watched: dict[Slot, bool],
+    calls: dict[Slot, list[Shape]],
+    fake: bool,
+    observed: list[Slot],
 ) -> Run:
+    run = Run(calls, [], fake)
+    observer = _Observer(run)
     for slot, pools in watched.items():
-        _stand_in(slot, _recording(slot, pools, calls))
-    with torch.no_grad(), _eager(model):
+        _stand_in(slot, observer.within(slot, _recording(slot, pools, calls), known=True))
+    for slot in observed:
+        if slot not in watched:
+            _stand_in(slot, observer.within(slot, slot.module.forward))
+    with torch.no_grad(), _eager(model), observer if observed else nullcontext():
         outputs = model(*args)
-    return Run(calls, [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)], fake)
+    run.outputs = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return run
+
+
+class _Observer(TorchFunctionMode):
+    """Notes which module's own ``forward`` takes a statistic over all positions."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+        self.inside: list[Slot | None] = []
+
+    def within(self, slot: Slot, forward: Callable[..., Any], known: bool = False) -> Callable[..., Any]:
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            self.run.order.append(slot)
+            if not known:
+                self.run.arguments.setdefault(slot, []).append((args, kwargs))
+            self.inside.append(None if known else slot)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self.inside.pop()
+
+        return observed
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        owner = self.inside[-1] if self.inside else None
+        if (
+            owner is not None
+            and name in _STATISTICS
+            and args
+            and isinstance(args[0], Tensor)
+            and args[0].dim() >= 3
+        ):
+            first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
+            if _takes_all(name, args[0].shape, 0 if first is None else first.numel(), kwargs or {}, args):
+                self.run.reducing.setdefault(owner, name)
+        return out
+
+
+def _takes_all(name: str, shape: torch.Size, left: int, kwargs: Any, args: Any) -> bool:
+    """Whether an operation on a map of ``shape``, of whose values ``left`` are left, took all positions."""
+    total, rank = math.prod(shape), len(shape)
+    if total == 0:
+        return False
+    if name in _NORMS:
+        return math.prod(shape[2:]) > 1
+    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 and name not in _SIZED else None))
+    if name == "softmax":
+        return isinstance(dims, int) and shape[dims] > 1 and total == shape[0] * shape[dims]
+    if name in ("norm", "vector_norm", "linalg_vector_norm"):
+        dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    if isinstance(dims, int) and not isinstance(dims, bool):
+        dims = (dims,)
+    reduced = {d % rank for d in dims} if isinstance(dims, (tuple, list)) else set(range(rank))
+    spans = [(rank - 2, rank - 1), (1, 2)] if rank >= 4 else [(rank - 1,), (1,)]
+    if rank >= 4 and isinstance(dims, tuple) and reduced in ({rank - 1}, {rank - 2}):
+        return name in ("sum", "mean", "amax", "max")  # perhaps the first of two steps
+    return any(
+        set(span) <= reduced and (lengths := math.prod(shape[d] for d in span)) > 1 and left * lengths <= total
+        for span in spans
+    )
+
+
+_SIZED = ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d")
+_NORMS = ("instance_norm", "group_norm")
+_STATISTICS = frozenset(
+    (
+        *("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "norm", "logsumexp"),
+        *("vector_norm", "linalg_vector_norm", "median", "nanmean", "nansum", "adaptive_avg_pool2d", "aminmax"),
+        *("adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "prod", "quantile", "softmax", *_NORMS),
+    )
+)
 
 
 def _eager(model: nn.Module) -> AbstractContextManager[Any]:
@@ -174,7 +283,8 @@ def _stand_in(slot: Slot, forward: Callable[..., Any]) -> None:
     if slot.parent is None:
         slot.module.__dict__["forward"] = forward
         return
-    clone = copy.copy(slot.module)
+    clone = type(slot.module).__new__(type(slot.module))
+    clone.__dict__.update(slot.module.__dict__, _compiled_call_impl=None)
     clone.__dict__["forward"] = forward
     slot.put(clone)
 
@@ -259,8 +369,13 @@ HOOKS = (
 )
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to the calls of ``module``."""
+    return any(module.__dict__.get(name) for name in HOOKS)
+
+
 @contextmanager
-def _undisturbed(model: nn.Module, values: bool = False) -> Iterator[None]:
+def undisturbed(model: nn.Module, values: bool = False) -> Iterator[None]:
     """Evaluation mode without hooks; on leaving, modules and random number generators as they were.
 
     ``values``: also restore the values of tensors, which only a run on real ones can change in place.

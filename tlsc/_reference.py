@@ -100,7 +100,7 @@ def local_group_norm(
 def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
     """Means of (N, K, H, W), or of (N, K, D, H, W) over D too, over every evaluated window: (N, K, h, w).
 
-    Every window that lies inside where ``stride`` is 1, else those on its grid; one where the window covers the map.
+    Every window that lies inside where ``stride`` is 1, else those on its grid; one where it covers the map.
     """
 
     def piece(planes: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width
 
 
 def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
-    """Maxima of ``k`` neighbours along ``dim`` (van Herk): of the end of one block and the beginning of the next."""
+    """Maxima of ``k`` neighbours along ``dim``: of the end of one block and the beginning of the next"""
     n = x.shape[dim]
     if k == n:
         return x.amax(dim, keepdim=True)

@@ -2,8 +2,8 @@
 
 *Positions as batch*: the statistics of all evaluated windows, (N, K, h, w), become a batch of N·h·w items of the
 shape that the original statistic had for one image. Whatever the code did with one image's statistic it then does
-with one window's: linear layers, views, convolutions over channels. Where the result meets a map again, it goes back
-to (N, K, h, w), is brought up to full size, and each position finds the value of its own window. Tails of 1×1
+with one window's: linear layers, views, convolutions over channels. Where the result meets a map again, it goes
+back to (N, K, h, w), is brought up to full size, and each position finds its own window's value. Tails of 1×1
 convolutions and pointwise operations run on (N, K, h, w) as it is, which is faster.
 
 Where the window covers the map there is one window per image, and everything is as it was.
@@ -70,6 +70,8 @@ class _Rewriter:
     def _stays_map(self, node: fx.Node) -> bool:
         value = node.meta["value"]
         values = value if isinstance(value, (tuple, list)) else (value,)
+        if "reduction" in node.meta and node.meta["reduction"].logits is not None:
+            return False
         if any(v.dim() != 4 or tuple(v.shape[2:]) != (1, 1) for v in values):
             return False
         if "reduction" in node.meta:
@@ -126,6 +128,11 @@ class _Rewriter:
         space = kind.space
         canonical = self._canonical(base, reduction)
         call = self.graph.call_function
+        if reduction.logits is not None:
+            logits = self._canonical(reduction.logits, Reduction("mean", reduction.logits, (), False))
+            grid = call(evaluate_weighted, (canonical, logits, space.size, self.stride))
+            self.grids.setdefault(space, grid)
+            return call(to_batch, (grid, _item(node.meta["value"])))
         grid = call(
             evaluate,
             (canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
@@ -160,7 +167,7 @@ class _Rewriter:
             )
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
-        args = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
         return self.graph.call_function(local_norm, args)
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
@@ -179,7 +186,7 @@ class _Rewriter:
         return call(to_canonical, (self.new[base], permutation, tuple(sizes[0]), tuple(sizes[1]), height, width))
 
     def _length(self, space: Space, axis: int) -> fx.Node:
-        return self.graph.call_method("size", (self.new[space.node], axis + 2))
+        return self.graph.call_method("size", (self.new[space.node], axis + space.row))
 
     def _in_tail(self, node: fx.Node, space: Space) -> Any:
         """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions."""
@@ -238,9 +245,13 @@ def _is_pointwise(module: nn.Module) -> bool:
         return set(module.kernel_size) == set(module.stride) == {1} and module.padding in ("valid", "same", (0, 0))
     if type(module) is nn.BatchNorm2d:
         return not module.training and module.track_running_stats
-    return type(module).__module__ == "torch.nn.modules.activation" and type(module) not in (
-        nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU,
-    ) or type(module) in (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Softmax2d)  # fmt: skip
+    if type(module) in _MIXING:
+        return False
+    return type(module).__module__ == "torch.nn.modules.activation" or type(module) in _KEEPING
+
+
+_MIXING = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.RReLU)
+_KEEPING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 # ------------------------------------------------------------------------------------------------- at run time
@@ -302,6 +313,17 @@ def evaluate(
     var = var * (positions / max(positions - correction, 0)) if correction else var
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
+
+
+def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride: int) -> Tensor:
+    """Softmax-weighted mean of (N, K, H, W), weights from (N, 1, H, W), over every evaluated window: (N, K, h, w).
+
+    The ratio of two local sums, in float64; the largest logit of each image is taken off first.
+    """
+    wide = logits.to(torch.float64)
+    weights = (wide - wide.detach().amax((2, 3), keepdim=True)).exp()
+    total = _reference.grid_means(weights, window, stride)
+    return (_reference.grid_means(weights * x, window, stride) / total).to(x.dtype)
 
 
 def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
@@ -370,7 +392,7 @@ def spread(
 
 
 def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
-    """A module with everything that ``module`` has, of a class derived from its class, whose forward is ``graph``."""
+    """A module with everything that ``module`` has, of a class derived from its own, whose forward is ``graph``."""
     code = graph.python_code("self")
     names = {
         name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)
@@ -380,14 +402,18 @@ def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
 
 
 def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:
-    scope = {name: importlib.import_module(ref) if kind == "module" else ref for name, (kind, ref) in names.items()}
+    """What :func:`stand_in` makes, from what can be pickled."""
+    scope = {
+        name: importlib.import_module(reference) if kind == "module" else reference
+        for name, (kind, reference) in names.items()
+    }
     exec(source, scope)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return _assembled, (base, source, names, {}), self.__dict__
 
     attributes = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
-    new_class = type(f"Local{base.__name__}", (base,), attributes)
-    new = new_class.__new__(new_class)
+    new_class: type[nn.Module] = type(f"Local{base.__name__}", (base,), attributes)
+    new: nn.Module = new_class.__new__(new_class)
     new.__dict__.update(state)
     return new

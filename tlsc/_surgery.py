@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from . import _probe
 from ._arguments import as_pair, as_positive_int
 from ._kinds import Kind, kind_of
+from ._owners import OwnedSite, Owner, find_owners
 from ._plan import Action, Plan, Site
 from ._probe import Inputs, Run, Slot
+from ._rewrite import stand_in
 from .errors import ArgumentTypeError, ArgumentValueError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 
 __all__ = ["Selection", "convert", "converted", "plan", "revert"]
@@ -232,8 +234,10 @@ class _Planner:
         self.excluded = _excluded(slots, include, exclude)
         self.given = example_input is not None
         self.inputs = list(_probe.inputs_of(model, example_input, self.base_size))
+        self.slots = slots
         self.sites: list[tuple[Slot, Site]] = []
-        if self.kinds:
+        self.owners: list[Owner] = []
+        if self.kinds or _own_code(slots):
             self._make()
         self.plan = Plan(self.base_size, self.stride, tuple(site for _, site in self.sites))
 
@@ -242,7 +246,7 @@ class _Planner:
         made: dict[tuple[int, tuple[int, int]], nn.Module] = {}
         out = []
         for slot, site in self.sites:
-            if not site.converted or site.window is None:
+            if not site.converted or site.window is None or site.owner is not None:
                 continue
             key = id(slot.module), site.window
             if key not in made:
@@ -253,21 +257,51 @@ class _Planner:
                         "module for two layers; return a new one each time"
                     )
             out.append((slot, made[key]))
+        rewritten: dict[tuple[int, str], nn.Module] = {}
+        for owner in self.owners:
+            key_ = id(owner.slot.module), str(owner.graph)
+            if key_ not in rewritten:
+                rewritten[key_] = _dressed(stand_in(owner.slot.module, owner.graph), owner.slot.module)
+            out.append((owner.slot, rewritten[key_]))
         return out
 
     def _make(self) -> None:
         run, inputs = self._probe()
-        refused: dict[Slot, str] = {}
-        ready = [slot for slot in run.calls if self._why_left(slot, run) is None]
-        pools = [slot for slot in ready if self.kinds[slot].pools]
-        if pools:
-            refused = _refused_pools(self.model, inputs, self.base_size, pools)
-        order = [*run.calls, *(slot for slot in self.kinds if slot not in run.calls)]
-        for slot in order:
+        ready = [slot for slot in run.calls if self.kinds[slot].pools and self._why_left(slot, run) is None]
+        refused = _refused_pools(self.model, inputs, self.base_size, ready) if ready else {}
+        # What replacing a module cannot do, rewriting the module around it may.
+        hard = [slot for slot in run.calls if slot in refused or self._is_hard(slot, run)]
+        hooked = {slot for slot in run.calls if _probe.is_hooked(slot.module)}
+        skip = {*self.excluded, *hooked, *_inside(self.slots, self.kinds)}
+        found = find_owners(self.model, self.slots, run, [s for s in hard if s not in skip], skip, self.stride)
+        self.owners = found.owners
+        covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
+        for owner in found.owners:
+            for owned in owner.sites:
+                if owned.child is not None:
+                    parent, name = _place(owner.slot.module, owned.child)
+                    covered.setdefault((id(parent), name), []).append((owner, owned))
+        places = [s for s in self.slots if (id(s.parent), s.name) in covered]
+        for slot in dict.fromkeys([*run.order, *self.kinds, *places]):
+            self.sites += [
+                (slot, self._owned(o, s)) for o in found.owners if o.slot is slot for s in o.sites if not s.child
+            ]
+            if slot in found.refused:
+                self.sites.append((slot, self._left(slot, run.reducing[slot], found.refused[slot])))
+            elif slot in run.reducing and slot in self.excluded:
+                self.sites.append((slot, self._left(slot, run.reducing[slot], self.excluded[slot])))
+            if (id(slot.parent), slot.name) in covered:
+                self.sites += [(slot, self._owned(o, s, slot)) for o, s in covered[id(slot.parent), slot.name]]
+                continue
+            if slot not in self.kinds:
+                continue
             kind = self.kinds[slot]
             left = self._why_left(slot, run)
             if left is None and slot in refused:
                 left = "left global", refused[slot]
+            if left is not None and slot.parent is not None and slot in hard:
+                around = next((why for other, why in found.why.items() if other.module is slot.parent), "")
+                left = left[0], left[1] + (f"; {around}" if around else "")
             size = _feature_size(run, slot)
             action: Action = "strided" if kind.strided and self.stride > 1 else "exact"
             if left is not None:
@@ -283,12 +317,38 @@ class _Planner:
             )
             self.sites.append((slot, site))
 
+    def _is_hard(self, slot: Slot, run: Run) -> bool:
+        """Whether a known module is global here, but not in a way that replacing it alone could mend."""
+        kind = self.kinds[slot]
+        if self._why_left(slot, run) is None or slot in self.excluded:
+            return False
+        if kind.operation == "AdaptiveMaxPool2d":
+            return slot.module.output_size in (1, (1, 1), [1, 1])
+        return kind.why_left(slot.module) is None and kind.build is not None
+
+    def _owned(self, owner: Owner, site: OwnedSite, slot: Slot | None = None) -> Site:
+        slot = slot or owner.slot
+        return Site(
+            path=slot.paths[0],
+            operation=site.operation,
+            feature_size=site.size,
+            window=site.size,
+            action="strided" if self.stride > 1 and not site.normalises else "exact",
+            aliases=tuple(slot.paths[1:]),
+            owner=owner.slot.paths[0],
+        )
+
+    def _left(self, slot: Slot, operation: str, reason: str) -> Site:
+        return Site(slot.paths[0], operation, None, None, "left global", reason, tuple(slot.paths[1:]))
+
     def _probe(self) -> tuple[Run, Inputs]:
         """Run the model at ``base_size``, the first way that works."""
         first: Exception | None = None
         for inputs in self.inputs:
             try:
-                return _probe.run(self.model, inputs, self.base_size, dict.fromkeys(self.kinds, False)), inputs
+                watched = dict.fromkeys(self.kinds, False)
+                observed = _own_code(self.slots)
+                return _probe.run(self.model, inputs, self.base_size, watched, observed=observed), inputs
             except Exception as error:
                 first = first or error
         assert first is not None
@@ -328,6 +388,34 @@ def _candidates(slots: list[Slot]) -> dict[Slot, Kind]:
         kinds[slot] = kind
         owned.add(id(slot.module))
     return kinds
+
+
+def _own_code(slots: list[Slot]) -> list[Slot]:
+    """The slots whose module has a forward of its own or calls other modules: not a single PyTorch layer."""
+    return [
+        slot
+        for slot in slots
+        if not isinstance(slot.module, torch.jit.ScriptModule)
+        and "_orig_mod" not in slot.module._modules  # compiled
+        and (slot.module._modules or not type(slot.module).__module__.startswith("torch.nn.modules"))
+    ]
+
+
+def _inside(slots: list[Slot], kinds: dict[Slot, Kind]) -> list[Slot]:
+    """The slots below a module that is treated as a whole, and that module."""
+    wholes = {id(slot.module) for slot in kinds if slot.module._modules or not kinds[slot].pools}
+    out = []
+    for slot in slots:
+        if id(slot.module) in wholes or id(slot.parent) in wholes:
+            wholes.add(id(slot.module))
+            out.append(slot)
+    return out
+
+
+def _place(owner: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The parent and the name of the module at ``path``."""
+    head, _, name = path.rpartition(".")
+    return owner.get_submodule(head), name
 
 
 def _scripted(module: nn.Module) -> Kind | None:
@@ -448,6 +536,11 @@ def _build(kind: Kind, slot: Slot, window: tuple[int, int], stride: int) -> nn.M
             f"{path}: the factory registered for {kind.operation} changed the state_dict, "
             f"from {_described(before)} to {_described(after)}; pass the parameters on under their names"
         )
+    return _dressed(local, original)
+
+
+def _dressed(local: nn.Module, original: nn.Module) -> nn.Module:
+    """``local`` with the hooks and the flag of ``original``, which it remembers."""
     for name in (*_probe.HOOKS, "_is_full_backward_hook"):
         if name in original.__dict__:
             local.__dict__[name] = original.__dict__[name]

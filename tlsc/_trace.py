@@ -8,6 +8,7 @@ tensors as they are traced.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ class Space:
 
     size: tuple[int, int]
     node: fx.Node
+    row: int = 2  # the dimension of ``node`` that is the height; the width is the next
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """A softmax over the positions of ``logits``; ``weighted``: a map that has been multiplied by it."""
+
+    labels: str
+    space: Space
+    logits: fx.Node
+    weighted: fx.Node | None = None
+
+
+@dataclass(frozen=True)
 class Number:
     """A number computed from the lengths of labelled dimensions; ``space`` if a spatial one is among them."""
 
@@ -99,17 +111,22 @@ class Reduction:
     order: float = 2.0
     correction: float = 0.0
     child: str | None = None  # path of the module that does it
+    logits: fx.Node | None = None  # of the weights of a weighted mean
 
 
 @dataclass
 class Trace:
-    """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta."""
+    """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta.
+
+    ``unknown``: operations that took all positions together in a way that is not understood.
+    """
 
     graph: fx.Graph
     root: nn.Module
     inlined: tuple[str, ...]
     reductions: list[fx.Node] = field(default_factory=list)
     norms: list[fx.Node] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
 
 def trace(
@@ -118,24 +135,37 @@ def trace(
     kwargs: dict[str, Any],
     inline: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
+    mode: FakeTensorMode | None = None,
 ) -> Trace:
     """Trace ``module.forward`` for arguments of the given shapes; children in ``inline`` are entered.
 
-    Pools in ``skip`` are not taken for statistics.
+    Pools in ``skip`` are not taken for statistics. ``mode``: that of the module's tensors if they are fake.
 
     Raises:
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
-    tracer = _Tracer(module, args, kwargs, inline, skip)
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    tracer = _Tracer(module, args, kwargs, inline, skip, mode)
     try:
-        with tracer.mode:
-            graph = tracer.trace(module)
+        with mode:
+            try:
+                graph = tracer.trace(module)
+            except _ChannelsLast:
+                tracer = _Tracer(module, args, kwargs, inline, skip, mode)
+                tracer.labels = "NHWC"
+                graph = tracer.trace(module)
+    except _ChannelsLast:
+        raise Cannot("it reduces over channels and rows together") from None
     except Cannot:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
-    return Trace(graph, module, inline, tracer.reductions, tracer.norms)
+    return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
+
+
+class _ChannelsLast(Exception):
+    """The module's maps must be (N, H, W, C): it reduces over the two middle dimensions."""
 
 
 def _example(value: Any) -> Any:
@@ -195,7 +225,7 @@ class _Proxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value, Tensor):
             raise Cannot("its forward iterates over a tensor")
-        return iter([self[index] for index in range(len(self._value))])
+        return iter([self[index] for index in range(len(self._value))])  # type: ignore[index]
 
     def __bool__(self) -> bool:
         raise Cannot("its forward branches on values")
@@ -222,9 +252,12 @@ class _Tracer(fx.Tracer):
         kwargs: dict[str, Any],
         inline: tuple[str, ...],
         skip: tuple[str, ...],
+        mode: FakeTensorMode,
     ) -> None:
         super().__init__()
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = mode
+        self.unknown: list[str] = []
+        self.labels = "NCHW"
         with self.mode:
             self.given = [_example(value) for value in args]
             self.named = {name: _example(value) for name, value in kwargs.items()}
@@ -259,16 +292,18 @@ class _Tracer(fx.Tracer):
             return value
         node.meta["value"] = value
         node.meta["kind"] = self._kind(node)
+        if isinstance(node.meta["kind"], Opaque):
+            self._doubt(node)
         return self.proxy(node)
 
     def _run(self, node: fx.Node) -> Any:
         # While tracing, modules record what is called and read of them; here they are to run.
         recording = nn.Module.__call__, nn.Module.__getattr__
-        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign, assignment]
+        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign]
         try:
             return self._result(node)
         finally:
-            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign, assignment]
+            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign]
 
     def _result(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
@@ -297,9 +332,11 @@ class _Tracer(fx.Tracer):
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
         if node.op == "placeholder":
-            return self._settled(node) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
+            return self._settled(node, self.labels) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
         if isinstance(value, (int, float)):
             return self._number(node)
+        if not isinstance(value, (Tensor, tuple, list)):
+            return None  # a dtype, a device
         inputs = [n for n in node.all_input_nodes if not isinstance(n.meta["kind"], (Number, type(None)))]
         kinds = [n.meta["kind"] for n in inputs]
         if not kinds:
@@ -311,6 +348,8 @@ class _Tracer(fx.Tracer):
         name = name_of(node, self.root)
         maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
         statistics = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Statistic)]
+        if any(isinstance(k, Weights) for k in kinds):
+            return self._weighted(node, name, inputs)
         if any(isinstance(k, Partial) for k in kinds):
             return self._continued(node, name, inputs[0]) if len(inputs) == 1 else _refuse(name)
         if not statistics:
@@ -322,6 +361,15 @@ class _Tracer(fx.Tracer):
             return self._of_statistics(node, name, statistics[0])
         return self._of_both(node, name, maps)
 
+    def _doubt(self, node: fx.Node) -> None:
+        value = node.meta["value"]
+        for base in node.all_input_nodes:
+            kind = base.meta["kind"]
+            if isinstance(kind, Map) and isinstance(value, Tensor):
+                positions = math.prod(kind.space.size)
+                if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
+                    self.unknown.append(name_of(node, self.root))
+
     def _number(self, node: fx.Node) -> Number | None:
         if node.op == "call_method" and node.target == "size":
             base, index = node.args
@@ -331,15 +379,16 @@ class _Tracer(fx.Tracer):
         spaces = [n.meta["kind"].space for n in node.all_input_nodes if isinstance(n.meta["kind"], Number)]
         return Number(labels, next((space for space in spaces if space is not None), None)) if labels else None
 
-    def _settled(self, node: fx.Node) -> Map:
-        """A map (N, C, H, W) that a layer made or that came in; of a size met before, in the same space."""
-        size = tuple(node.meta["value"].shape[2:])
+    def _settled(self, node: fx.Node, labels: str = "NCHW") -> Map:
+        """A map that a layer made or that came in; of a size met before, in the same space."""
+        row = labels.index("H")
+        size = tuple(node.meta["value"].shape[row : row + 2])
         for space in self.spaces:
             if space.size == size:
-                return Map("NCHW", space)
-        space = Space((int(size[0]), int(size[1])), node)
+                return Map(labels, space)
+        space = Space((int(size[0]), int(size[1])), node, row)
         self.spaces.append(space)
-        return Map("NCHW", space)
+        return Map(labels, space)
 
     def _of_maps(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         base, value = maps[0], node.meta["value"]
@@ -359,7 +408,15 @@ class _Tracer(fx.Tracer):
             ):
                 node.meta["squared"] = centred
             return _broadcast(maps, value)
-        if name in ("cat", "concat", "concatenate") and all(m.meta["kind"] == kind for m in maps):
+        if name == "stack" and all(m.meta["kind"] == kind for m in maps):
+            place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
+            return Map(kind.labels[:place] + "C" + kind.labels[place:], kind.space) if place else Opaque()
+        if name == "softmax":
+            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            if "".join(kind.labels[d] for d in dims) == "P":
+                return Weights(kind.labels, kind.space, base)
+            return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
+        if name == "cat" and all(m.meta["kind"] == kind for m in maps):
             return kind
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
             return kind
@@ -377,6 +434,8 @@ class _Tracer(fx.Tracer):
         there = {label for label in kind.labels if label in "HWP"}
         if not labels & there:
             return _drop(kind, found.dims, found.keepdim)
+        if labels == {"C", "H"} and found.base.op == "placeholder":
+            raise _ChannelsLast
         if "N" in labels:
             raise Cannot(f"it takes a {found.operation} over the batch")
         if labels & there == there:
@@ -411,6 +470,37 @@ class _Tracer(fx.Tracer):
         self.reductions.append(node)
         return Statistic(found.base.meta["kind"].space)
 
+    def _weighted(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
+        """A softmax over positions on its way to the features it weighs, and their weighted sum."""
+        weights = next(n for n in inputs if isinstance(n.meta["kind"], Weights))
+        kind: Weights = weights.meta["kind"]
+        others = [n for n in inputs if n is not weights]
+        if not others and name in _LAYOUT and kind.weighted is None:
+            laid = _laid_out(node, name, Map(kind.labels, kind.space))
+            return Weights(laid.labels, kind.space, kind.logits) if isinstance(laid, Map) else Opaque()
+        if not others and name == "sum" and kind.weighted is not None:
+            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            if {kind.labels[d] for d in dims} in ({"P"}, {"H", "W"}):
+                reduction = Reduction("weighted", kind.weighted, dims, _keep(node, 2), logits=kind.logits)
+                return self._statistic(node, reduction)
+        if len(others) == 1 and isinstance(others[0].meta["kind"], Map) and kind.weighted is None:
+            features = others[0]
+            labels = features.meta["kind"].labels
+            if name == "mul":
+                made = _broadcast([features, _as_map(weights)], node.meta["value"])
+                return (
+                    Weights(made.labels, kind.space, kind.logits, features) if isinstance(made, Map) else Opaque()
+                )
+            if name in ("matmul", "bmm") and node.args[0] is features and labels[-1] == "P" == kind.labels[-2]:
+                return self._statistic(
+                    node, Reduction("weighted", features, (len(labels) - 1,), False, logits=kind.logits)
+                )
+            if name in ("matmul", "bmm") and node.args[1] is features and labels[-2] == "P" == kind.labels[-1]:
+                return self._statistic(
+                    node, Reduction("weighted", features, (len(labels) - 2,), False, logits=kind.logits)
+                )
+        raise Cannot(f"{name} takes a softmax over positions in a way that is not understood")
+
     def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
         kind: Map = base.meta["kind"]
@@ -435,7 +525,7 @@ class _Tracer(fx.Tracer):
         if name == "div" and reduction is not None and reduction.operation == "sum" and len(node.args) > 1:
             divisor = node.args[1]
             value_ = divisor.meta["value"] if isinstance(divisor, fx.Node) else None
-            if value_ == math.prod(kind.space.size) and divisor.meta["kind"].labels & {"H", "W", "P"}:  # type: ignore[union-attr]
+            if value_ == math.prod(kind.space.size) and _labels_of_numbers(node) & {"H", "W", "P"}:
                 node.meta["mean_of"] = reduction.base
         if name in ("expand", "expand_as", "repeat", "interpolate", "upsample", "broadcast_to"):
             before = tuple(statistic.meta["value"].shape)
@@ -451,6 +541,11 @@ class _Tracer(fx.Tracer):
     def _of_both(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         """Where a statistic meets a map: each position takes its own window's value."""
         value = node.meta["value"]
+        spaces = {
+            id(n.meta["kind"].space) for n in node.all_input_nodes if isinstance(n.meta["kind"], (Map, Statistic))
+        }
+        if len(spaces) > 1:
+            raise Cannot(f"{name} takes a statistic of one map together with a map of another size")
         if name == "expand_as":
             node.meta["spreads"] = name
             return maps[0].meta["kind"]
@@ -486,25 +581,38 @@ def name_of(node: fx.Node, root: nn.Module) -> str:
 
 
 _SAME = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "rsub": "sub", "imul": "mul", "rmul": "mul",
-    "multiply": "mul", "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div", "ipow": "pow",
-    "concat": "cat", "concatenate": "cat", "reshape": "view", "reshape_as": "view_as", "swapaxes": "transpose",
-    "swapdims": "transpose", "vector_norm": "norm", "linalg_vector_norm": "norm", "negative": "neg", "absolute": "abs", "clip": "clamp",
+    name: to
+    for to, names in {
+        "add": ("iadd", "radd"),
+        "sub": ("isub", "subtract", "rsub"),
+        "mul": ("imul", "rmul", "multiply"),
+        "div": ("truediv", "itruediv", "divide", "true_divide"),
+        "pow": ("ipow",),
+        "cat": ("concat", "concatenate"),
+        "view": ("reshape",),
+        "transpose": ("swapaxes", "swapdims"),
+        "norm": ("vector_norm", "linalg_vector_norm"),
+        "neg": ("negative",),
+        "abs": ("absolute",),
+        "clamp": ("clip",),
+    }.items()
+    for name in names
+}
+
+_LAYOUT = {
+    "view", "view_as", "reshape_as", "flatten", "unflatten", "permute", "transpose", "movedim", "moveaxis",
+    "squeeze", "unsqueeze", "getitem", "t",
 }  # fmt: skip
 
-_LAYOUT = frozenset(
-    "view view_as flatten unflatten permute transpose movedim moveaxis squeeze unsqueeze getitem t".split()
-)
-
-POINTWISE = frozenset(
-    "add sub mul div floordiv pow square sqrt rsqrt reciprocal exp exp2 expm1 log log1p log2 abs neg sign "
-    "clamp clamp_min clamp_max maximum minimum where lerp addcmul addcdiv nan_to_num sin cos erf "
-    "relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu mish sigmoid logsigmoid tanh tanhshrink softplus softsign "
-    "softshrink hardshrink hardtanh hardsigmoid hardswish threshold "
-    "dropout dropout2d feature_dropout alpha_dropout to float double half bfloat16 type type_as contiguous detach clone "
-    "zeros_like ones_like".split()
-)
-
+POINTWISE = {
+    "add", "sub", "mul", "div", "floordiv", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "exp2",
+    "expm1", "log", "log1p", "log2", "abs", "neg", "sign", "clamp", "clamp_min", "clamp_max", "maximum",
+    "minimum", "where", "lerp", "addcmul", "addcdiv", "nan_to_num", "sin", "cos", "erf", "relu", "relu6",
+    "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "logsigmoid", "tanh",
+    "tanhshrink", "softplus", "softsign", "softshrink", "hardshrink", "hardtanh", "hardsigmoid", "hardswish",
+    "threshold", "dropout", "dropout2d", "to", "feature_dropout", "float", "double", "half", "bfloat16",
+    "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like",
+}  # fmt: skip
 
 NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
 
@@ -540,9 +648,11 @@ def _is_map_like(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
 
 
-def _is_gate(node: fx.Node) -> bool:
-    value = node.meta["value"]
-    return value.dim() == 4 and tuple(value.shape[2:]) == (1, 1)
+def _as_map(node: fx.Node) -> fx.Node:
+    """A stand-in for the map that a node's weights are."""
+    out = copy.copy(node)
+    out.meta = {**node.meta, "kind": Map(node.meta["kind"].labels, node.meta["kind"].space)}
+    return out
 
 
 # ------------------------------------------------------------------------------------------------ reductions
@@ -557,7 +667,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
     size = tuple(base.meta["value"].shape[-2:])
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        kind = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}.get(type(module))  # type: ignore[call-overload]
+        kind = {nn.AdaptiveAvgPool2d: "mean", nn.AdaptiveMaxPool2d: "amax"}.get(type(module))
         if (
             kind is None
             or module.output_size not in (1, (1, 1), [1, 1])
@@ -589,7 +699,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
         keep = node.kwargs.get("keepdim", rest[-1] if rest else False)
         if len(rest) == 1 and "keepdim" not in node.kwargs:  # x.var(dim, unbiased): keepdim comes third
             unbiased, keep = rest[0], False
-        correction = node.kwargs.get("correction", 1 if unbiased else 0)
+        correction: Any = node.kwargs.get("correction", 1 if unbiased else 0)
         return Reduction(
             name, base, _dims(dim, rank), bool(keep), correction=float(1 if correction is None else correction)
         )
@@ -673,7 +783,9 @@ def _regrouped(kind: Map, before: tuple[int, ...], after: tuple[int, ...]) -> An
     out = ""
     i = j = 0
     while i < len(before) or j < len(after):
-        left, right, a, b = [], [], 1, 1
+        left: list[int] = []
+        right: list[int] = []
+        a = b = 1
         while a != b or not (left or right):
             if i < len(before) and (a <= b or j == len(after)):
                 a, i = a * before[i], i + 1

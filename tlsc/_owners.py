@@ -1,0 +1,159 @@
+"""The modules whose own ``forward`` has to change: they take a statistic themselves, or use that of a pool.
+
+An owner is rewritten as a whole, from the statistic to where its result meets the map again. Where the result
+leaves a module first (the gate of a squeeze-excitation in a Sequential), the module around it is taken, and the
+inner one entered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ._probe import Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
+from ._rewrite import rewrite
+from ._trace import Cannot, Trace, name_of, trace
+
+__all__ = ["Owner", "find_owners"]
+
+
+@dataclass(eq=False)
+class Owner:
+    """A module to be rewritten: ``graph`` is its new forward."""
+
+    slot: Slot
+    graph: fx.Graph
+    sites: list[OwnedSite] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class OwnedSite:
+    """A statistic of an owner: the child that takes it (a path from the owner) or None, and what it is."""
+
+    child: str | None
+    operation: str
+    size: tuple[int, int]
+    normalises: bool = False
+
+
+@dataclass
+class Found:
+    """``owners`` to rewrite; ``refused``: slots with a statistic of their own that stays as it is, with the reason;
+    ``why``: the same for every module that was tried."""
+
+    owners: list[Owner]
+    refused: dict[Slot, str]
+    why: dict[Slot, str]
+
+
+def find_owners(
+    model: nn.Module, slots: list[Slot], run: Run, pools: list[Slot], skip: set[Slot], stride: int
+) -> Found:
+    """Trace the modules that took a statistic in ``run``, and those around the ``pools``.
+
+    ``skip``: pools and modules to leave alone.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with undisturbed(model), silent_fakes():
+        make_fake(model, mode)
+        return _find(slots, run, pools, skip, stride, mode)
+
+
+def _find(
+    slots: list[Slot], run: Run, pools: list[Slot], skip: set[Slot], stride: int, mode: FakeTensorMode
+) -> Found:
+    holding: dict[int, list[Slot]] = {}
+    for slot in slots:
+        if slot in run.arguments:
+            holding.setdefault(id(slot.module), []).append(slot)
+    depth = {slot: slot.paths[0].count(".") + 1 if slot.paths[0] else 0 for slot in slots}
+    inline: dict[Slot, set[str]] = {}
+
+    def propose(module: nn.Module, paths: tuple[str, ...] = ()) -> None:
+        for slot in holding.get(id(module), []):
+            inline.setdefault(slot, set()).update(paths)
+
+    for slot in run.reducing:
+        if slot not in skip:
+            propose(slot.module)
+    for pool in pools:
+        if pool.parent is not None:
+            propose(pool.parent)
+    owners: dict[Slot, Owner] = {}
+    why: dict[Slot, str] = {}
+    while inline:
+        slot = max(inline, key=lambda candidate: depth[candidate])
+        entered = tuple(sorted(inline.pop(slot)))
+        inner = [other for path in entered for other in holding.get(id(slot.module.get_submodule(path)), [])]
+        try:
+            owner = _attempt(slot, run, entered, skip, stride, mode)
+        except Cannot as error:
+            why[slot] = str(error)
+            if error.escapes and slot.parent is not None and not is_hooked(slot.module):
+                propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
+            for other in inner:
+                if other in why:
+                    why[other] += f"; in {slot.paths[0] or 'the model'}: {error}"
+            continue
+        if owner is not None:
+            owners[slot] = owner
+            for other in inner:
+                why.pop(other, None)
+    for slot in list(owners):
+        # One module in several places: rewritten in all of them or in none.
+        if any(other in why for other in holding[id(slot.module)]):
+            del owners[slot]
+    return Found(list(owners.values()), {slot: reason for slot, reason in why.items() if slot in run.reducing}, why)
+
+
+def _attempt(
+    slot: Slot, run: Run, entered: tuple[str, ...], skip: set[Slot], stride: int, mode: FakeTensorMode
+) -> Owner | None:
+    calls = run.arguments.get(slot, [])
+    if not calls:
+        raise Cannot("not called on an input of base_size")
+    if len({str(_sizes(call)) for call in calls}) > 1:
+        raise Cannot("called on maps of several sizes: one window cannot serve them")
+    if "forward" in slot.module.__dict__:
+        raise Cannot("its forward was replaced on the instance")
+    args, kwargs = calls[0]
+    skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
+    made = trace(slot.module, args, kwargs, entered, skipped, mode)
+    if made.unknown:
+        raise Cannot(f"its {made.unknown[0]} over all positions has no local form here")
+    if not made.reductions and not made.norms:
+        return None
+    owner = Owner(slot, rewrite(made, stride))
+    for node in (*made.reductions, *made.norms):
+        owner.sites.append(_site(node, made))
+    return owner
+
+
+def _site(node: fx.Node, made: Trace) -> OwnedSite:
+    size = node.meta["kind"].space.size
+    if node.op == "call_module":
+        child = str(node.target)
+        return OwnedSite(child, type(made.root.get_submodule(child)).__name__, size, "norm" in node.meta)
+    reduction = node.meta.get("reduction")
+    return OwnedSite(
+        None, reduction.operation if reduction is not None else name_of(node, made.root), size, "norm" in node.meta
+    )
+
+
+def _sizes(call: Any) -> Any:
+    args, kwargs = call
+    return [tuple(value.shape) if hasattr(value, "shape") else value for value in (*args, *kwargs.values())]
+
+
+def _path_from(slot: Slot, inner: Slot) -> str | None:
+    """The path of ``inner`` as seen from ``slot``; None if it is not below."""
+    start = slot.paths[0]
+    for path in inner.paths:
+        if not start:
+            return path
+        if path.startswith(f"{start}."):
+            return path[len(start) + 1 :]
+    return None
