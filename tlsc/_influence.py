@@ -302,20 +302,20 @@ def _in_double(model: nn.Module) -> Iterator[nn.Module]:
         for name, value in module.__dict__.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 module.__dict__[name] = value.detach().double()
-    with _probe._undisturbed(made), _probe._eager(made):
+    with _probe.undisturbed(made), _probe._eager(made):
         yield made
 
 
 @contextmanager
 def _in_copy(model: nn.Module) -> Iterator[nn.Module]:
     made = _copied(model)
-    with _probe._undisturbed(made), _probe._eager(made):
+    with _probe.undisturbed(made), _probe._eager(made):
         yield made
 
 
 @contextmanager
 def _in_place(model: nn.Module) -> Iterator[nn.Module]:
-    with _probe._undisturbed(model, values=True), _probe._eager(model):
+    with _probe.undisturbed(model, values=True), _probe._eager(model):
         yield model
 
 
