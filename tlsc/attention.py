@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -164,8 +164,8 @@ def overlapping_transposed_attention(
     out = torch.zeros(v.shape, dtype=wide, device=v.device)
     for top, bottom in rows:
         for left, right in columns:
-            crops = (x[..., top:bottom, left:right] for x in (q, k, v))
-            out[..., top:bottom, left:right] += _global(*crops, scale).to(wide)
+            crop_q, crop_k, crop_v = (x[..., top:bottom, left:right] for x in (q, k, v))
+            out[..., top:bottom, left:right] += _global(crop_q, crop_k, crop_v, scale).to(wide)
     counts = []
     for n, parts in ((height, rows), (width, columns)):
         count = [sum(begin <= i < end for begin, end in parts) for i in range(n)]
@@ -176,7 +176,7 @@ def overlapping_transposed_attention(
 def _global(q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Tensor:
     flat_q, flat_k = (F.normalize(x.flatten(3), dim=-1) for x in (q, k))
     weights = ((flat_q @ flat_k.transpose(-2, -1)) * scale).softmax(-1)
-    return (weights @ v.flatten(3)).unflatten(3, v.shape[3:])
+    return (weights @ v.flatten(3)).reshape(v.shape)
 
 
 def _sliding(
@@ -184,19 +184,18 @@ def _sliding(
 ) -> Tensor:
     rows, columns = (_Axis.of(n, w, r) for n, w, r in zip(q.shape[3:], window, stride, strict=True))
     compute = torch.promote_types(q.dtype, torch.float32)
+    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     with _full_precision(q):
         weights = _weights(q, k, scale, rows, columns).to(compute)
-        bands = []
         for y, (top, bottom) in enumerate(rows.regions):
-            parts, x = [], 0
+            x = 0
             for left, count, size in _runs(columns.regions):
-                blocks = _blocks(v[..., top:bottom, left : left + count * size], count, compute)
-                mixed = weights[:, :, y, x : x + count] @ blocks
-                mixed = mixed.unflatten(-1, (bottom - top, size)).permute(0, 1, 3, 4, 2, 5).flatten(-2)
-                parts.append(mixed.to(v.dtype))
+                part = (..., slice(top, bottom), slice(left, left + count * size))
+                mixed = weights[:, :, y, x : x + count] @ _blocks(v[part], count, compute)
+                mixed = mixed.reshape(*mixed.shape[:-1], bottom - top, size).permute(0, 1, 3, 4, 2, 5)
+                _split(out[part], count).copy_(mixed)
                 x += count
-            bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
-        return torch.cat(bands, -2)
+    return out
 
 
 def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
@@ -206,32 +205,49 @@ def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Axis, columns: _Axis) -
     for top, bottom in rows.segments:
         parts: list[list[Tensor]] = [[], [], []]
         for left, count, size in _runs(columns.segments):
-            a, b = (_blocks(x[..., top:bottom, left : left + count * size], count, compute) for x in (q, k))
-            for part, product in zip(
-                parts, (a @ b.transpose(-2, -1), a.square().sum(-1), b.square().sum(-1)), strict=True
-            ):
-                part.append(product)
-        for product_list, part in zip(products, parts, strict=True):
-            product_list.append(torch.cat(part, 2))
-    gram, q_square, k_square = (_window_sums(torch.stack(p, 2), rows, columns) for p in products)
+            part = (..., slice(top, bottom), slice(left, left + count * size))
+            a, b = _blocks(q[part], count, compute), _blocks(k[part], count, compute)
+            parts[0].append(a @ b.transpose(-2, -1))
+            # Faster than to square and to sum.
+            parts[1].append(torch.linalg.vector_norm(a, dim=-1).square())
+            parts[2].append(torch.linalg.vector_norm(b, dim=-1).square())
+        for product, pieces in zip(products, parts, strict=True):
+            product.append(torch.cat(pieces, 2))
+    gram, q_square, k_square = (_window_sums(torch.stack(product, 2), rows, columns) for product in products)
     # The root of a clamped square, not a clamped root: its derivative is finite at zero.
     lengths = [square.clamp(min=EPS * EPS).sqrt() for square in (q_square, k_square)]
     cosines = gram / (lengths[0].unsqueeze(-1) * lengths[1].unsqueeze(-2))
     return (cosines * scale.to(cosines.dtype).reshape(-1, 1, 1, 1, 1)).softmax(-1)
 
 
+def _split(x: Tensor, count: int) -> Tensor:
+    """(N, heads, c, h, count·w) as (N, heads, c, h, count, w)."""
+    return x.view(*x.shape[:-1], count, -1)
+
+
 def _blocks(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """(N, heads, c, h, count·w) as ``count`` blocks side by side: (N, heads, count, c, h·w)."""
-    return x.unflatten(-1, (count, -1)).permute(0, 1, 4, 2, 3, 5).flatten(-2).to(dtype)
+    return _split(x, count).permute(0, 1, 4, 2, 3, 5).flatten(-2).to(dtype)
 
 
 def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
-    """Sums over windows of (N, heads, segments down, segments across, …), without differences: a NaN or Inf
-    reaches only the windows that contain it."""
+    """Sums over windows of (N, heads, segments down, segments across, …).
+
+    A NaN or Inf reaches only the windows that contain it: where there is one, no sum is a difference.
+    """
     dtype = torch.float32 if x.device.type == "mps" else torch.float64
     for dim, axis in ((3, columns), (2, rows)):
-        sums = [x.narrow(dim, first, last - first).sum(dim, dtype=dtype) for first, last in axis.windows]
-        x = torch.stack(sums, dim)
+        direct = len(axis.windows) == 1 or _reference._is_traced(x) or dtype == torch.float32
+        if not direct:
+            running = x.cumsum(dim, dtype=dtype)
+            direct = not bool(torch.isfinite(running.select(dim, -1)).all())
+        if direct:
+            sums = [x.narrow(dim, first, last - first).sum(dim, dtype=dtype) for first, last in axis.windows]
+            x = torch.stack(sums, dim)
+        else:
+            running = torch.cat([torch.zeros_like(running.narrow(dim, 0, 1)), running], dim)
+            first, last = (torch.tensor(ends, device=x.device) for ends in zip(*axis.windows, strict=True))
+            x = running.index_select(dim, last) - running.index_select(dim, first)
     return x
 
 
@@ -437,7 +453,8 @@ def _attend(
         scores = scores.masked_fill(outside, float("-inf") if weighting == "softmax" else 0.0)
     weights = scores.softmax(-1) if weighting == "softmax" else scores / (size[0] * size[1])
     out = weights @ values.flatten(2).to(dtype).transpose(1, 2)
-    return out.transpose(1, 2).unflatten(2, (rows[1] - rows[0], columns[1] - columns[0])).to(v.dtype)
+    shape = (*v.shape[:2], rows[1] - rows[0], columns[1] - columns[0])
+    return out.transpose(1, 2).reshape(shape).to(v.dtype)
 
 
 def _start(i: int, n: int, k: int) -> int:
@@ -506,6 +523,7 @@ class LocalTransposedAttention(_LocalModule):
 
     form: Form
     stride: tuple[int, int]
+    temperature: Tensor
     _layout: str
 
     @classmethod
@@ -552,16 +570,16 @@ class LocalTransposedAttention(_LocalModule):
         return new
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        q, k, v = self._qkv(x, y)
-        temperature: Tensor = self.temperature  # type: ignore[assignment]
+        parts = self._qkv(x, y)
+        temperature: Tensor = self.temperature
         heads = temperature.numel()
-        maps = [part.unflatten(1, (heads, -1)) for part in (q, k, v)]
+        q, k, v = (part.reshape(part.shape[0], heads, -1, *part.shape[2:]) for part in parts)
         if self._covers(q):
-            out = _global(*maps, temperature.reshape(-1, 1, 1))
+            out = _global(q, k, v, temperature.reshape(-1, 1, 1))
         elif self.form == "sliding":
-            out = local_transposed_attention(*maps, temperature, self.window, self.stride)
+            out = local_transposed_attention(q, k, v, temperature, self.window, self.stride)
         else:
-            out = overlapping_transposed_attention(*maps, temperature, self.window)
+            out = overlapping_transposed_attention(q, k, v, temperature, self.window)
         return self.project_out(out.flatten(1, 2))  # type: ignore[no-any-return, operator]
 
     def _qkv(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
@@ -791,7 +809,7 @@ def _non_local_block(module: nn.Module) -> _Block | None:
     return None
 
 
-def _is_conv(module: Any, size: int) -> bool:
+def _is_conv(module: Any, size: int) -> TypeGuard[nn.Conv2d]:
     return (
         isinstance(module, nn.Conv2d)
         and module.kernel_size == (size, size)
@@ -800,7 +818,7 @@ def _is_conv(module: Any, size: int) -> bool:
     )
 
 
-def _is_depthwise(module: Any, channels: int) -> bool:
+def _is_depthwise(module: Any, channels: int) -> TypeGuard[nn.Conv2d]:
     return _is_conv(module, 3) and module.groups == module.in_channels == module.out_channels == channels
 
 
