@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor, nn
 
+import tlsc
 from tlsc.attention import (
     LocalNonLocalBlock,
     LocalTransposedAttention,
@@ -151,6 +152,7 @@ def test_stride_one_gives_each_position_its_own_window() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES))
+@example((9, 7), (4, 3))  # steps that are not whole
 def test_overlap_equals_a_loop(size: Any, window: Any) -> None:
     q, k, v = _maps(2, 2, 2, *size)
     out = overlapping_transposed_attention(q, k, v, 2.0, window)
@@ -200,10 +202,11 @@ def test_zeros_and_their_gradient() -> None:
 
 def test_nan_spoils_only_the_windows_that_contain_it() -> None:
     q, k, v = _maps(1, 1, 2, 3, 9)
-    q[0, 0, 0, 1, 8] = float("nan")
+    q[0, 0, 0, 1, 4] = float("nan")
     out = local_transposed_attention(q, k, v, 1.0, (3, 3), 1)
-    assert torch.isfinite(out[..., :7]).all()
-    assert out[0, 0, 0, :, 7:].isnan().all()
+    assert torch.isfinite(out[..., :3]).all()
+    assert torch.isfinite(out[..., 6:]).all()
+    assert out[0, 0, 0, :, 3:6].isnan().all()
     assert torch.isfinite(out[0, 0, 1]).all()  # a row of weights for each channel of q
 
 
@@ -243,6 +246,8 @@ def test_bad_arguments() -> None:
     st.sampled_from(["softmax", "mean"]),
     st.sampled_from([8, 2**23]),
 )
+@example((13, 14), (9, 8), "softmax", 2**23)  # tiles of several windows
+@example((13, 14), (9, 8), "mean", 2**23)
 def test_non_local_equals_a_loop(size: Any, window: Any, weighting: Any, limit: int) -> None:
     """However small the tiles are."""
     q, k, v = (x.flatten(1, 2) for x in _maps(2, 1, 3, *size))
@@ -264,12 +269,12 @@ def test_non_local_equals_a_loop(size: Any, window: Any, weighting: Any, limit: 
 def test_non_local_nan_spoils_only_the_windows_that_contain_it() -> None:
     for spoilt in range(1, 3):
         maps = [x.flatten(1, 2) for x in _maps(1, 1, 2, 12, 12)]
-        maps[spoilt][0, 0, 6, 11] = float("nan")
+        maps[spoilt][0, 0, 1, 9] = float("nan")
         out = local_non_local(*maps, 8)
         hit = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.bool)
         for i in range(12):
-            hit[0][i] = 6 in range(*reference_window(i, 12, 8).indices(12))
-            hit[1][i] = 11 in range(*reference_window(i, 12, 8).indices(12))
+            hit[0][i] = 1 in range(*reference_window(i, 12, 8).indices(12))
+            hit[1][i] = 9 in range(*reference_window(i, 12, 8).indices(12))
         assert torch.equal(out.isnan().any(1)[0], hit[0][:, None] & hit[1])
 
 
@@ -322,6 +327,23 @@ def test_modules_equal_functions() -> None:
         assert torch.equal(local(x), module.project_out(out.flatten(1, 2)))
     with pytest.raises(ArgumentValueError, match="form"):
         LocalTransposedAttention.from_module(module, 4, form="slide")  # type: ignore[arg-type]
+
+
+def test_the_published_form_through_the_public_registry() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), Attention()).double()
+    x, attention = _random(1, 3, 8, 9), model[1]
+    before = model(x)
+    handle = tlsc.register(Attention, overlap)
+    try:
+        tlsc.convert(model, (5, 6))
+    finally:
+        handle.remove()
+    assert isinstance(model[1], LocalTransposedAttention)
+    assert (model[1].form, model[1].window) == ("overlap", (5, 6))
+    assert torch.equal(model(x), overlap(attention, (5, 6))(model[0](x)))
+    tlsc.revert(model)
+    assert model[1] is attention
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize("norm", [False, True])
