@@ -314,7 +314,7 @@ def test_the_probe_runs_in_evaluation_mode_without_gradients(body: type[Body]) -
             assert not torch.is_grad_enabled()
             return super().forward(x[..., :8, :8] if self.training else x)
 
-    assert [site.window for site in tlsc.plan(Cropping().train(), BASE)] == [BASE, BASE]
+    assert [site.window for site in tlsc.plan(Cropping().train(), BASE).converted] == [BASE, BASE]
 
 
 @pytest.mark.parametrize("how", ["wrapper", "in place"])

@@ -11,6 +11,7 @@ import pytest
 import tlsc
 
 NAMES = [
+    "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
     "LocalInstanceNorm2d",
@@ -24,6 +25,7 @@ NAMES = [
     "converted",
     "errors",
     "functional",
+    "influence",
     "plan",
     "register",
     "revert",
@@ -44,6 +46,9 @@ SIGNATURES = {
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
     "revert": "(model: 'Model') -> 'Model'",
+    "influence": "(model: 'nn.Module', size: 'int | tuple[int, int]', *, example_input: 'Any' = None, "
+    "radius: 'int | tuple[int, int] | None' = None, output: 'int | Callable[[Any], Tensor] | None' = None, "
+    "samples: 'int' = 2, seed: 'int' = 0) -> 'Influence'",
     "register": "(module_type: 'type[nn.Module]', factory: 'Callable[..., nn.Module]') -> 'Registration'",
     "functional.local_mean": f"({_MAP}, stride: 'int' = 1) -> 'Tensor'",
     "functional.local_var_mean": f"({_MAP}) -> 'tuple[Tensor, Tensor]'",

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from . import attention
 from ._plan import Action
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
@@ -150,6 +151,9 @@ def kind_of(module: nn.Module) -> Kind | None:
     """How ``module`` is treated; None if it is not known to aggregate over positions."""
     kind = _KINDS.get(type(module))
     if kind is None:
+        found = attention.recognise(module)
+        if found is not None:
+            return Kind(*found, strided=True)
         for known in _KINDS:
             if isinstance(module, known):
                 return Kind(
