@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,15 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WINDOWS = [(3, 3), (1, 4), (4, 1), (2, 6), (6, 8), (7, 4), (5, 30), (12, 12)]
 
 exhaustively = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """On maps this small, threads do nothing but wait for each other: minutes of it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------- naive windows
