@@ -25,13 +25,15 @@ from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic,
 __all__ = ["rewrite", "stand_in"]
 
 
-def rewrite(trace: Trace, stride: int) -> fx.Graph:
-    """The graph of the local forward. The window of each map is its size in the traced run.
+def rewrite(trace: Trace, stride: int) -> tuple[fx.Graph, bool]:
+    """The graph of the local forward, and whether windows become batch items in it (some tail mixes positions or
+    changes shape). The window of each map is its size in the traced run.
 
     Raises:
         Cannot: a statistic is used in a way that has no local meaning.
     """
-    return _Rewriter(trace, stride).run()
+    rewriter = _Rewriter(trace, stride)
+    return rewriter.run(), bool(rewriter.batched)
 
 
 class _Rewriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -268,15 +268,22 @@ class _Planner:
     def _make(self) -> None:
         run, inputs = self._probe()
         ready = [slot for slot in run.calls if self.kinds[slot].pools and self._why_left(slot, run) is None]
-        refused = _refused_pools(self.model, inputs, self.base_size, ready) if ready else {}
-        # What replacing a module cannot do, rewriting the module around it may.
-        hard = [slot for slot in run.calls if slot in refused or self._is_hard(slot, run)]
+        hard = [slot for slot in run.calls if self._is_hard(slot, run)]
         hooked = {slot for slot in run.calls if _probe.is_hooked(slot.module)}
         skip = {*self.excluded, *hooked, *_inside(self.slots, self.kinds)}
-        found = find_owners(self.model, self.slots, run, [s for s in hard if s not in skip], skip, self.stride)
-        self.owners = found.owners
+        pools = [slot for slot in (*ready, *hard) if slot not in skip]
+        found = find_owners(self.model, self.slots, run, pools, skip, self.stride)
+        # Where only pointwise layers follow a pool, replacing it alone does.
+        alone = {(id(slot.parent), slot.name): slot for slot in ready if slot.parent is not None}
+        spare = [owner for owner in found.owners if not owner.batched and _serves_only(owner, alone)]
+        served = {place for owner in found.owners if owner not in spare for place in _served(owner)}
+        tried = [slot for slot in ready if slot.parent is not None and (id(slot.parent), slot.name) not in served]
+        refused = _refused_pools(self.model, inputs, self.base_size, tried) if tried else {}
+        failed = {(id(slot.parent), slot.name) for slot in refused}
+        self.owners = [owner for owner in found.owners if owner not in spare or failed & set(_served(owner))]
+        hard += refused
         covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
-        for owner in found.owners:
+        for owner in self.owners:
             for owned in owner.sites:
                 if owned.child is not None:
                     parent, name = _place(owner.slot.module, owned.child)
@@ -284,7 +291,7 @@ class _Planner:
         places = [s for s in self.slots if (id(s.parent), s.name) in covered]
         for slot in dict.fromkeys([*run.order, *self.kinds, *places]):
             self.sites += [
-                (slot, self._owned(o, s)) for o in found.owners if o.slot is slot for s in o.sites if not s.child
+                (slot, self._owned(o, s)) for o in self.owners if o.slot is slot for s in o.sites if not s.child
             ]
             if slot in found.refused:
                 self.sites.append((slot, self._left(slot, run.reducing[slot], found.refused[slot])))
@@ -410,6 +417,17 @@ def _inside(slots: list[Slot], kinds: dict[Slot, Kind]) -> list[Slot]:
             wholes.add(id(slot.module))
             out.append(slot)
     return out
+
+
+def _served(owner: Owner) -> list[tuple[int, str]]:
+    """The places of the children whose statistics an owner takes over."""
+    places = [_place(owner.slot.module, site.child) for site in owner.sites if site.child is not None]
+    return [(id(parent), name) for parent, name in places]
+
+
+def _serves_only(owner: Owner, places: Container[tuple[int, str]]) -> bool:
+    """Whether all statistics of an owner are those of modules in ``places``."""
+    return all(site.child is not None for site in owner.sites) and all(p in places for p in _served(owner))
 
 
 def _place(owner: nn.Module, path: str) -> tuple[nn.Module, str]:
