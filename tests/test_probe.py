@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -589,3 +590,40 @@ def test_a_model_decorated_with_inference_mode() -> None:
 
     model = tlsc.convert(with_random_weights(Deployed()), BASE)
     assert model(image(36, 44, dtype=torch.float32)).shape == (1, 8, 36, 44)
+
+
+CACHE: dict[tuple[int, ...], Tensor] = {}
+LAST: Tensor | None = None
+
+
+@functools.lru_cache
+def ramp(width: int) -> Tensor:
+    return torch.linspace(0, 1, width)
+
+
+def test_caches_outside_modules_keep_no_fake_tensor() -> None:
+    class Notes:
+        kept: Any = None
+
+    class Caching(nn.Module):
+        table: ClassVar[dict[tuple[int, ...], Tensor]] = {}
+        seen: ClassVar[list[Tensor]] = []
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.notes = nn.InstanceNorm2d(3), Notes()
+
+        def forward(self, x: Tensor) -> Tensor:
+            global LAST
+            size = tuple(x.shape[2:])
+            LAST = self.notes.kept = x
+            self.seen.append(x)
+            ones = CACHE.setdefault(size, torch.ones(size)) * self.table.setdefault(size, torch.ones(size))
+            return self.norm(x) * ramp(size[1]) * ones
+
+    model = Caching()
+    x = torch.rand(1, 3, *BASE)
+    tlsc.convert(model, BASE)
+    assert type(model(x)) is Tensor
+    assert type(ramp(BASE[1])) is Tensor
+    assert all(type(value) is Tensor for value in (*CACHE.values(), *Caching.table.values(), *Caching.seen))

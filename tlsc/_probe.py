@@ -10,6 +10,8 @@ image had.
 from __future__ import annotations
 
 import copy
+import functools
+import gc
 import logging
 import math
 import random
@@ -24,11 +26,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .errors import ArgumentTypeError, ArgumentValueError, ProbeError
+from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
 
 __all__ = [
     "HOOKS",
@@ -40,6 +42,7 @@ __all__ = [
     "inputs_of",
     "is_hooked",
     "make_fake",
+    "no_fakes_left",
     "run",
     "silent_fakes",
     "slots_of",
@@ -145,6 +148,67 @@ def silent_fakes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def no_fakes_left() -> Iterator[None]:
+    """Afterwards, take back the fake tensors that models put into caches of their own: ``functools.lru_cache``,
+    dictionaries, lists and objects outside the modules. There they would be taken for real ones later.
+
+    Warns:
+        TLSCWarning: one is kept where it cannot be taken back.
+    """
+    before = {id(fake) for fake in _living_fakes()}
+    yield
+    if not _take_back(before):
+        warnings.warn(
+            "the model keeps tensors without values, made while it was planned, where they cannot be taken back; "
+            "clear its caches before running it",
+            TLSCWarning,
+            stacklevel=2,
+        )
+
+
+def _take_back(before: set[int]) -> bool:
+    """Whether no fake tensor is left that was not there ``before``."""
+
+    def new() -> list[FakeTensor]:
+        return [fake for fake in _living_fakes() if id(fake) not in before]
+
+    if not new():
+        return True
+    gc.collect()  # those that only cycles keep
+    if not (fakes := new()):
+        return True
+    for cache in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
+        if not (cache.__module__ or "").startswith("torch"):
+            cache.cache_clear()
+    for number in range(len(fakes)):
+        for holder in gc.get_referrers(fakes[number]):
+            if holder is not fakes:
+                _let_go(holder, fakes[number])
+    fakes.clear()
+    return not new()
+
+
+def _living_fakes() -> list[FakeTensor]:
+    return [found for found in gc.get_objects() if type(found) is FakeTensor]
+
+
+def _let_go(holder: Any, fake: FakeTensor) -> None:
+    if type(holder) in (dict, OrderedDict, defaultdict):
+        for key in [key for key, value in holder.items() if value is fake]:
+            if "__spec__" in holder:  # the variables of a Python module
+                holder[key] = None
+            else:
+                del holder[key]
+    elif type(holder) in (list, deque):
+        kept = [value for value in holder if value is not fake]
+        holder.clear()
+        holder.extend(kept)
+    elif isinstance(getattr(holder, "__dict__", None), dict):
+        for key in [key for key, value in vars(holder).items() if value is fake]:
+            object.__setattr__(holder, key, None)
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -54,6 +54,8 @@ class _Rewriter:
             self.new[node] = self._emit(node)
         self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
+        for node in self.graph.nodes:
+            node.meta.clear()
         return self.graph
 
     # ------------------------------------------------------------------------------------- which tails stay maps

@@ -238,7 +238,8 @@ class _Planner:
         self.sites: list[tuple[Slot, Site]] = []
         self.owners: list[Owner] = []
         if self.kinds or _own_code(slots):
-            self._make()
+            with _probe.no_fakes_left():
+                self._make()
         self.plan = Plan(self.base_size, self.stride, tuple(site for _, site in self.sites))
 
     def build(self) -> list[tuple[Slot, nn.Module]]:
