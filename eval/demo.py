@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -124,41 +125,48 @@ def sweep(models: Mapping[str, nn.Module], pairs: dict[str, list[Pair]]) -> tupl
     On patches no larger than its base size a converted network is the original (invariant I1, tested): it takes
     the original's figure and is not run again.
     """
-    jobs = [
-        (name, variant, size, pair)
+    jobs = {
+        (name, variant): [
+            (size, pair) for size in ((None,) if variant.tile else PATCH_SIZES) for pair in pairs[name]
+        ]
         for name, model in models.items()
         for variant in variants_of(DEMO_NETWORKS[name], model)
-        for size in ((None,) if variant.tile else PATCH_SIZES)
-        for pair in pairs[name]
-    ]
+    }
     results: list[Result] = []
     restored: Restored = {}
     original: dict[tuple[str, int | None, str], Result] = {}
-    with tqdm(jobs, desc="demo", unit="image", smoothing=0, mininterval=0.5) as progress:
-        for name, variant, size, pair in progress:
+    with tqdm(
+        total=sum(map(len, jobs.values())), desc="demo", unit="image", smoothing=0, mininterval=0.5
+    ) as progress:
+        for (name, variant), cases in jobs.items():
             progress.set_postfix_str(f"{name}, {variant.name}", refresh=False)
-            if variant.base_size is not None and size is not None and size <= variant.base_size:
-                results.append(replace(original[name, size, pair.name], variant=variant.name))
-                continue
-            start = time.perf_counter()
-            image = _restore(models[name], variant, size, pair.degraded)
-            seconds = time.perf_counter() - start
-            psnr = _psnr(pair.clean, image)
-            results.append(Result(name, variant.name, size, pair.name, psnr, seconds))
-            if variant == ORIGINAL:
-                original[name, size, pair.name] = results[-1]
-            if size is None:
-                restored[name, variant.name, pair.name] = image
+            with _as(variant, models[name]) as model:
+                for size, pair in cases:
+                    progress.update()
+                    if variant.base_size is not None and size is not None and size <= variant.base_size:
+                        results.append(replace(original[name, size, pair.name], variant=variant.name))
+                        continue
+                    start = time.perf_counter()
+                    image = _restore(model, variant, size, pair.degraded)
+                    seconds = time.perf_counter() - start
+                    psnr = _psnr(pair.clean, image)
+                    results.append(Result(name, variant.name, size, pair.name, psnr, seconds))
+                    if variant == ORIGINAL:
+                        original[name, size, pair.name] = results[-1]
+                    if size is None:
+                        restored[name, variant.name, pair.name] = image
     return results, restored
+
+
+def _as(variant: Variant, model: nn.Module) -> AbstractContextManager[nn.Module]:
+    if variant.base_size is None:
+        return nullcontext(model)
+    return tlsc.converted(model, variant.base_size, stride=variant.stride)
 
 
 def _restore(model: nn.Module, variant: Variant, size: int | None, degraded: Pixels) -> Pixels:
     image = torch.from_numpy(degraded).permute(2, 0, 1).unsqueeze(0)
-    if variant.base_size is not None:
-        with tlsc.converted(model, variant.base_size, stride=variant.stride):
-            out = restore(model, image, size)
-    else:
-        out = restore(model, image, variant.tile or size, variant.overlap)
+    out = restore(model, image, variant.tile or size, variant.overlap)
     return np.asarray(out[0].permute(1, 2, 0).clamp(0, 1).numpy())
 
 
