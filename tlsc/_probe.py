@@ -2,8 +2,9 @@
 
 The model runs on fake tensors, which have a shape but no values: no arithmetic, no memory. Where its code asks
 for values (``.item()``, NumPy), it runs for real on its own device and dtype. In both cases every module's
-attributes, buffers, hooks and training flag, the random number generators and the gradients are afterwards as
-they were. Hooks do not run, so that none records a size that no image had.
+attributes (and the containers among them), parameters, buffers, hooks and training flag, the random number
+generators and the gradients are afterwards as they were. Hooks do not run, so that none records a size that no
+image had.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 import logging
 import random
 import warnings
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -96,7 +97,8 @@ def run(
         try:
             with _undisturbed(model), _silent_fakes():
                 args = inputs(*size)
-                with FakeTensorMode(allow_non_fake_inputs=True):
+                with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                    _make_fake(model, mode)
                     return _run(model, tree_map(_as_fake, args), watched, calls, True)
         except Exception:
             # The model may look at values, which fake tensors do not have; if it has another reason to fail,
@@ -104,7 +106,7 @@ def run(
             if fake:
                 raise
             calls.clear()
-    with _undisturbed(model, buffers=True):
+    with _undisturbed(model, values=True):
         return _run(model, inputs(*size), watched, calls, False)
 
 
@@ -118,6 +120,17 @@ def _silent_fakes() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Give every module fake tensors: a change in place of a real one would be real even in this mode."""
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for tensors in _tensors_of(module):
+            for name, value in tensors.items():
+                if isinstance(value, Tensor):
+                    tensors[name] = mode.from_tensor(value)
 
 
 def _as_fake(value: Any) -> Any:
@@ -205,12 +218,12 @@ def _is_image(value: Any) -> bool:
 
 
 def _resized(value: Any, unit: torch.Size, size: tuple[int, int]) -> Any:
-    """An image of the size that it has when the first image has ``size``; anything else as it is."""
+    """A copy: of an image, at the size that it has when the first image has ``size``."""
     if not _is_image(value):
-        return value
+        return value.clone() if isinstance(value, Tensor) else value
     height, width = (max(1, round(n * new / old)) for n, new, old in zip(value.shape[-2:], size, unit, strict=True))
     if (height, width) == tuple(value.shape[-2:]):
-        return value
+        return value.detach().clone()
     return F.interpolate(value.detach().float(), (height, width), mode="nearest").to(value.dtype)
 
 
@@ -247,14 +260,14 @@ HOOKS = (
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, buffers: bool = False) -> Iterator[None]:
+def _undisturbed(model: nn.Module, values: bool = False) -> Iterator[None]:
     """Evaluation mode without hooks; on leaving, modules and random number generators as they were.
 
-    ``buffers``: also restore the values of buffers, which only a run on real tensors can change.
+    ``values``: also restore the values of tensors, which only a run on real ones can change in place.
     """
     modules = list(model.modules())
     states = [(module, dict(module.__dict__), _containers(module)) for module in modules]
-    values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
+    contents = [(tensor, tensor.detach().clone()) for tensor in _tensors(modules)] if values else []
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     cuda = torch.cuda.device(next(iter(devices))) if devices else nullcontext()
@@ -280,25 +293,51 @@ def _undisturbed(model: nn.Module, buffers: bool = False) -> Iterator[None]:
             for container, content in containers:
                 _refill(container, content)
         with torch.no_grad():
-            for buffer, value in values:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+            for tensor, value in contents:
+                if not (tensor.is_meta or torch.equal(tensor, value)):
+                    tensor.copy_(value)
+
+
+def _tensors(modules: list[nn.Module]) -> list[Tensor]:
+    """The parameters, buffers and plain tensor attributes of modules, once each."""
+    found: dict[int, Tensor] = {}
+    for module in modules:
+        for tensors in _tensors_of(module):
+            found.update((id(value), value) for _, value in tensors.items() if isinstance(value, Tensor))
+    return list(found.values())
+
+
+def _tensors_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Where a module keeps tensors."""
+    return module._parameters, module._buffers, module.__dict__
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The containers among a module's attributes (its parameters and children too), with copies of them."""
-    return [(value, copy.copy(value)) for value in module.__dict__.values() if type(value) in _CONTAINERS]
+    """The containers among a module's attributes (its parameters and children too), also those inside others,
+    with copies of them."""
+    found: dict[int, tuple[Any, Any]] = {}
+
+    def look(value: Any) -> None:
+        if id(value) in found or type(value) not in (*_CONTAINERS, tuple):
+            return
+        found[id(value)] = value, copy.copy(value)
+        for inner in value.values() if isinstance(value, dict) else value:
+            look(inner)
+
+    for value in module.__dict__.values():
+        look(value)
+    return [pair for pair in found.values() if type(pair[0]) is not tuple]
 
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
 
 
 def _refill(container: Any, content: Any) -> None:
-    if isinstance(container, list):
-        container[:] = content
-        return
     container.clear()
-    container.update(content)
+    if isinstance(container, (list, deque)):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def failure(error: Exception, size: tuple[int, int], given: bool) -> ProbeError:

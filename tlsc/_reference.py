@@ -30,18 +30,17 @@ def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
     """Local mean of (N, C, H, W); see :func:`tlsc.functional.local_mean`."""
     height, width = x.shape[2:]
     read = torch.promote_types(x.dtype, torch.float32)
+    per_plane = None if correction is None else correction.per_plane(x.shape[0])
 
     def piece(planes: Tensor, part: slice) -> Tensor:
         shift = _shift(planes)
         mean = _window_means(planes - shift, window, stride) + shift
-        if correction is not None:
+        if per_plane is not None:
             mean = per_plane.planes(part).mean_of(mean)
         if stride == 1:
             return _replicate(mean.to(x.dtype), window, height, width)
         return _interpolate(mean.to(read), window, stride, height, width).to(x.dtype)
 
-    if correction is not None:
-        per_plane = correction.per_plane(x.shape[0])
     planes = x.reshape(-1, height, width)
     return _like(_join([piece(planes[part], part) for part in _pieces(planes)], x), x)
 
@@ -72,15 +71,14 @@ def local_group_norm(
     batch, channels, height, width = x.shape
     depth = channels // num_groups
     groups = x.reshape(batch * num_groups, depth, height, width)
-    if correction is not None:
-        per_plane = correction.per_plane(batch)
+    per_plane = None if correction is None else correction.per_plane(batch)
 
     def piece(part: slice) -> Tensor:
         planes = groups[part]
         shift = _shift(planes.flatten(1, 2)).unsqueeze(1)
         centred = planes - shift
         var, mean = _moments(centred, window)
-        if correction is not None:
+        if per_plane is not None:
             absolute = mean + shift.squeeze(1)
             var = per_plane.planes(part).var_of(var, absolute)
             mean = per_plane.planes(part).mean_of(absolute) - shift.squeeze(1)
@@ -173,7 +171,7 @@ def _grid_sums(stride: int, x: Tensor, k: int, dim: int, contained: bool) -> Ten
     if k == n:
         return x.sum(dim, keepdim=True)
     regular = (n - k) // stride + 1
-    whole, rest = divmod(k, stride)
+    whole, rest = k // stride, k % stride  # not divmod: torch.compile has none for dynamic shapes
     after = -n % stride
     blocks = F.pad(x, (0, after) if dim == -1 else (0, 0, 0, after))
     blocks = _cut(blocks, dim, (n + after) // stride, stride)
@@ -186,7 +184,7 @@ def _grid_sums(stride: int, x: Tensor, k: int, dim: int, contained: bool) -> Ten
     grid = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     if (n - k) % stride == 0:
         return grid
-    block, offset = divmod(n - k, stride)
+    block, offset = (n - k) // stride, (n - k) % stride
     first = blocks.select(dim - 1, block).narrow(dim, offset, stride - offset).sum(dim, keepdim=True)
     others = totals.narrow(dim, block + 1, totals.shape[dim] - block - 1).sum(dim, keepdim=True)
     return torch.cat([grid, first + others], dim)
@@ -217,7 +215,8 @@ def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int
         below = torch.where(start == last, grid.shape[dim] - 1, below)
         origin = (below * stride).clamp(max=last)
         gap = ((below + 1) * stride).clamp(max=last) - origin
-        share = torch.where(gap > 0, (start - origin) / gap.clamp(min=1), 0.0).to(grid.dtype)
+        # gap is 0 at the last window, where start is its origin.
+        share = (start - origin).to(grid.dtype) / gap.clamp(min=1)
         # A share of zero must not read its other window: zero times NaN is NaN.
         above = torch.where(share > 0, below + 1, below)
         share = share.unsqueeze(-1) if dim == -2 else share

@@ -16,7 +16,7 @@ from ._arguments import as_pair, as_positive_int
 from ._kinds import Kind, kind_of
 from ._plan import Action, Plan, Site
 from ._probe import Inputs, Run, Slot
-from .errors import ArgumentTypeError, ArgumentValueError, NoSiteError, TLSCError, TLSCWarning
+from .errors import ArgumentTypeError, ArgumentValueError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 
 __all__ = ["Selection", "convert", "converted", "plan", "revert"]
 
@@ -24,6 +24,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Selection = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 _ORIGINAL = "_tlsc_original"
+_EXCHANGED = "_tlsc_exchanged"  # marks a local module that is the very object the caller converted
 
 
 def plan(
@@ -141,6 +142,9 @@ def revert(model: Model) -> Model:
     Returns:
         ``model`` itself.
 
+    Raises:
+        ArgumentTypeError: ``model`` is not a module.
+
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.InstanceNorm2d(8))
@@ -148,6 +152,8 @@ def revert(model: Model) -> Model:
         >>> revert(convert(model, 64))[0] is norm
         True
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _take_out(model)
     return model
 
@@ -213,6 +219,11 @@ class _Planner:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+            raise ProbeError(
+                f"{type(model).__name__} has lazy layers whose shapes are not known yet: run it once on an image "
+                "of the kind it is meant for, then convert it"
+            )
         self.model = model
         self.base_size = as_pair(base_size, "base_size")
         self.stride = as_positive_int(stride, "stride")
@@ -236,6 +247,11 @@ class _Planner:
             key = id(slot.module), site.window
             if key not in made:
                 made[key] = _build(self.kinds[slot], slot, site.window, self.stride)
+                if any(made[key] is other for at, other in made.items() if at != key):
+                    raise TLSCError(
+                        f"{slot.paths[0]}: the factory registered for {self.kinds[slot].operation} returned one "
+                        "module for two layers; return a new one each time"
+                    )
             out.append((slot, made[key]))
         return out
 
@@ -339,10 +355,14 @@ def _refused_pools(
     fails, the pool reached last is taken out and the rest is tried again; in the end each one taken out gets a
     second chance.
     """
-    size = 2 * base_size[0], 3 * base_size[1]
-    try:
-        whole = _probe.run(model, inputs, size, {})
-    except Exception:
+    for rows, columns in ((2, 3), (2, 2), (4, 4), (1, 2), (2, 1)):
+        size = rows * base_size[0], columns * base_size[1]
+        try:
+            whole = _probe.run(model, inputs, size, {})
+            break
+        except Exception:
+            continue
+    else:
         return {}  # it takes one size only: its pools never see a map larger than their window
 
     def attempt(local: list[Slot]) -> tuple[str | None, list[Slot]]:
@@ -422,13 +442,13 @@ def _build(kind: Kind, slot: Slot, window: tuple[int, int], stride: int) -> nn.M
         raise TLSCError(f"{path}: the factory registered for {kind.operation} returned {local!r}, not a module")
     if local is original:
         raise TLSCError(f"{path}: the factory registered for {kind.operation} returned the module it was given")
-    before, after = original.state_dict(), local.state_dict()
+    before, after = original.state_dict(keep_vars=True), local.state_dict(keep_vars=True)
     if list(before) != list(after) or not all(_same(before[key], after[key]) for key in before):
         raise TLSCError(
             f"{path}: the factory registered for {kind.operation} changed the state_dict, "
             f"from {_described(before)} to {_described(after)}; pass the parameters on under their names"
         )
-    for name in _probe.HOOKS:
+    for name in (*_probe.HOOKS, "_is_full_backward_hook"):
         if name in original.__dict__:
             local.__dict__[name] = original.__dict__[name]
     local.training = original.training
@@ -449,22 +469,30 @@ def _described(state: dict[str, Any]) -> str:
 
 
 def _swap(slot: Slot, local: nn.Module) -> None:
-    if slot.parent is not None:
+    if slot.parent is not None and _EXCHANGED not in local.__dict__:
+        local.training = local.__dict__[_ORIGINAL].training
         slot.put(local)
     else:
         # The caller holds this very object: it becomes local, and the other one keeps the original.
+        local.training = slot.module.training
         _exchange(slot.module, local)
-        slot.module.__dict__[_ORIGINAL] = local
+        slot.module.__dict__.update({_ORIGINAL: local, _EXCHANGED: True})
 
 
 def _exchange(one: nn.Module, other: nn.Module) -> None:
     """Make each of two modules what the other is."""
     one_class, other_class = one.__class__, other.__class__
     one_dict, other_dict = one.__dict__, other.__dict__
+    try:
+        object.__setattr__(one, "__class__", other_class)
+    except TypeError as error:
+        raise TLSCError(
+            f"{one_class.__name__} cannot become {other_class.__name__} in place ({error}); "
+            "put it into a Sequential and convert that"
+        ) from error
+    object.__setattr__(other, "__class__", one_class)
     object.__setattr__(one, "__dict__", other_dict)
     object.__setattr__(other, "__dict__", one_dict)
-    object.__setattr__(one, "__class__", other_class)
-    object.__setattr__(other, "__class__", one_class)
 
 
 def _take_out(model: nn.Module) -> list[tuple[Slot, nn.Module]]:
@@ -475,7 +503,13 @@ def _take_out(model: nn.Module) -> list[tuple[Slot, nn.Module]]:
         if original is None:
             continue
         original.training = slot.module.training
-        if slot.parent is not None:
+        for ours, theirs in (
+            (original._parameters, slot.module._parameters),
+            (original._buffers, slot.module._buffers),
+        ):
+            if ours is not theirs:  # made by a factory: it may have been given other tensors since
+                ours.update((name, theirs[name]) for name in ours if name in theirs)
+        if slot.parent is not None and _EXCHANGED not in slot.module.__dict__:
             out.append((slot, slot.module))
             slot.put(original)
         else:

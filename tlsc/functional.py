@@ -182,7 +182,7 @@ def _local_group_norm(
     if _covers(window, x) and plain and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
         if num_groups == x.shape[1]:
-            return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+            return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
     return _reference.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from . import _reference, functional
 from ._arguments import as_pair, as_positive_int, check_eps
 from ._correction import Correction
 from .errors import ArgumentTypeError, ArgumentValueError
@@ -32,6 +32,7 @@ class _LocalModule(nn.Module):
         """
         new = cls.__new__(cls)
         new.__dict__.update(module.__dict__)
+        new.__dict__["_compiled_call_impl"] = None  # calls what ``module`` does
         new.window = as_pair(window, "window")
         new.correction = None
         return new
@@ -87,10 +88,10 @@ class LocalAvgPool2d(_LocalModule):
         new._collapse = True
         return new
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self._pool(x.unsqueeze(0)).squeeze(0)
-        return self._pool(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self._pool(input.unsqueeze(0)).squeeze(0)
+        return self._pool(input)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self._collapse and self._covers(x):
@@ -100,7 +101,8 @@ class LocalAvgPool2d(_LocalModule):
                 mean = self.correction.per_plane(x.shape[0]).mean_of(planes).reshape(mean.shape)
             return mean
         # A view that repeats its elements would break the in-place activation of a layer behind.
-        return functional._local_mean(x, self.window, self.stride, self.correction).contiguous()
+        mean = functional._local_mean(x, self.window, self.stride, self.correction)
+        return _reference._like(mean.contiguous(), x)
 
     def extra_repr(self) -> str:
         return f"window={self.window}, stride={self.stride}"
@@ -157,10 +159,10 @@ class LocalInstanceNorm2d(_LocalModule):
             raise ArgumentValueError("norm has track_running_stats=True: it is not global at test time")
         return cls._standing_in(norm, window)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self._normalise(x.unsqueeze(0)).squeeze(0)
-        return self._normalise(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self._normalise(input.unsqueeze(0)).squeeze(0)
+        return self._normalise(input)
 
     def _normalise(self, x: Tensor) -> Tensor:
         return functional._local_group_norm(
@@ -233,9 +235,9 @@ class LocalGroupNorm(_LocalModule):
             raise ArgumentTypeError(f"norm must be a GroupNorm, got {type(norm).__name__}")
         return cls._standing_in(norm, window)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         return functional._local_group_norm(
-            x, self.window, self.num_groups, self.weight, self.bias, self.eps, self.correction
+            input, self.window, self.num_groups, self.weight, self.bias, self.eps, self.correction
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,1 @@
+"""Timings and errors, side by side in one run: ``uv run python -m benchmarks NAME``."""

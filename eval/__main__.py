@@ -1,0 +1,3 @@
+from tlsc.eval.cli import main
+
+raise SystemExit(main())
