@@ -46,7 +46,8 @@ def nonlocal_means(
 
     For each shift in a ``search_window × search_window`` window, ``distance = sqrt(Σ (y − shifted y)²)`` over a
     ``patch × patch`` patch of the luma ``y = 0.299 R + 0.587 G + 0.114 B`` (of one channel: the channel itself),
-    and ``weight = exp(−distance / max(h, 0))``. The result is ``Σ weight · shifted x / Σ weight``, clamped to [0, 1].
+    and ``weight = exp(−distance / max(h, 0))``. The result is ``Σ weight · shifted x / Σ weight``, clamped to
+    [0, 1].
 
     ``h ≤ 0`` (in fact ≤ 1e-12) is the limit: only neighbours at distance 0 count, and ``h`` has gradient 0. A
     distance of 0, as that of the zero shift, contributes 0 to the gradients although its square root has none. A
@@ -171,14 +172,18 @@ class NonLocalMeans(nn.Module):
         )
 
     def _apply(self, fn: Any, recurse: bool = True) -> NonLocalMeans:
-        before = None if self.h is None else self.h.detach().clone()
+        unchanged = self._unchanged()
         super()._apply(fn, recurse)
-        # ``NonLocalMeans(0.1).double()`` has the strength 0.1, not its float32 rounding, unless it was changed.
-        if before is not None and self._given is not None and self.h is not None and not self.h.is_meta:
-            if before == torch.tensor(self._given, dtype=before.dtype, device=before.device):
-                with torch.no_grad():
-                    self.h.fill_(self._given)
+        if unchanged and self.h is not None:
+            # ``NonLocalMeans(0.1).double()`` has the strength 0.1, not its float32 rounding.
+            with torch.no_grad():
+                self.h.fill_(self._given)
         return self
+
+    def _unchanged(self) -> bool:
+        if self._given is None or self.h is None or self.h.is_meta:
+            return False
+        return self.h.item() == torch.tensor(self._given, dtype=self.h.dtype).item()
 
     def extra_repr(self) -> str:
         return f"search_window={self.search_window}, patch={self.patch}, border={self.border!r}"
@@ -271,7 +276,7 @@ def _filter(
     weights = torch.ones_like(luma, memory_format=torch.contiguous_format)  # that of the zero shift
     inverse = _inverse(h, margin)
     if implementation == "numba":
-        from . import _nlm_numba
+        from tlsc.adapters import _nlm_numba
 
         _nlm_numba.forward(image, luma, inverse, search_window, patch, weighted, weights)
     else:
@@ -303,7 +308,7 @@ def _filter_backward(
     grad_h = luma.new_zeros(luma.shape)
     inverse = _inverse(h, margin)
     if implementation == "numba":
-        from . import _nlm_numba
+        from tlsc.adapters import _nlm_numba
 
         _nlm_numba.backward(
             image, luma, inverse, search_window, patch, g, g_mean, needs_image, grad_image, grad_luma, grad_h
