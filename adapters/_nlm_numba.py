@@ -1,4 +1,4 @@
-"""The CPU kernels of :mod:`tlsc.adapters.nonlocal_means`. Importing this needs numba; nothing else imports it early.
+"""The CPU kernels of :mod:`tlsc.adapters.nonlocal_means`, loaded when first used: they need Numba.
 
 The work is cut into strips of rows. A strip owns the pairs (position, shift) whose position lies in it, and is run
 by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
