@@ -213,9 +213,8 @@ def test_clamp_has_its_gradient(implementation: Any) -> None:
     assert (out[..., 0] == 1).all()
     assert (out[..., 2] == 0).all()
     (gradient,) = torch.autograd.grad(out.sum(), x)
-    assert not gradient[..., 0].any()
-    assert not gradient[..., 2].any()
-    assert gradient[..., 1].all()
+    assert gradient[..., [0, 2]].abs().max() <= 1e-30  # what their neighbours' means have of them
+    assert gradient[..., [1, 3]].min() >= 0.9
 
 
 # Limits.
