@@ -301,7 +301,7 @@ def _draw_map(path: Path, shown: dict[str, Any], base_size: int) -> None:
     from matplotlib.figure import Figure
 
     row = shown["row"]
-    figure = Figure(figsize=(14, 8), layout="constrained")
+    figure = Figure(figsize=(14, 7), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3)
     pictures = {
