@@ -129,12 +129,12 @@ def fit(
 ) -> list[tuple[int, float, float]]:
     """Learns the strength that brings ``image`` closest to ``clean``; yields (step, PSNR in dB, h) for each step.
 
-    Adam on log h, so that the step does not depend on the unit of h, with the rate falling from 0.1 by a cosine.
+    Adam on log h, so that the step does not depend on the unit of h, with the rate falling from 0.05 by a cosine.
     """
     from tlsc.adapters.nonlocal_means import nonlocal_means
 
     log_h = torch.tensor(math.log(h0), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([log_h], lr=0.1)
+    optimizer = torch.optim.Adam([log_h], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     history = []
     print("  step     PSNR         h")
