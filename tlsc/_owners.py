@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._probe import Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
+from ._probe import FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 from ._rewrite import rewrite
 from ._trace import Cannot, Trace, name_of, trace
 
@@ -57,7 +57,7 @@ def find_owners(
 
     ``skip``: pools and modules to leave alone.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FakeMode()
     with undisturbed(model), silent_fakes():
         make_fake(model, mode)
         return _find(slots, run, pools, skip, stride, mode)

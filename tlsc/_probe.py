@@ -16,9 +16,11 @@ import logging
 import math
 import random
 import warnings
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +37,7 @@ from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarni
 __all__ = [
     "HOOKS",
     "Call",
+    "FakeMode",
     "Inputs",
     "Run",
     "Slot",
@@ -125,7 +128,7 @@ def run(
         try:
             with undisturbed(model), silent_fakes():
                 args = inputs(*size)
-                with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                with FakeMode() as mode:
                     make_fake(model, mode)
                     return _run(model, tree_map(_as_fake, args), watched, calls, True, observed or [])
         except Exception:
@@ -158,9 +161,13 @@ def no_fakes_left() -> Iterator[None]:
     Warns:
         TLSCWarning: one is kept where it cannot be taken back.
     """
-    before = {id(fake) for fake in _living_fakes()}
-    yield
-    if not _take_back(before):
+    made: list[weakref.ref[FakeTensor]] = []
+    token = _MADE.set(made)
+    try:
+        yield
+    finally:
+        _MADE.reset(token)
+    if not _take_back(made):
         warnings.warn(
             "the model keeps tensors without values, made while it was planned, where they cannot be taken back; "
             "clear its caches before running it",
@@ -169,16 +176,33 @@ def no_fakes_left() -> Iterator[None]:
         )
 
 
-def _take_back(before: set[int]) -> bool:
-    """Whether no fake tensor is left that was not there ``before``."""
+_MADE: ContextVar[list[weakref.ref[FakeTensor]] | None] = ContextVar("made", default=None)
 
-    def new() -> list[FakeTensor]:
-        return [fake for fake in _living_fakes() if id(fake) not in before]
 
-    if not new():
+class FakeMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Fake tensors, each of them noted for :func:`no_fakes_left`."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        made = _MADE.get()
+        if made is not None:
+            made += [weakref.ref(leaf) for leaf in tree_leaves(out) if type(leaf) is FakeTensor]
+        return out
+
+
+def _take_back(made: list[weakref.ref[FakeTensor]]) -> bool:
+    """Whether none of the fake tensors lives on."""
+
+    def living() -> list[FakeTensor]:
+        return [fake for reference in made if (fake := reference()) is not None]
+
+    if not living():
         return True
     gc.collect()  # those that only cycles keep
-    if not (fakes := new()):
+    if not (fakes := living()):
         return True
     for cache in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
         if not (cache.__module__ or "").startswith("torch"):
@@ -188,11 +212,7 @@ def _take_back(before: set[int]) -> bool:
             if holder is not fakes:
                 _let_go(holder, fakes[number])
     fakes.clear()
-    return not new()
-
-
-def _living_fakes() -> list[FakeTensor]:
-    return [found for found in gc.get_objects() if type(found) is FakeTensor]
+    return not living()
 
 
 def _let_go(holder: Any, fake: FakeTensor) -> None:
