@@ -201,9 +201,10 @@ def _take_back(made: list[weakref.ref[FakeTensor]]) -> bool:
 
     if not living():
         return True
-    gc.collect()  # those that only cycles keep
-    if not (fakes := living()):
-        return True
+    for generation in (1, 2):  # those that only cycles keep: young ones, without a search of the whole heap
+        gc.collect(generation)
+        if not (fakes := living()):
+            return True
     for cache in [found for found in gc.get_objects() if type(found) is functools._lru_cache_wrapper]:
         if not (cache.__module__ or "").startswith("torch"):
             cache.cache_clear()
