@@ -201,6 +201,7 @@ def _take_back(made: list[weakref.ref[FakeTensor]]) -> bool:
 
     if not living():
         return True
+    torch.clear_autocast_cache()
     for generation in (1, 2):  # those that only cycles keep: young ones, without a search of the whole heap
         gc.collect(generation)
         if not (fakes := living()):
