@@ -104,7 +104,7 @@ def test_as_dict_goes_through_json() -> None:
         "action": "strided",
         "reason": "",
         "aliases": [],
-        "owner": None,
+        "owner": "gates.0",
     }
     left = data["sites"][2]
     assert (left["path"], left["window"], left["action"]) == ("pool", None, "left global")

@@ -30,6 +30,7 @@ class Kind:
     why_left: Callable[[nn.Module], tuple[Action, str] | None] = lambda module: None
     strided: bool = False
     pools: bool = False  # its result has one position, which becomes one per position of its input
+    own_forward: bool = False  # a subclass of a known type: its forward is traced, like that of any module
 
 
 def _why_pool_left(module: nn.Module) -> tuple[Action, str] | None:
@@ -163,6 +164,7 @@ def kind_of(module: nn.Module) -> Kind | None:
                         "left global",
                         f"a subclass of {known.__name__}, and so another layer: teach it with tlsc.register",
                     ),
+                    own_forward=True,
                 )
         return None
     if "forward" in module.__dict__ and kind.build is not None:

@@ -22,11 +22,10 @@ __all__ = ["Owner", "find_owners"]
 
 @dataclass(eq=False)
 class Owner:
-    """A module to be rewritten: ``graph`` is its new forward; ``batched``: windows become batch items in it."""
+    """A module to be rewritten: ``graph`` is its new forward."""
 
     slot: Slot
     graph: fx.Graph
-    batched: bool
     sites: list[OwnedSite] = field(default_factory=list)
 
 
@@ -127,7 +126,7 @@ def _attempt(
         raise Cannot(f"its {made.unknown[0]} over all positions has no local form here")
     if not made.reductions and not made.norms:
         return None
-    owner = Owner(slot, *rewrite(made, stride))
+    owner = Owner(slot, rewrite(made, stride))
     for node in (*made.reductions, *made.norms):
         owner.sites.append(_site(node, made))
     return owner

@@ -8,6 +8,7 @@ window ever takes part in its sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -320,7 +321,7 @@ def _shift(planes: Tensor) -> Tensor:
     # Apple's GPUs have no float64.
     dtype = torch.float32 if planes.device.type == "mps" else torch.float64
     if _is_traced(planes):
-        return torch.zeros((planes.shape[0], 1, 1), dtype=dtype, device=planes.device)
+        return planes.new_zeros((planes.shape[0], 1, 1), dtype=dtype)
     rows, columns = (max(1, size // 16) for size in planes.shape[-2:])
     sample = planes.detach()[:, ::rows, ::columns].to(dtype)
     return sample.mean((-2, -1), keepdim=True).nan_to_num(0.0, 0.0, 0.0)
@@ -331,8 +332,8 @@ def _pieces(planes: Tensor) -> Iterator[slice]:
     count = planes.shape[0]
     step = count
     if planes.device.type == "cpu" and not _is_traced(planes):
-        step = max(1, PIECE // planes[0].numel())
-    for first in range(0, count, step):
+        step = max(1, PIECE // max(1, math.prod(planes.shape[1:])))
+    for first in range(0, max(1, count), step):
         yield slice(first, min(first + step, count))
 
 

@@ -12,6 +12,7 @@ Where the window covers the map there is one window per image, and everything is
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from types import ModuleType
 from typing import Any
@@ -25,15 +26,13 @@ from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic,
 __all__ = ["rewrite", "stand_in"]
 
 
-def rewrite(trace: Trace, stride: int) -> tuple[fx.Graph, bool]:
-    """The graph of the local forward, and whether windows become batch items in it (some tail mixes positions or
-    changes shape). The window of each map is its size in the traced run.
+def rewrite(trace: Trace, stride: int) -> fx.Graph:
+    """The graph of the local forward. The window of each map is its size in the traced run.
 
     Raises:
         Cannot: a statistic is used in a way that has no local meaning.
     """
-    rewriter = _Rewriter(trace, stride)
-    return rewriter.run(), bool(rewriter.batched)
+    return _Rewriter(trace, stride).run()
 
 
 class _Rewriter:
@@ -190,7 +189,7 @@ class _Rewriter:
         return call(to_canonical, (self.new[base], permutation, tuple(sizes[0]), tuple(sizes[1]), height, width))
 
     def _length(self, space: Space, axis: int) -> fx.Node:
-        return self.graph.call_method("size", (self.new[space.node], axis + space.row))
+        return self.graph.call_method("size", (self.new[space.node], axis + space.row - 4))  # also without N
 
     def _in_tail(self, node: fx.Node, space: Space) -> Any:
         """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions."""
@@ -295,6 +294,9 @@ def evaluate(
 ) -> Any:
     """A statistic of every window that is evaluated: (N, K, h, w); (N, K, 1, 1) where the window covers the map."""
     height, width = x.shape[-2:]
+    if x.dim() == 3:
+        out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction)
+        return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
     if window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
     positions = min(window[0], height) * min(window[1], width)
@@ -350,7 +352,7 @@ def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
 
 def to_batch(grid: Tensor, item: tuple[int, ...]) -> Tensor:
     """(N, K, h, w) as N·h·w items of the shape that one image's statistic had."""
-    return grid.permute(0, 2, 3, 1).reshape(-1, *item)
+    return grid.permute(0, 2, 3, 1).reshape(count(grid), *item)
 
 
 def count(grid: Tensor) -> int:
@@ -366,7 +368,7 @@ def images(grid: Tensor) -> int:
 def from_batch(items: Tensor, grid: Tensor) -> Tensor:
     """The items of :func:`to_batch`, whatever their shape has become, as (N, K', h, w)."""
     batch, _, rows, columns = grid.shape
-    return items.reshape(batch, rows, columns, -1).permute(0, 3, 1, 2)
+    return items.reshape(batch, rows, columns, math.prod(items.shape[1:])).permute(0, 3, 1, 2)
 
 
 def spread(
@@ -379,7 +381,7 @@ def spread(
     item: tuple[int, ...],
 ) -> Tensor:
     """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
-    if grid.shape[2] > 1 or grid.shape[3] > 1:
+    if grid.shape[-2] > 1 or grid.shape[-1] > 1:
         grid = _reference.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -271,17 +271,14 @@ class _Planner:
         ready = [slot for slot in run.calls if self.kinds[slot].pools and self._why_left(slot, run) is None]
         hard = [slot for slot in run.calls if self._is_hard(slot, run)]
         hooked = {slot for slot in run.calls if _probe.is_hooked(slot.module)}
-        skip = {*self.excluded, *hooked, *_inside(self.slots, self.kinds)}
+        skip = {*self.excluded, *hooked, *_inside(self.slots, self._known())}
         pools = [slot for slot in (*ready, *hard) if slot not in skip]
         found = find_owners(self.model, self.slots, run, pools, skip, self.stride)
-        # Where only pointwise layers follow a pool, replacing it alone does.
-        alone = {(id(slot.parent), slot.name): slot for slot in ready if slot.parent is not None}
-        spare = [owner for owner in found.owners if not owner.batched and _serves_only(owner, alone)]
-        served = {place for owner in found.owners if owner not in spare for place in _served(owner)}
+        self.owners = found.owners
+        # Pools that no owner takes over are replaced alone, where the layers behind them can take a map.
+        served = {place for owner in self.owners for place in _served(owner)}
         tried = [slot for slot in ready if slot.parent is not None and (id(slot.parent), slot.name) not in served]
         refused = _refused_pools(self.model, inputs, self.base_size, tried) if tried else {}
-        failed = {(id(slot.parent), slot.name) for slot in refused}
-        self.owners = [owner for owner in found.owners if owner not in spare or failed & set(_served(owner))]
         hard += refused
         covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
         for owner in self.owners:
@@ -290,6 +287,7 @@ class _Planner:
                     parent, name = _place(owner.slot.module, owned.child)
                     covered.setdefault((id(parent), name), []).append((owner, owned))
         places = [s for s in self.slots if (id(s.parent), s.name) in covered]
+        traced = {*found.refused, *(owner.slot for owner in self.owners), *(self.excluded.keys() & run.reducing)}
         for slot in dict.fromkeys([*run.order, *self.kinds, *places]):
             self.sites += [
                 (slot, self._owned(o, s)) for o in self.owners if o.slot is slot for s in o.sites if not s.child
@@ -301,7 +299,7 @@ class _Planner:
             if (id(slot.parent), slot.name) in covered:
                 self.sites += [(slot, self._owned(o, s, slot)) for o, s in covered[id(slot.parent), slot.name]]
                 continue
-            if slot not in self.kinds:
+            if slot not in self.kinds or (self.kinds[slot].own_forward and slot in traced):
                 continue
             kind = self.kinds[slot]
             left = self._why_left(slot, run)
@@ -324,6 +322,10 @@ class _Planner:
                 aliases=tuple(slot.paths[1:]),
             )
             self.sites.append((slot, site))
+
+    def _known(self) -> dict[Slot, Kind]:
+        """The slots of known types, whose forward is not to be traced."""
+        return {slot: kind for slot, kind in self.kinds.items() if not kind.own_forward}
 
     def _is_hard(self, slot: Slot, run: Run) -> bool:
         """Whether a known module is global here, but not in a way that replacing it alone could mend."""
@@ -354,7 +356,7 @@ class _Planner:
         first: Exception | None = None
         for inputs in self.inputs:
             try:
-                watched = dict.fromkeys(self.kinds, False)
+                watched = dict.fromkeys(self._known(), False)
                 observed = _own_code(self.slots)
                 return _probe.run(self.model, inputs, self.base_size, watched, observed=observed), inputs
             except Exception as error:
@@ -424,11 +426,6 @@ def _served(owner: Owner) -> list[tuple[int, str]]:
     """The places of the children whose statistics an owner takes over."""
     places = [_place(owner.slot.module, site.child) for site in owner.sites if site.child is not None]
     return [(id(parent), name) for parent, name in places]
-
-
-def _serves_only(owner: Owner, places: Container[tuple[int, str]]) -> bool:
-    """Whether all statistics of an owner are those of modules in ``places``."""
-    return all(site.child is not None for site in owner.sites) and all(p in places for p in _served(owner))
 
 
 def _place(owner: nn.Module, path: str) -> tuple[nn.Module, str]:
