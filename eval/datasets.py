@@ -37,7 +37,7 @@ from pathlib import Path
 
 from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.images import EXTENSIONS, Pixels, UnreadableError, as_float, read_image, with_channels
-from tlsc.eval.synthesis import Synthesis, generator, parse_degradation
+from tlsc.eval.synthesis import Synthesis, generator, parse_degradation, resized
 
 __all__ = ["INPUT_ROLES", "TARGET_ROLES", "Bad", "BadPairsError", "Dataset", "ImagePair", "find_pairs"]
 
@@ -71,12 +71,14 @@ class ImagePair:
         target: the file of the clean image.
         input: the file of the degraded one; None where it is made on the fly.
         rule: which one matched the two.
+        size: height and width of the input in pixels; set by :meth:`Dataset.checked`.
     """
 
     name: str
     target: Path
     input: Path | None
     rule: str = "name"
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,10 @@ class Dataset:
             given = with_channels(_read(pair.input), self.channels)
             self._check_sizes(given, target)
             return given, target
-        factor = self.synthesis.factor
-        height, width = (n - n % factor for n in target.shape[:2])
-        if not height or not width:
-            raise _SizeError(f"{_size(target)} pixels are too few to shrink {factor} times")
-        target = target[:height, :width]
+        target = self._cut(target)
         made = self.synthesis.apply(as_float(target), generator(self.seed, pair.name))
-        if factor > 1 and self.scale == 1:
-            from tlsc.eval.synthesis import resized
-
-            made = resized(made, height, width)
+        if self.synthesis.factor > 1 and self.scale == 1:
+            made = resized(made, target.shape[0], target.shape[1])
         self._check_sizes(made, target)
         return made, target
 
@@ -162,26 +158,34 @@ class Dataset:
         digest = hashlib.sha256()
         for pair in progress(self.pairs):
             try:
-                self._try(pair)
+                size = self._try(pair)
                 for path in (pair.input, pair.target):
                     if path is not None:
                         digest.update(f"{pair.name}\0{_checksum(path)}\n".encode())
             except UnreadableError as error:
                 bad.append(Bad(pair.name, "size" if isinstance(error, _SizeError) else "unreadable", str(error)))
             else:
-                good.append(pair)
+                good.append(replace(pair, size=size))
         return replace(
             self, pairs=tuple(good), bad=tuple(sorted(bad, key=lambda b: b.name)), checksum=digest.hexdigest()
         )
 
-    def _try(self, pair: ImagePair) -> None:
+    def _try(self, pair: ImagePair) -> tuple[int, int]:
+        """The size of the input of a pair that can be read."""
         if self.synthesis is None:
-            self.load(pair)
-            return
-        target = _read(pair.target)
-        factor = self.synthesis.factor
-        if min(target.shape[:2]) < factor:
+            height, width = self.load(pair)[0].shape[:2]
+            return height, width
+        height, width = self._cut(_read(pair.target)).shape[:2]
+        shrinks = self.synthesis.factor if self.scale > 1 else 1
+        return height // shrinks, width // shrinks
+
+    def _cut(self, target: Pixels) -> Pixels:
+        """A clean image cut to a multiple of what the degradation shrinks it by."""
+        factor = 1 if self.synthesis is None else self.synthesis.factor
+        height, width = (n - n % factor for n in target.shape[:2])
+        if not height or not width:
             raise _SizeError(f"{_size(target)} pixels are too few to shrink {factor} times")
+        return target[:height, :width]
 
     def refuse_bad(self, skip: bool) -> None:
         """Stop unless bad pairs are to be skipped.

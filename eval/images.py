@@ -55,7 +55,9 @@ def read_image(path: Path) -> Pixels:
     except UnreadableError:
         raise
     except MemoryError as error:
-        raise UnreadableError("not enough memory to decode it; an uncompressed TIFF is read piece by piece") from error
+        raise UnreadableError(
+            "not enough memory to decode it; an uncompressed TIFF is read piece by piece"
+        ) from error
     except Exception as error:
         raise UnreadableError(f"{type(error).__name__}: {_line(error)}") from error
     return _checked(pixels)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["SPECIFICATIONS", "Synthesis", "generator", "parse_degradation"]
+__all__ = ["SPECIFICATIONS", "Synthesis", "generator", "parse_degradation", "resized"]
 
 Image = NDArray[np.float32]
 """(height, width, channels) in [0, 1]."""
