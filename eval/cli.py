@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+from tlsc.eval import harness
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    harness.add_commands(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
-_EXTRA = ("matplotlib", "skimage", "tqdm")
+_EXTRA = ("PIL", "matplotlib", "scipy", "skimage", "tifffile", "tqdm")
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -334,8 +334,8 @@ def _by_file_names(root: Path) -> tuple[list[ImagePair], list[Bad]]:
         there = f"folders {', '.join(folders[:8])}" if folders else "no folders"
         raise ArgumentValueError(
             f"{root}: no known layout. Expected two folders such as input/target, lq/gt, blur/sharp, hazy/GT, "
-            f"rain/norain, here or below; found {there} and {len(files)} images. Give two folders, or a degradation "
-            "for clean images"
+            f"rain/norain, here or below; found {there} and {len(files)} images. Give two folders, or a "
+            "degradation for clean images"
         )
     pairs, bad = _match(inputs, targets, ("", ""))
     rest = [key for path, key in files if _role_of(path.stem, fillers=False) is None]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from tlsc.errors import ArgumentValueError
 
@@ -93,6 +94,6 @@ def team(device: str = "cpu", backend: str | None = None) -> Iterator[Team]:
     store.set_timeout(_PATIENCE)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
-        yield Team(rank, size, dist.PrefixStore("tlsc", store))
+        yield Team(rank, size, PrefixStore("tlsc", store))
     finally:
         dist.destroy_process_group()

@@ -28,7 +28,8 @@ class UnreadableError(TLSCError, OSError):
 def read_image(path: Path) -> Pixels:
     """The pixels of a file, turned as its EXIF orientation says. Alpha is dropped, palettes are resolved.
 
-    Uncompressed TIFF and ``.npy`` arrays are memory-mapped, so that images larger than memory can be cut into tiles.
+    Uncompressed TIFF and ``.npy`` arrays are memory-mapped, so that images larger than memory can be cut into
+    tiles.
 
     Args:
         path: PNG, JPEG, BMP, TIFF, WebP, PPM, PGM or an array of shape (height, width[, 1, 3 or 4]) as ``.npy``.

@@ -19,8 +19,8 @@ __all__ = ["PROTOCOLS", "Figures", "NotFiniteError", "Protocol", "Scorer", "lpip
 PROTOCOLS = {
     "rgb-uint8": "clipped and rounded to 8 bit, all channels together, data range 255",
     "rgb-float": "clipped to [0, 1], not rounded, all channels together, data range 1",
-    "y-uint8": "clipped and rounded to 8 bit, then luma Y of BT.601 as MATLAB's rgb2ycbcr has it (16 to 235, float, "
-    "not rounded again), data range 255",
+    "y-uint8": "clipped and rounded to 8 bit, then luma Y of BT.601 as MATLAB's rgb2ycbcr has it (16 to 235, "
+    "float, not rounded again), data range 255",
 }
 _SSIM = "SSIM: Gaussian window 11×11, σ 1.5, valid positions only, mean over channels"
 # Rows that are compared at once, and rows that the SSIM window reaches up and down.
@@ -63,8 +63,8 @@ class Protocol:
     def description(self) -> str:
         """All that a reader needs to know to get the same figures."""
         return (
-            f"{self}; {_SSIM}. One figure per image, then their mean. Identical images have infinite PSNR: they are "
-            "counted, and left out of the mean"
+            f"{self}; {_SSIM}. One figure per image, then their mean. Identical images have infinite PSNR: they "
+            "are counted, and left out of the mean"
         )
 
     @property
@@ -83,7 +83,7 @@ class Protocol:
 
 
 def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Y as BasicSR computes it (MATLAB's ``rgb2ycbcr`` before rounding), with its rounding to float32 between steps.
+    """Y as BasicSR computes it (MATLAB's ``rgb2ycbcr`` before rounding), rounded to float32 where it does.
 
     Without these, nearly equal images would differ from BasicSR's figures by some 1e-3 dB.
     """
@@ -209,7 +209,8 @@ def score(result: Pixels, target: Pixels, protocol: Protocol | None = None) -> F
     """
     if result.shape != target.shape or result.ndim != 3:
         raise ArgumentValueError(
-            f"result and target must have one shape (height, width, channels), got {result.shape} and {target.shape}"
+            f"result and target must have one shape (height, width, channels), got {result.shape} and "
+            f"{target.shape}"
         )
     scorer = Scorer(protocol or Protocol(), *result.shape[:2])
     scorer.add(result, target)

@@ -135,7 +135,8 @@ def load_network(
         network = _imported(name)
     else:
         raise ArgumentValueError(
-            f"no network {name!r}: neither a demo network ({', '.join(DEMO_NETWORKS)}), nor a file, nor module:factory"
+            f"no network {name!r}: neither a demo network ({', '.join(DEMO_NETWORKS)}), nor a file, nor "
+            "module:factory"
         )
     network.model.to(place, kind).eval()
     if output is not None:

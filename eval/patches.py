@@ -152,8 +152,8 @@ def _scale(patches: Tensor, results: Tensor) -> int:
     scale = got[2] // given[2] if len(got) == 4 else 0
     if scale < 1 or got[0] != given[0] or tuple(got[2:]) != (given[2] * scale, given[3] * scale):
         raise ResultSizeError(
-            f"the network returned {tuple(got)} for {tuple(given)}: height and width must be that of its input or a "
-            "multiple of it"
+            f"the network returned {tuple(got)} for {tuple(given)}: height and width must be that of its input or "
+            "a multiple of it"
         )
     return scale
 

@@ -28,8 +28,8 @@ class Record:
     Attributes:
         cell: in words.
         image: name of the pair.
-        status: "ok"; "as original" where the patches fit the window, so that nothing was converted; "failed"; or the
-            kind of a bad pair ("unmatched", "unreadable", ...), with an empty ``cell``.
+        status: "ok"; "as original" where the patches fit the window, so that nothing was converted; "failed"; or
+            the kind of a bad pair ("unmatched", "unreadable", ...), with an empty ``cell``.
         psnr: in dB, infinite for identical images; NaN where it failed.
         ssim: NaN where the image is smaller than SSIM's window, or it failed.
         lpips: None where it was not asked for.
@@ -141,7 +141,8 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
     if path.exists() and not overwrite:
         if not resume:
             raise ArgumentValueError(
-                f"{folder} holds a run: go on with it (--resume), throw it away (--overwrite), or name another --out"
+                f"{folder} holds a run: go on with it (--resume), throw it away (--overwrite), or name another "
+                "--out"
             )
         try:
             before = json.loads(path.read_text(encoding="utf-8"))

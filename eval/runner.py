@@ -60,8 +60,8 @@ def fixed_arithmetic(threads: int) -> Iterator[None]:
 def run(job: Job, folder: Path, team: Team, resume: bool) -> list[Record]:
     """Measure what is not yet measured; returns the records of all processes in canonical order, in all processes.
 
-    Images are dealt out to the processes; each has every image of its share in every cell. What one image does to one
-    process (an error, too little memory) becomes a record; the others go on.
+    Images are dealt out to the processes; each has every image of its share in every cell. What one image does to
+    one process (an error, too little memory) becomes a record; the others go on.
 
     Args:
         job: the same in all processes.
@@ -188,8 +188,8 @@ def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lp
         expected = target[row : row + len(rows)]
         if rows.shape != expected.shape:
             raise ValueError(
-                f"the network made rows of {rows.shape[1]} pixels and {rows.shape[2]} channels, {row + len(rows)} of "
-                f"them so far; the target is {target.shape[0]}×{target.shape[1]} with {target.shape[2]} channels"
+                f"the network made rows of {rows.shape[1]} pixels and {rows.shape[2]} channels, {row + len(rows)} "
+                f"of them so far; the target is {target.shape[0]}×{target.shape[1]} with {target.shape[2]} channels"
             )
         scorer.add(rows, expected)
         row += len(rows)
@@ -216,7 +216,7 @@ def restored(network: Network, cell: Cell, given: Pixels) -> Iterator[NDArray[np
 
 
 def _megapixels(pixels: Pixels) -> float:
-    return pixels.shape[0] * pixels.shape[1] / 1e6
+    return float(pixels.shape[0] * pixels.shape[1] / 1e6)
 
 
 def _line(error: Exception) -> str:

@@ -49,11 +49,11 @@ def parse_degradation(specification: str) -> Synthesis:
 
     - ``noise:25``: white Gaussian noise of standard deviation 25/255, neither clipped nor rounded (as denoisers are
       commonly tested); ``noise:0-50``: the deviation varies smoothly over the image and spans the range.
-    - ``blur:2``: Gaussian, of that standard deviation in pixels; ``blur:11@30``: a camera moved by 11 pixels at 30°.
-      Borders are mirrored.
+    - ``blur:2``: Gaussian, of that standard deviation in pixels; ``blur:11@30``: a camera moved by 11 pixels at
+      30°. Borders are mirrored.
     - ``jpeg:40``: coded by Pillow at that quality, 8 bit.
-    - ``bicubic:4``: made smaller by that factor with the antialiased bicubic kernel (a = −0.5) and rounded to 8 bit;
-      clean images are cut to a multiple of it first.
+    - ``bicubic:4``: made smaller by that factor with the antialiased bicubic kernel (a = −0.5) and rounded to 8
+      bit; clean images are cut to a multiple of it first.
     - ``haze``, ``motion-blur``: what the demo's networks were trained to undo.
 
     Raises:

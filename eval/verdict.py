@@ -275,9 +275,10 @@ def _recommend(
         return baseline, f"{keep}: there was nothing to compare it with.", []
     if images < 2:
         top = changes[ranked[0]]
+        best = ranked[0] if top.mean > NEGLIGIBLE else baseline
         return (
-            ranked[0] if top.mean > NEGLIGIBLE else baseline,
-            f"No verdict from {images} image: best is {ranked[0] if top.mean > NEGLIGIBLE else baseline}, but one image "
+            best,
+            f"No verdict from {images} image: best is {best}, but one image "
             f"says nothing about others ({ranked[0]}: {top.mean:+.2f} dB).",
             [],
         )
@@ -318,8 +319,8 @@ def _tiles_win(
     said = f"Do not convert; {how}: {changes[best]} over the network as trained, where {converted} gives {own}."
     if not lead.gains:
         said = (
-            f"{how.capitalize()}: {changes[best]} over the network as trained; converting ({converted}: {own}) is not "
-            f"shown to be worse, the interval of the difference spans zero: {lead}."
+            f"{how.capitalize()}: {changes[best]} over the network as trained; converting ({converted}: {own}) is "
+            f"not shown to be worse, the interval of the difference spans zero: {lead}."
         )
     return said, []
 
