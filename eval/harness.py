@@ -13,12 +13,13 @@ from tlsc.errors import ArgumentValueError, TLSCError
 
 if TYPE_CHECKING:
     from tlsc.eval.cells import Cell
+    from tlsc.eval.datasets import Dataset
     from tlsc.eval.distributed import Team
     from tlsc.eval.networks import Network
     from tlsc.eval.outputs import Outcome
     from tlsc.eval.runner import Job
 
-__all__ = ["add_commands", "add_data_arguments", "add_network_arguments"]
+__all__ = ["add_commands", "add_data_arguments", "add_network_arguments", "load_data", "named_network"]
 
 FILES = ("results.csv", "results.json", "timings.csv", "psnr.png", "gain.png", "comparison.png", "report.html")
 
@@ -34,7 +35,7 @@ _SWEEP = (
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """``eval`` and ``sweep``."""
+    """``eval``, ``sweep`` and ``shift``."""
     parser = commands.add_parser(
         "eval", help="compare ways to run a network on a benchmark folder", description=_EVAL
     )
@@ -62,6 +63,19 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--overlap", type=_numbers, default=[0], metavar="N[,N]", help="blended; 0 by default")
     parser.set_defaults(run=_run, command="sweep")
+    parser = commands.add_parser(
+        "shift",
+        help="how far a network's statistics on whole images are from those on training crops",
+        description="Measure the statistics (mean and standard deviation per channel) at every site on crops of the "
+        "training size, on whole images, and on whole images after converting, and how far apart they are "
+        "(Wasserstein distance). Writes shift.csv, shift.json and shift.png. Runs in one process.",
+    )
+    add_network_arguments(parser)
+    add_data_arguments(parser)
+    parser.add_argument("--base-size", type=_one_size, help="N or HEIGHTxWIDTH (default: 1.5 training crops)")
+    parser.add_argument("--crops", type=int, default=8, metavar="N", help="crops from each image (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("tlsc-shift"), help="folder to write to (%(default)s)")
+    parser.set_defaults(run=_shift, command="shift")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -143,9 +157,19 @@ def _numbers(text: str) -> list[int]:
 
 
 def _sizes(text: str) -> list[Any]:
+    return [_one_size(part.strip()) for part in text.split(",")]
+
+
+def _one_size(text: str) -> Any:
     from tlsc.eval.cli import _size
 
-    return [_size(part.strip()) for part in text.split(",")]
+    return _size(text)
+
+
+def _shift(args: argparse.Namespace) -> int:
+    from tlsc.eval.shift import run
+
+    return run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -189,7 +213,7 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
     from tlsc.eval.verdict import judge, summarise
 
     protocol = Protocol(args.protocol, args.crop_border)
-    network = _network(args)
+    network = named_network(args)
     if args.lpips:
         lpips_metric(network.reference.device)
     base_sizes, cuts = _asked(args, network)
@@ -201,7 +225,7 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
         args.command == "sweep" or args.tile_converted,
         not args.no_whole,
     )
-    data = _together(team, lambda: _data(args, network))
+    data = _together(team, lambda: load_data(args, network))
     if data is None:
         return None, None
     settings = _settings(args, network, data, cells)
@@ -234,7 +258,8 @@ def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace) -> bo
     return True
 
 
-def _network(args: argparse.Namespace) -> Network:
+def named_network(args: argparse.Namespace) -> Network:
+    """The network that the arguments name."""
     from tlsc.eval.networks import load_network
 
     for name in ("crop", "pad_to"):
@@ -270,7 +295,8 @@ def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[
     ]
 
 
-def _data(args: argparse.Namespace, network: Network) -> Any:
+def load_data(args: argparse.Namespace, network: Network) -> Dataset:
+    """The images that the arguments name, checked; bad ones raise, or are said and left out."""
     from tqdm import tqdm
 
     from tlsc.eval.datasets import find_pairs

@@ -79,7 +79,7 @@ def run(job: Job, folder: Path, team: Team, resume: bool) -> list[Record]:
             total=total + len(done),
             initial=len(done),
             desc=job.network.name,
-            unit="image",
+            unit="result",
             smoothing=0,
             mininterval=0.5,
             disable=not team.leads,
