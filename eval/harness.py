@@ -66,8 +66,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = commands.add_parser(
         "shift",
         help="how far a network's statistics on whole images are from those on training crops",
-        description="Measure the statistics (mean and standard deviation per channel) at every site on crops of the "
-        "training size, on whole images, and on whole images after converting, and how far apart they are "
+        description="Measure the statistics (mean and standard deviation per channel) at every site on crops of "
+        "the training size, on whole images, and on whole images after converting, and how far apart they are "
         "(Wasserstein distance). Writes shift.csv, shift.json and shift.png. Runs in one process.",
     )
     add_network_arguments(parser)
@@ -99,6 +99,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop-border", type=int, default=0, metavar="N", help="pixels left out at each edge")
     parser.add_argument("--lpips", action="store_true", help="LPIPS, too; needs pyiqa")
     parser.add_argument("--out", type=Path, default=None, help="folder to write to (tlsc-eval or tlsc-sweep)")
+    parser.add_argument(
+        "--no-report", action="store_true", help="figures only: no plots, comparisons and report.html"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run left in --out")
     parser.add_argument("--overwrite", action="store_true", help="throw away what is in --out")
     parser.add_argument(
@@ -114,6 +117,9 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="KEY", help="which of several outputs is the result: an index or a key")
     parser.add_argument("--pad-to", type=int, metavar="N", help="sizes the network takes are multiples of this")
+    parser.add_argument(
+        "--scale", type=int, metavar="N", help="how many times the network enlarges (1 if not known)"
+    )
     parser.add_argument("--device", default="cpu", help="%(default)s")
     parser.add_argument("--dtype", default="float32", help="float32, float16, bfloat16 or float64 (%(default)s)")
     parser.add_argument(
@@ -183,11 +189,11 @@ def _run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"tlsc-{args.command}")
     with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours:
         outcome, job = _measured(args, out, ours)
-        if outcome is None or job is None:  # rank 0 has said why
-            return 1
-        if ours.leads:
-            _write(out, outcome, job)
-            _say(outcome, out)
+        if not ours.leads or outcome is None or job is None:
+            # Rank 0 speaks for all: torchrun would end it, still writing, if another process reported a failure.
+            return 0
+        _write(out, outcome, job, not args.no_report)
+        _say(outcome, out)
         return 1 if outcome.failed and not args.skip_bad else 0
 
 
@@ -262,11 +268,17 @@ def named_network(args: argparse.Namespace) -> Network:
     """The network that the arguments name."""
     from tlsc.eval.networks import load_network
 
-    for name in ("crop", "pad_to"):
+    for name in ("crop", "pad_to", "scale"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ArgumentValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     return load_network(
-        args.network, device=args.device, dtype=args.dtype, output=args.output, pad_to=args.pad_to, crop=args.crop
+        args.network,
+        device=args.device,
+        dtype=args.dtype,
+        output=args.output,
+        pad_to=args.pad_to,
+        crop=args.crop,
+        scale=args.scale,
     )
 
 
@@ -349,20 +361,29 @@ def _device(args: argparse.Namespace) -> str:
     return f"{platform.machine()} CPU, {args.threads} {noun} per process"
 
 
-def _write(out: Path, outcome: Outcome, job: Job) -> None:
+def _write(out: Path, outcome: Outcome, job: Job, report: bool) -> None:
     import json
     from datetime import datetime, timezone
 
-    from tlsc.eval import comparisons, plots
     from tlsc.eval.files import replacing
     from tlsc.eval.outputs import as_json, write_results, write_timings
-    from tlsc.eval.report import write_report
 
     write_results(out / "results.csv", outcome)
     write_timings(out / "timings.csv", outcome)
     with replacing(out / "results.json") as new:
-        report = as_json(outcome, datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.argv[1:])
-        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+        found = as_json(outcome, datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.argv[1:])
+        new.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    for name in FILES[3:]:
+        (out / name).unlink(missing_ok=True)  # of an earlier run
+    if report:
+        _draw(out, outcome, job)
+
+
+def _draw(out: Path, outcome: Outcome, job: Job) -> None:
+    from tlsc.eval import comparisons, plots
+    from tlsc.eval.files import replacing
+    from tlsc.eval.report import write_report
+
     shown = comparisons.shown_cells(outcome.verdict)
     drawn = []
     with replacing(out / "psnr.png") as new:
@@ -379,8 +400,6 @@ def _write(out: Path, outcome: Outcome, job: Job) -> None:
     if found:
         with replacing(out / "comparison.png") as new:
             comparisons.draw(new, found)
-    else:
-        (out / "comparison.png").unlink(missing_ok=True)
     write_report(out / "report.html", outcome, drawn, found)
 
 

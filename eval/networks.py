@@ -54,8 +54,13 @@ class Network:
     def __call__(self, image: Tensor) -> Tensor:
         like = self.reference
         height, width = image.shape[2:]
-        out = self._result(self.model(self._padded(image.to(like.device, like.dtype))))
-        return out[..., : height * self.scale, : width * self.scale].float().cpu()
+        padded = self._padded(image.to(like.device, like.dtype))
+        out = self._result(self.model(padded))
+        if padded.shape[2:] != image.shape[2:]:
+            # By how much it enlarges, whatever is known of it: a wrong scale must not pass for a border.
+            down, across = (n // k for n, k in zip(out.shape[2:], padded.shape[2:], strict=True))
+            out = out[..., : height * down, : width * across]
+        return out.float().cpu()
 
     def _padded(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
@@ -100,6 +105,7 @@ def load_network(
     output: str | None = None,
     pad_to: int | None = None,
     crop: int | None = None,
+    scale: int | None = None,
 ) -> Network:
     """A demo network by its name, a checkpoint by its path, or ``module:factory``.
 
@@ -112,6 +118,7 @@ def load_network(
             known of the network.
         pad_to: sizes it takes are multiples of this; by default what is known of the network.
         crop: side of its training crops; by default what is known of the network.
+        scale: output pixels per input pixel; by default what is known of the network, or 1.
 
     Raises:
         ArgumentValueError: there is no such network, device or dtype.
@@ -143,6 +150,8 @@ def load_network(
         network.output = int(output) if output.lstrip("-").isdecimal() else output
     if pad_to is not None:
         network.pad_to, network.padding = pad_to, None
+    if scale is not None:
+        network.scale = scale
     if crop is not None:
         network.crop, network.base_size = crop, crop * 3 // 2
     return network

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from tlsc.eval.cells import Cell
 from tlsc.eval.outputs import Outcome
@@ -112,6 +113,7 @@ def draw_gains(path: Path, outcome: Outcome, cells: Sequence[Cell]) -> None:
                 label=str(cell),
             )
     axes.axhline(0, color="#222222", linewidth=1, label=str(outcome.verdict.baseline))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"images, ordered by the gain of {cells[0]}" if cells else "images")
     axes.set_ylabel("gain in PSNR, dB")
     _finish(figure, axes, outcome, "Gain per image", ylabel=False)

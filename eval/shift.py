@@ -122,8 +122,8 @@ def watching(
 ) -> Iterator[dict[int, list[Tensor]]]:
     """The maps that reach the sites of a plan while the model runs, by the site's number in the plan.
 
-    A site that is a module of its own is watched. One inside a ``forward`` that was rewritten is seen by running the
-    original ``forward`` beside it, on the same arguments.
+    A site that is a module of its own is watched. One inside a ``forward`` that was rewritten is seen by running
+    the original ``forward`` beside it, on the same arguments.
 
     Args:
         model: as trained or converted.
@@ -194,7 +194,7 @@ def measure(
     seed: int = 0,
     progress: Any = iter,
 ) -> tuple[Plan, dict[int, dict[str, Samples]]]:
-    """The statistics at all sites that become local, under each of ``CONDITIONS``, by the site's number in the plan.
+    """The statistics at all sites that become local, under each of ``CONDITIONS``, by the site's number.
 
     Args:
         network: as trained; it is converted and reverted.
@@ -329,8 +329,8 @@ def _table(found: Sequence[Shift]) -> tuple[list[str], list[list[str]]]:
 
 
 _CONVENTION = (
-    "Wasserstein distance from the statistics on training crops, per channel in standard deviations over the crops, "
-    "mean over channels"
+    "Wasserstein distance from the statistics on training crops, per channel in standard deviations over the "
+    "crops, mean over channels"
 )
 
 

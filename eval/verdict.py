@@ -74,8 +74,8 @@ class Change:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{self.mean:+.2f} dB (no interval: {self.images} image)"
-        return f"{self.mean:+.2f} dB [{self.low:+.2f}, {self.high:+.2f}]"
+            return f"{_signed(self.mean)} dB (no interval: {self.images} image)"
+        return f"{_signed(self.mean)} dB [{_signed(self.low)}, {_signed(self.high)}]"
 
     @property
     def gains(self) -> bool:
@@ -86,6 +86,11 @@ class Change:
     def loses(self) -> bool:
         """Whether the interval is below zero, and the mean worth mentioning."""
         return self.high < 0 and self.mean <= -NEGLIGIBLE
+
+
+def _signed(value: float) -> str:
+    """With its sign and two decimals; never minus zero."""
+    return f"{round(value, 2) + 0.0:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,8 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
         return Verdict(ORIGINAL, ORIGINAL, {}, "No verdict: no image was restored.", "", tuple(said), ())
     left_out = len(table[comparable[0]]) - len(images)
     if left_out:
-        said.append(f"{left_out} images are left out of means and verdict: not every way could restore them")
+        noun = "1 image is" if left_out == 1 else f"{left_out} images are"
+        said.append(f"{noun} left out of means and verdict: not every way could restore them")
     baseline = next((cell for cell in comparable if cell == ORIGINAL), comparable[0])
     if baseline != ORIGINAL:
         said.append(f"compared with {baseline}, as whole images were not restored by the network as trained")
