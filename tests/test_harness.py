@@ -589,8 +589,8 @@ def test_interval_is_that_of_resampling() -> None:
     assert change([30, math.inf, 31], [29, 30, 30]).infinite == 1
 
 
-# Real runs: an image of texture around 0.5 behind a field that varies slowly. The global mean takes the field's mean
-# away, a local one the field itself.
+# Real runs: an image of texture around 0.5 behind a field that varies slowly. The global mean takes the field's
+# mean away, a local one the field itself.
 FIELD = """
 import torch
 from torch import nn
