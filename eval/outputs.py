@@ -256,7 +256,8 @@ def rows(outcome: Outcome) -> list[list[str]]:
     changes = outcome.verdict.changes
     found = []
     for own in outcome.summaries:
-        gain = str(changes[own.cell]).replace(" dB", "") if own.cell in changes else ""
+        same = "as original" if own.cell.base_size is not None and own.images else ""
+        gain = str(changes[own.cell]).replace(" dB", "") if own.cell in changes else same
         found.append(
             [
                 own.cell.variant,

@@ -203,7 +203,7 @@ def measure(
         crop: side of the training crops in pixels.
         crops: how many of them from each image, at random.
         seed: of their places.
-        progress: wraps the pairs.
+        progress: wraps the pairs, which are gone through twice.
 
     Raises:
         ArgumentValueError: nothing becomes local.
@@ -215,26 +215,20 @@ def measure(
     owners = {site.owner for site in plan if site.owner is not None}
     classes = {path: type(model.get_submodule(path)) for path in owners}
     found: dict[int, dict[str, list[tuple[Tensor, Tensor]]]] = defaultdict(lambda: defaultdict(list))
-    for pair in progress(data.pairs):
-        image = _tensor(data, pair)
-        places = _places(image, crop, crops, seed, pair.name)
-        with watching(model, plan, classes) as maps:
-            for top, left in places:
-                network_run(network, image[..., top : top + crop, left : left + crop])
+    with torch.no_grad(), watching(model, plan, classes) as maps:
+        for pair in progress(data.pairs):
+            image = _tensor(data, pair)
+            for top, left in _places(image, crop, crops, seed, pair.name):
+                network(image[..., top : top + crop, left : left + crop])
                 _collect(found, maps, "crops", None)
-            network_run(network, image)
+            network(image)
             _collect(found, maps, "whole, global", None)
-        with tlsc.converted(model, base_size), watching(model, plan, classes) as maps:
-            network_run(network, image)
+    with torch.no_grad(), tlsc.converted(model, base_size), watching(model, plan, classes) as maps:
+        for pair in progress(data.pairs):
+            network(_tensor(data, pair))
             _collect(found, maps, "whole, local", plan)
     samples = {n: {name: _joined(values) for name, values in own.items()} for n, own in sorted(found.items())}
     return plan, samples
-
-
-def network_run(network: Network, image: Tensor) -> None:
-    """Run a network for what is seen on the way."""
-    with torch.no_grad():
-        network(image)
 
 
 def _tensor(data: Dataset, pair: Any) -> Tensor:
