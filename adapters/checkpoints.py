@@ -144,8 +144,8 @@ def _unpickled(path: Path) -> Any:
     if wanted:
         raise CheckpointError(
             f"{path} was refused: it wants to run code ({joined(wanted)}) on loading. If you need it, convert it "
-            "to safetensors in a sandbox, with nothing of value in reach: load it with weights_only=False there and "
-            "write the state dict with safetensors.torch.save_file"
+            "to safetensors in a sandbox, with nothing of value in reach: there load it with weights_only=False "
+            "and write the state dict with safetensors.torch.save_file"
         )
     raise CheckpointError(
         f"{path} is truncated or was not written by torch.save ({_first(said) or kind}): download or save it again"

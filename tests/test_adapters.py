@@ -75,14 +75,15 @@ def test_golden_vectors_through_load(name: str, suffix: str, tmp_path: Path) -> 
         save_file(state, path)
     original = load(path, dtype=torch.float64)
     assert config.items() <= original.tlsc.settings.items()
-    local = load(path, base_size=48, dtype=torch.float64)
-    later = tlsc.convert(load(path, dtype=torch.float64), 48)
-    # Converted before the weights are there: the same file, loaded into a converted network.
-    earlier = tlsc.convert(type(original)(**original.tlsc.settings).double().eval(), 48)
-    earlier.load_state_dict(state)
+    if suffix == ".pth":
+        local = load(path, base_size=48, dtype=torch.float64)
+    else:
+        # Converted before the weights are there.
+        local = tlsc.convert(type(original)(**original.tlsc.settings).double().eval(), 48)
+        local.load_state_dict(load(path).state_dict())
     for case in CASES:
         x = tensors[f"case{case}.input"]
-        for model, kind in ((original, "original"), (local, "local"), (later, "local"), (earlier, "local")):
+        for model, kind in ((original, "original"), (local, "local")):
             out = model(x)
             expected = {
                 int(key.rpartition(".")[2]): value
@@ -435,7 +436,7 @@ def test_networks_that_spandrel_calls_in_its_own_way(tmp_path: Path) -> None:
     from spandrel.architectures.DRUNet import DRUNet
 
     torch.manual_seed(0)
-    network = DRUNet(in_nc=4, out_nc=3, nc=[4, 8, 8, 8], nb=1)
+    network = DRUNet(in_nc=4, out_nc=3, nc=[4, 4, 4, 4], nb=4)
     torch.save(network.state_dict(), tmp_path / "a.pth")
     model = load(tmp_path / "a.pth")
     x = torch.rand(1, 3, 16, 24)
