@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._arguments import FLOATING, as_pair, check_map
-from tlsc.adapters import hinet, mprnet
+from tlsc.adapters import hinet, mprnet, unet
 from tlsc.adapters.architecture import Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
 from tlsc.adapters.descriptor import Descriptor, Padding
@@ -23,7 +23,7 @@ from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["load", "run"]
 
-_ARCHITECTURES: tuple[Architecture, ...] = (hinet.ARCHITECTURE, mprnet.ARCHITECTURE)
+_ARCHITECTURES: tuple[Architecture, ...] = (hinet.ARCHITECTURE, mprnet.ARCHITECTURE, unet.ARCHITECTURE)
 
 # Networks of others whose training crops are published.
 _CROPS = {"NAFNet": 256, "Restormer": 256, "MIRNet2": 256}
@@ -46,7 +46,7 @@ def load(
 ) -> nn.Module:
     """Load a pretrained restorer: which architecture it is and its settings are read off the weights.
 
-    HINet and MPRNet are ours; what else there is, ``spandrel`` and its extra architectures identify
+    HINet, MPRNet and the demo's U-Nets are ours; what else there is, ``spandrel`` and its extra architectures identify
     (``pip install 'tlsc[networks]'``). Weights may lie at the top of the file or under any keys (``params_ema``,
     which is preferred, ``params``, ``state_dict``, ``model``, ``net_g``, ``generator``, ...), their names may start
     with any prefix (``module.``, ``_orig_mod.``, ``model.``, ...). Nothing in the file is executed.
@@ -91,8 +91,11 @@ def load(
     if dtype is None:
         dtype = torch.float64 if _has_float64(model) else torch.float32
     description: Descriptor = model.tlsc  # type: ignore[assignment]
-    if description.task is None:
-        model.tlsc = dataclasses.replace(description, task=_task(checkpoint.path.stem))  # type: ignore[assignment]
+    model.tlsc = dataclasses.replace(  # type: ignore[assignment]
+        description,
+        task=description.task or _task(checkpoint.path.stem),
+        crop=_noted_crop(checkpoint) or description.crop,
+    )
     model = model.to(device=where, dtype=dtype).eval()
     if base_size is not None:
         if not description.padding.inside:
@@ -162,6 +165,12 @@ def _has_float64(model: nn.Module) -> bool:
     return any(parameter.dtype == torch.float64 for parameter in model.parameters())
 
 
+def _noted_crop(checkpoint: Checkpoint) -> int | None:
+    """The training crop, where a safetensors file's metadata notes it."""
+    noted = checkpoint.metadata.get("crop", "")
+    return int(noted) if noted.isdecimal() and len(noted) < 6 and int(noted) > 0 else None
+
+
 def _task(stem: str) -> str | None:
     words = stem.lower()
     return next((task for task, marks in _TASKS.items() if any(mark in words for mark in marks)), None)
@@ -223,7 +232,7 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
             spandrel_extra_arches.install(ignore_duplicates=True)
     except ImportError as error:
         raise CheckpointError(
-            f"{_unknown(checkpoint)}, tried HINet and MPRNet; spandrel, which knows many more, is not there: "
+            f"{_unknown(checkpoint)}, tried HINet, MPRNet and UNet; spandrel, which knows many more, is not there: "
             "pip install 'tlsc[networks]'"
         ) from error
     known = spandrel.MAIN_REGISTRY.architectures("detection")
@@ -243,7 +252,7 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
                 ) from error
             return _described(made, name)
     raise CheckpointError(
-        f"{_unknown(checkpoint)}, tried HINet, MPRNet and {len(known)} architectures of spandrel. A network of "
+        f"{_unknown(checkpoint)}, tried HINet, MPRNet, UNet and {len(known)} architectures of spandrel. A network of "
         "your own can be built, given its weights and passed to tlsc.convert"
     )
 

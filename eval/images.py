@@ -89,7 +89,10 @@ def read_image(path: Path) -> Picture:
         with warnings.catch_warnings():
             # Pillow warns of large photographs and of odd metadata; at twice the size it refuses.
             warnings.simplefilter("ignore")
-            with PIL.Image.open(path, formats=_FORMATS) as opened:
+            PIL.Image.init()
+            known = [name for name in _FORMATS if name in PIL.Image.OPEN]
+            # Opened by its name, Pillow maps the file, and misreads TIFFs that lie on their side.
+            with path.open("rb") as file, PIL.Image.open(file, formats=known) as opened:
                 return _read(path, head, opened)
     except ImageError:
         raise

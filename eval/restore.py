@@ -131,8 +131,6 @@ def restore_picture(
     image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
     like = next(model.parameters(), image)
     restored = _in_its_channels(model, image.to(like.device, like.dtype), tile, overlap, progress).float().cpu()
-    if not bool(restored.isfinite().all()):
-        raise TLSCError("the network returned NaN or Inf; try --dtype float32, or look at its weights")
     pixels = np.ascontiguousarray(restored[0].permute(1, 2, 0).numpy())
     alpha = picture.alpha
     if alpha is not None and alpha.shape != pixels.shape[:2]:
@@ -149,9 +147,12 @@ def _in_its_channels(
     from tlsc.eval import patches
 
     def restored(image: Tensor) -> Tensor:
-        return patches.restore(
+        out = patches.restore(
             lambda part: adapters.run(model, part), image, tile, overlap, batch_pixels=1, progress=progress
         )
+        if not bool(out.isfinite().all()):
+            raise TLSCError("the network returned NaN or Inf; try --dtype float32, or look at its weights")
+        return out.clamp(0, 1)
 
     known = getattr(model, "tlsc", None)
     channels = known.in_channels if isinstance(known, adapters.Descriptor) else 3

@@ -326,6 +326,17 @@ def test_copies_of_the_shared_weight_must_agree(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- what load returns
 
 
+@pytest.mark.parametrize("name", adapters.DEMO_NETWORKS)
+@torch.no_grad()
+def test_the_demo_s_networks_load_from_their_files(name: str) -> None:
+    network = adapters.DEMO_NETWORKS[name]
+    model = load(network.weights)
+    x = torch.rand(1, 3, 21, 30)
+    assert torch.equal(run(model, x), adapters.load_demo_network(name)(x))
+    assert network.settings.items() <= model.tlsc.settings.items()
+    assert model.tlsc.crop == network.crop
+
+
 def test_the_result_is_described_and_in_eval_mode(small: nn.Module, tmp_path: Path) -> None:
     torch.save(small.train().state_dict(), tmp_path / "x-GoPro.pth")
     model = load(tmp_path / "x-GoPro.pth")
@@ -481,7 +492,11 @@ BAD_STATES: list[tuple[str, Callable[[dict[str, Tensor]], Any], str]] = [
     ("HINet", lambda state: state | {"conv_01.weight": torch.ones(8)}, "where 4 dimensions belong"),
     ("HINet", lambda state: state | {"conv_01.weight": torch.ones(6, 3, 3, 3)}, "shapes contradict each other"),
     ("HINet", lambda state: state | {"last.bias": torch.ones(3, dtype=torch.int8)}, "last.bias is torch.int8"),
-    ("HINet", lambda state: {"a.weight": torch.ones(2)}, "unknown architecture.*a.weight.*tried HINet, MPRNet and"),
+    (
+        "HINet",
+        lambda state: {"a.weight": torch.ones(2)},
+        "unknown architecture.*a.weight.*tried HINet, MPRNet, UNet and",
+    ),
     ("HINet", lambda state: {"epoch": 3, "lr": 1e-3}, "holds no weights: its keys are epoch, lr"),
     ("HINet", lambda state: [1, 2], "holds a list"),
     ("HINet", lambda state: torch.ones(3), "holds a Tensor"),
