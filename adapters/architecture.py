@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined
-from tlsc.errors import TLSCError
 
 __all__ = ["Architecture", "Found", "count", "dimensions"]
 
@@ -68,8 +67,9 @@ class Architecture:
             settings = self.settings(weights.state, checkpoint.metadata)
             with torch.device("meta"):
                 model = self.build(**settings)
-        except TLSCError as error:
-            raise CheckpointError(f"{looks} {error}") from error
+        except (ValueError, TypeError, SyntaxError, RecursionError) as error:
+            # Settings that contradict each other, and metadata that is no Python literal.
+            raise CheckpointError(f"{looks} {str(error).splitlines()[0]}") from error
         state = _completed(model, weights.state)
         _check_shared(model, state, looks)
         wrong = _differences(model, state)

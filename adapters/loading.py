@@ -46,7 +46,7 @@ def load(
 ) -> nn.Module:
     """Load a pretrained restorer: which architecture it is and its settings are read off the weights.
 
-    HINet, MPRNet and the demo's U-Nets are ours; what else there is, ``spandrel`` and its extra architectures identify
+    HINet, MPRNet and the demo's U-Nets are ours; the rest is identified by ``spandrel`` and its extra architectures
     (``pip install 'tlsc[networks]'``). Weights may lie at the top of the file or under any keys (``params_ema``,
     which is preferred, ``params``, ``state_dict``, ``model``, ``net_g``, ``generator``, ...), their names may start
     with any prefix (``module.``, ``_orig_mod.``, ``model.``, ...). Nothing in the file is executed.
@@ -252,8 +252,8 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
                 ) from error
             return _described(made, name)
     raise CheckpointError(
-        f"{_unknown(checkpoint)}, tried HINet, MPRNet, UNet and {len(known)} architectures of spandrel. A network of "
-        "your own can be built, given its weights and passed to tlsc.convert"
+        f"{_unknown(checkpoint)}, tried HINet, MPRNet, UNet and {len(known)} architectures of spandrel. A network "
+        "of your own can be built, given its weights and passed to tlsc.convert"
     )
 
 

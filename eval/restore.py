@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from tlsc.eval.images import Picture
+    from tlsc.eval.photo_files import Picture
 
 __all__ = ["add_command", "restore_picture", "targets"]
 
@@ -144,12 +144,10 @@ def _in_its_channels(
     import torch
 
     from tlsc import adapters
-    from tlsc.eval import patches
+    from tlsc.eval.tiles import in_tiles
 
     def restored(image: Tensor) -> Tensor:
-        out = patches.restore(
-            lambda part: adapters.run(model, part), image, tile, overlap, batch_pixels=1, progress=progress
-        )
+        out = in_tiles(lambda part: adapters.run(model, part), image, tile, overlap, progress)
         if not bool(out.isfinite().all()):
             raise TLSCError("the network returned NaN or Inf; try --dtype float32, or look at its weights")
         return out.clamp(0, 1)
@@ -178,7 +176,7 @@ def _restore(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from tlsc import adapters
-    from tlsc.eval.images import check_writable, read_image, write_image
+    from tlsc.eval.photo_files import check_writable, read_image, write_image
 
     tile, overlap = _tiling(args.tile, args.overlap)
     places = targets(args.inputs, args.out)
@@ -229,7 +227,7 @@ def _tiling(tile: int | None, overlap: int | None) -> tuple[int | None, int]:
 def _found(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        from tlsc.eval.images import READABLE
+        from tlsc.eval.photo_files import READABLE
 
         inside = sorted(entry for entry in path.iterdir() if entry.is_file())
         images = [entry for entry in inside if entry.suffix.lower() in READABLE and entry.name[0] != "."]

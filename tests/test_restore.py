@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.adapters import Descriptor, HINet, load, run
-from tlsc.eval import cli, images, patches
-from tlsc.eval.images import ImageError, Picture, read_image, write_image
+from tlsc.eval import cli, photo_files
+from tlsc.eval.photo_files import ImageError, Picture, read_image, write_image
 from tlsc.eval.restore import restore_picture, targets
+from tlsc.eval.tiles import in_tiles
 
 from .networks import with_random_weights
 
@@ -280,7 +281,7 @@ class Enlarging(nn.Module):
 def test_tiles_of_an_enlarging_network_are_put_together(tile: int, overlap: int) -> None:
     image = torch.rand(1, 3, 37, 53)
     told: list[tuple[int, int]] = []
-    out = patches.restore(nn.Upsample(scale_factor=2), image, tile, overlap, progress=lambda *n: told.append(n))
+    out = in_tiles(nn.Upsample(scale_factor=2), image, tile, overlap, lambda *n: told.append(n))
     torch.testing.assert_close(out, nn.Upsample(scale_factor=2)(image))
     assert not told or told[-1][0] == told[-1][1]
 
@@ -290,7 +291,7 @@ def test_seams_are_blended() -> None:
     """Each tile adds its own constant: between tiles the result goes from one to the next in small steps."""
     values = iter([0.0, 1.0])
     image = torch.zeros(1, 1, 8, 28)
-    out = patches.restore(lambda x: x + next(values), image, 16, 4, batch_pixels=1)[0, 0]
+    out = in_tiles(lambda x: x + next(values), image, 16, 4)[0, 0]
     assert torch.equal(out[:, :12], torch.zeros(8, 12))
     assert torch.equal(out[:, 16:], torch.ones(8, 12))
     between = out[0, 11:17]
@@ -311,7 +312,7 @@ def test_tiles_from_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert not np.array_equal(tiled, whole)
     model = load(checkpoint)
     x = torch.from_numpy(values.astype(np.float32) / 255).permute(2, 0, 1)[None]
-    wanted = patches.restore(lambda part: run(model, part), x, 24, 8)[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
+    wanted = in_tiles(lambda part: run(model, part), x, 24, 8)[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
     assert_close(tiled, wanted.round().astype(np.uint8))
 
 
@@ -461,6 +462,6 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
 def test_suffixes_are_known_to_be_readable() -> None:
     PIL.Image.init()
-    for suffix in images.READABLE:
-        assert PIL.Image.EXTENSION[suffix] in (*images._FORMATS, "PNG")
-    assert set(images.WRITABLE) <= set(images.READABLE)
+    for suffix in photo_files.READABLE:
+        assert PIL.Image.EXTENSION[suffix] in (*photo_files._FORMATS, "PNG")
+    assert set(photo_files.WRITABLE) <= set(photo_files.READABLE)
