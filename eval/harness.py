@@ -294,6 +294,7 @@ def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[
         base_sizes = [crop, crop * 3 // 2, crop * 2]
     else:
         base_sizes = [network.base_size or crop * 3 // 2]
+    base_sizes = [network.taken(size) for size in base_sizes]
     if args.command == "sweep":
         if args.patch_size is None and crop is None:
             raise ArgumentValueError(needs + "--patch-size")

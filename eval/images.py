@@ -76,7 +76,7 @@ def _read_with_pillow(path: Path) -> Pixels:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         with _no_limit(), Image.open(path) as file:
             if any("16" in str(tile[3]) for tile in file.tile) and file.mode in ("RGB", "RGBA", "LA"):
-                return _read_with_opencv(path)
+                return _read_deep_png(path)
             image = ImageOps.exif_transpose(file)
             if image.mode in ("I;16", "I;16L", "I;16B", "I", "F"):
                 return _single_channel(np.asarray(image))
@@ -110,18 +110,11 @@ def _single_channel(pixels: Pixels) -> Pixels:
     return pixels.astype(np.uint16)
 
 
-def _read_with_opencv(path: Path) -> Pixels:
+def _read_deep_png(path: Path) -> Pixels:
     """Colour at 16 bit, which Pillow would cut to 8."""
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise UnreadableError(
-            "a colour PNG of 16 bit needs OpenCV (pip install opencv-python-headless), or save it as TIFF"
-        ) from error
-    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise UnreadableError("cannot be decoded")
-    return np.asarray(pixels[..., 2::-1] if pixels.shape[2] >= 3 else pixels)
+    import imagecodecs
+
+    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def _read_tiff(path: Path) -> Pixels:

@@ -31,7 +31,7 @@ class Network:
         channels: of its images, 1 or 3.
         output: which entry of a list or dictionary of outputs is the result; None for the only one.
         pad_to: images are mirrored to a multiple of this and cut back; 1 where the model takes any size.
-        padding: the descriptor's own, for networks that have one and do not pad by themselves.
+        padding: of the model's descriptor; None for networks without one, or where ``pad_to`` was given.
     """
 
     name: str
@@ -54,7 +54,12 @@ class Network:
     def __call__(self, image: Tensor) -> Tensor:
         like = self.reference
         height, width = image.shape[2:]
-        padded = self._padded(image.to(like.device, like.dtype))
+        image = image.to(like.device, like.dtype)
+        if self.padding is not None and self.output is None:
+            from tlsc import adapters
+
+            return adapters.run(self.model, image).float().cpu()
+        padded = self._padded(image)
         out = self._result(self.model(padded))
         if padded.shape[2:] != image.shape[2:]:
             # By how much it enlarges, whatever is known of it: a wrong scale must not pass for a border.
@@ -62,13 +67,18 @@ class Network:
             out = out[..., : height * down, : width * across]
         return out.float().cpu()
 
+    def taken(self, size: Any) -> Any:
+        """A base size, or the next larger one that the network takes."""
+        height, width = (size, size) if isinstance(size, int) else size
+        if self.padding is not None and not self.padding.inside:
+            height, width = self.padding.padded(height, width)
+        height, width = (n + -n % self.pad_to for n in (height, width))
+        return height if height == width else (height, width)
+
     def _padded(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
-        if self.padding is not None and not self.padding.inside:
-            more = self.padding.padded(height, width)
-        else:
-            more = height + -height % self.pad_to, width + -width % self.pad_to
-        down, right = more[0] - height, more[1] - width
+        more = (height, width) if self.padding is None else self.padding.padded(height, width)
+        down, right = (n + -n % self.pad_to - k for n, k in zip(more, (height, width), strict=True))
         mode = "reflect" if down < height and right < width else "replicate"
         return F.pad(image, (0, right, 0, down), mode=mode) if down or right else image
 
@@ -178,11 +188,9 @@ def _demo(name: str) -> Network:
 def _checkpoint(path: str) -> Network:
     from tlsc import adapters
 
-    if not hasattr(adapters, "load"):
-        raise ArgumentValueError(f"{path}: this version cannot read checkpoints; name module:factory")
-    model: nn.Module = adapters.load(path)
-    network = _described(path, model)
-    return network if network is not None else Network(path, model, channels=_channels(model))
+    network = _described(path, adapters.load(path))
+    assert network is not None
+    return network
 
 
 def _imported(name: str) -> Network:
@@ -195,8 +203,10 @@ def _imported(name: str) -> Network:
 
 def _described(name: str, model: nn.Module) -> Network | None:
     """What the descriptor at ``model.tlsc`` says, if there is one (see ``tlsc.adapters.load``)."""
+    from tlsc.adapters import Descriptor
+
     known = getattr(model, "tlsc", None)
-    if known is None or not hasattr(known, "architecture"):
+    if not isinstance(known, Descriptor):
         return None
     task = f", {known.task}" if known.task else ""
     return Network(
@@ -206,8 +216,7 @@ def _described(name: str, model: nn.Module) -> Network | None:
         known.crop,
         known.base_size,
         known.scale,
-        known.in_channels if known.in_channels in (1, 3) else 3,
-        known.output,
+        known.in_channels,
         padding=known.padding,
     )
 

@@ -295,7 +295,7 @@ def run(args: argparse.Namespace) -> int:
     network = named_network(args)
     if network.crop is None:
         raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")
-    base_size = args.base_size or network.base_size
+    base_size = network.taken(args.base_size or network.base_size)
     args.out.mkdir(parents=True, exist_ok=True)
     with replacing(args.out / FILES[0]):  # can it be written to?
         pass

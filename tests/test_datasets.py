@@ -239,9 +239,11 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
 
 def test_colour_at_sixteen_bit(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
-    deep = RNG.integers(0, 65536, (12, 14, 3), dtype=np.uint16)
-    cv2.imwrite(str(tmp_path / "a.png"), deep[..., ::-1])
-    assert np.array_equal(read_image(tmp_path / "a.png"), deep)
+    deep = RNG.integers(0, 65536, (12, 14, 4), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "a.png"), deep[..., 2::-1])
+    cv2.imwrite(str(tmp_path / "alpha.png"), deep[..., [2, 1, 0, 3]])
+    for name in ("a.png", "alpha.png"):
+        assert np.array_equal(read_image(tmp_path / name), deep[..., :3]), name
 
 
 def test_orientation_is_that_of_exif(tmp_path: Path) -> None:

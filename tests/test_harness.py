@@ -265,6 +265,24 @@ def test_outputs_and_padding_can_be_given(place: Path) -> None:
     assert all(row["status"] == "ok" for row in _rows(place / "padded"))
 
 
+def test_a_checkpoint_by_its_path(place: Path) -> None:
+    """The stage that is the result, and the recommended window, are those of the checkpoint's descriptor."""
+    from tlsc.adapters import HINet
+
+    torch.manual_seed(0)
+    model = HINet(wf=4, depth=3, hin_position_left=0, hin_position_right=2).eval()
+    torch.save({"params": model.state_dict()}, place / "mine.pth")
+    argv = ["eval", "mine.pth", "data", "--crop", "16", "--limit", "1", "--no-report", "--out", "out"]
+    assert cli.main(argv) == 0
+    rows = {(row["variant"], row["patch_size"]): row for row in _rows(place / "out")}
+    assert ("base size 24", "whole") in rows
+    given, target = (np.asarray(Image.open(place / f"data/{role}/000.png")) for role in ("input", "target"))
+    with torch.no_grad():
+        result = model(torch.from_numpy(given / np.float32(255)).permute(2, 0, 1).unsqueeze(0))[-1]
+    expected = score(result[0].permute(1, 2, 0).numpy(), target)
+    assert float(rows["original", "whole"]["psnr_db"]) == pytest.approx(expected.psnr, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

@@ -116,7 +116,7 @@ def test_crops_are_as_large_as_training_crops(folder: Path) -> None:
 
 
 def test_distance() -> None:
-    """Of shifted samples: the shift in units of the spread; of the same samples: 0; of a constant channel: finite."""
+    """Of shifted samples: the shift in units of the spread; of equal ones 0; of a constant channel: finite."""
     crops = RNG.normal(5, 2, (400, 3))
     assert distance(crops, crops) == 0
     assert distance(crops, crops - 4) == pytest.approx(2, rel=0.1)
