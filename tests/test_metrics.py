@@ -59,17 +59,11 @@ def basicsr() -> Any:
     """BasicSR's own module of metrics."""
     if importlib.util.find_spec("basicsr") is None:
         pytest.skip("BasicSR is not installed")
-    import torchvision.transforms.functional as functional
+    import tlsc.adapters.basicsr  # noqa: F401  # makes BasicSR importable with current torchvision
 
-    name = "torchvision.transforms.functional_tensor"  # BasicSR asks for a module that torchvision has renamed
-    stand_in = types.ModuleType(name)
-    stand_in.rgb_to_grayscale = functional.rgb_to_grayscale  # type: ignore[attr-defined]
-    added = sys.modules.setdefault(name, stand_in) is stand_in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from basicsr.metrics import psnr_ssim
-    if added:
-        del sys.modules[name]
     return psnr_ssim
 
 
