@@ -170,6 +170,7 @@ def test_local_networks_are_the_converted_ones(name: str) -> None:
             **SMALL[name],
         }
     )
+    with_random_weights(network)  # a fresh NAFNet is the identity
     plan = tlsc.plan(network, (24, 32))
     assert plan.converted
     x = torch.rand(1, 3, 40, 48)
