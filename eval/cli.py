@@ -116,9 +116,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(plan)
     if args.influence is not None or args.picture is not None:
         size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
-        before, after = tlsc.influence(model, size), None
+        output = getattr(getattr(model, "tlsc", None), "output", None)
+        before, after = tlsc.influence(model, size, output=output), None
         if plan.converted:
-            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size)
+            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size, output=output)
         data["influence"] = {"before": before.as_dict(), "after": after and after.as_dict()}
         if not args.json:
             print(f"\nbefore: {before}\n")

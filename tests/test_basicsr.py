@@ -130,7 +130,7 @@ def test_the_pipeline_s_figures_are_ours(folder: Path) -> None:
         as_trained.append(_figures(_restored(plain, path), target))
     means = dict(zip(("psnr", "ssim"), np.mean(ours, 0), strict=True))
     assert theirs == pytest.approx(means, abs=6e-5)  # the log has four decimals
-    assert abs(np.mean(as_trained, 0)[0] - means["psnr"]) > 0.01, "converting must show"
+    assert abs(np.mean(as_trained, 0)[0] - means["psnr"]) > 2e-3, "converting must show"
 
 
 def _restored(model: torch.nn.Module, path: Path) -> NDArray[np.uint8]:
@@ -170,6 +170,7 @@ def test_local_networks_are_the_converted_ones(name: str) -> None:
             **SMALL[name],
         }
     )
+    with_random_weights(network)  # a fresh NAFNet is the identity
     plan = tlsc.plan(network, (24, 32))
     assert plan.converted
     x = torch.rand(1, 3, 40, 48)

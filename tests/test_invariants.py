@@ -213,7 +213,7 @@ def _influence_of_far_pixels(model: nn.Module, far: int) -> tuple[float, float]:
     return float(x.grad[..., far:].abs().max()), float(x.grad[..., :far].abs().max())
 
 
-@pytest.mark.parametrize("network", [network for network in NETWORKS if network.all_local], ids=str)
+@pytest.mark.parametrize("network", [*(network for network in NETWORKS if network.all_local), MPRNET], ids=str)
 def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network) -> None:
     model = network()
     far_before, _ = _influence_of_far_pixels(model, far=160)
