@@ -1,4 +1,4 @@
-"""The CPU kernels of :mod:`tlsc.adapters.nonlocal_means`, loaded when first used: they need Numba.
+"""The CPU kernels of :mod:`tlsc.adapters.nlm`, loaded when first used: they need Numba.
 
 The work is cut into strips of rows. A strip owns the pairs (position, shift) whose position lies in it, and is run
 by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
@@ -12,6 +12,7 @@ Loops are short and over rows, with few arrays each, because that is what LLVM v
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = ["backward", "forward"]
 Array = npt.NDArray[Any]
 
 STRIP_ROWS = 64  # measured: 32 to 128 are alike, 512 takes half as long again, out of the cache
+SMALL = 2**22  # elements times shifts that are not worth a second thread
 
 
 def _compiled(function: Any) -> Any:
@@ -40,7 +42,7 @@ def _compiled(function: Any) -> Any:
         return numba.njit(**options)(function)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _power_of_two(typing_context: Any, shifted: Any) -> Any:
     """2^n from ``n + 1.5 · 2^mantissa``, whose low bits are the integer n."""
     if shifted == types.float32:
@@ -62,16 +64,16 @@ def _exp_minus(t: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_exp_minus, inline="always", jit_options={"fastmath": {"contract"}})  # type: ignore[untyped-decorator]
+@overload(_exp_minus, inline="always", jit_options={"fastmath": {"contract"}})
 def _overload_exp_minus(t: Any) -> Any:
-    if t == types.float32:
-        real, degree, magic, limit = np.float32, 7, 1.5 * 2.0**23, 87.0
-    else:
-        real, degree, magic, limit = np.float64, 13, 1.5 * 2.0**52, 708.0
+    single = t == types.float32
+    real: Any = np.float32 if single else np.float64
     # ln 2 in two parts, the first with few bits, so that n · high is exact.
-    high = real(0.693359375) if real is np.float32 else real(6.93147180369123816490e-01)
-    low = real(math.log(2) - 0.693359375) if real is np.float32 else real(1.90821492927058770002e-10)
-    inverse, offset, end, zero = real(1 / math.log(2)), real(magic), real(limit), real(0)
+    high = real(0.693359375 if single else 6.93147180369123816490e-01)
+    low = real(math.log(2) - 0.693359375 if single else 1.90821492927058770002e-10)
+    inverse, zero = real(1 / math.log(2)), real(0)
+    offset, end = real(1.5 * 2.0 ** (23 if single else 52)), real(87 if single else 708)
+    power_of_two: Any = _power_of_two
     c = [real(1 / math.factorial(i)) for i in range(14)]
     c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c
 
@@ -82,7 +84,7 @@ def _overload_exp_minus(t: Any) -> Any:
         n = shifted - offset
         r = (x - n * high) - n * low
         p = ((((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1) * r + c0
-        return zero if far else p * _power_of_two(shifted)
+        return zero if far else p * power_of_two(shifted)
 
     def long(t: Any) -> Any:
         far = t > end
@@ -92,9 +94,9 @@ def _overload_exp_minus(t: Any) -> Any:
         r = (x - n * high) - n * low
         p = (((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7
         p = ((((((p * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1) * r + c0
-        return zero if far else p * _power_of_two(shifted)
+        return zero if far else p * power_of_two(shifted)
 
-    return short if degree == 7 else long
+    return short if single else long
 
 
 @_compiled
@@ -385,38 +387,100 @@ def _negative(a: Array, out: Array) -> None:
         out[j] = -a[j]
 
 
-def _run(strip: Any, batch: int, rows: int, search: int, patch: int) -> None:
-    """``strip(image, first, last)`` for all strips of all images, even ones first."""
+# The kernels: strips [start, stop) of all those of one parity, counted through the batch.
+
+
+@_compiled
+def _forward(
+    x: Array,
+    y: Array,
+    inverse: Array,
+    search: int,
+    patch: int,
+    num: Array,
+    den: Array,
+    size: int,
+    parity: int,
+    start: int,
+    stop: int,
+) -> None:
     margin = search // 2 + patch // 2
-    first, last = patch // 2, rows - margin  # rows of the positions that own a pair
+    begin, end = patch // 2, x.shape[2] - margin
+    strips = (-((begin - end) // size) + 1 - parity) // 2
+    for unit in range(start, stop):
+        n = unit // strips
+        first = begin + (2 * (unit % strips) + parity) * size
+        _forward_strip(x[n], y[n], inverse[n], search, patch, first, min(first + size, end), num[n], den[n])
+
+
+@_compiled
+def _backward(
+    x: Array,
+    y: Array,
+    inverse: Array,
+    search: int,
+    patch: int,
+    g: Array,
+    g_mean: Array,
+    needs_image: bool,
+    grad_x: Array,
+    grad_y: Array,
+    grad_h: Array,
+    size: int,
+    parity: int,
+    start: int,
+    stop: int,
+) -> None:
+    margin = search // 2 + patch // 2
+    begin, end = patch // 2, x.shape[2] - margin
+    strips = (-((begin - end) // size) + 1 - parity) // 2
+    for unit in range(start, stop):
+        n = unit // strips
+        first = begin + (2 * (unit % strips) + parity) * size
+        last = min(first + size, end)
+        _backward_strip(
+            x[n],
+            y[n],
+            inverse[n],
+            search,
+            patch,
+            first,
+            last,
+            g[n],
+            g_mean[n],
+            needs_image,
+            grad_x[n],
+            grad_y[n],
+            grad_h[n],
+        )
+
+
+def _share_out(kernel: Callable[..., None], args: tuple[Any, ...], units: int, elements: int) -> None:
+    """Calls ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses."""
+    threads = min(torch.get_num_threads(), units, elements // SMALL)
+    if threads <= 1:
+        kernel(*args, 0, units)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(kernel, *args, unit, unit + 1) for unit in range(units)]:
+            future.result()
+
+
+def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: int, patch: int) -> None:
+    """All strips of all images, even ones first."""
+    margin = search // 2 + patch // 2
     size = max(STRIP_ROWS, margin + patch)  # what one strip writes must end before the next but one begins
-    starts = list(range(first, last, size))
-    threads = torch.get_num_threads()
+    strips = -((patch // 2 + margin - x.shape[2]) // size)
     for parity in (0, 1):
-        tasks = [(n, start, min(start + size, last)) for n in range(batch) for start in starts[parity::2]]
-        if threads == 1 or len(tasks) == 1:
-            for task in tasks:
-                strip(*task)
-        elif tasks:
-            with ThreadPoolExecutor(min(threads, len(tasks))) as pool:
-                for future in [pool.submit(strip, *task) for task in tasks]:
-                    future.result()
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().contiguous().numpy()
-    return array
+        units = x.shape[0] * ((strips + 1 - parity) // 2)
+        if units:
+            _share_out(kernel, (*args, size, parity), units, x.numel() * search**2)
 
 
 def forward(x: Tensor, y: Tensor, inverse: Tensor, search: int, patch: int, num: Tensor, den: Tensor) -> None:
     """Adds all pairs but the zero shift to ``num`` (N, C, H, W) and ``den`` (N, H, W), in extended coordinates."""
-    arrays = [_array(t) for t in (x, y, inverse, num, den)]
-
-    def strip(n: int, first: int, last: int) -> None:
-        ax, ay, ainverse, anum, aden = (a[n] for a in arrays)
-        _forward_strip(ax, ay, ainverse, search, patch, first, last, anum, aden)
-
-    _run(strip, x.shape[0], x.shape[2], search, patch)
+    args = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (num, den)))
+    _run(_forward, args, x, search, patch)
 
 
 def backward(
@@ -433,12 +497,11 @@ def backward(
     grad_h: Tensor,
 ) -> None:
     """Adds all pairs but the zero shift to the three gradients, as :func:`_backward_strip` says."""
-    arrays = [_array(t) for t in (x, y, inverse, g, g_mean)]
-    grads = [_array(t) for t in (grad_x, grad_y, grad_h)]
+    given = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (g, g_mean)), needs_image)
+    _run(_backward, (*given, *(_array(t) for t in (grad_x, grad_y, grad_h))), x, search, patch)
 
-    def strip(n: int, first: int, last: int) -> None:
-        ax, ay, ainverse, ag, amean = (a[n] for a in arrays)
-        gx, gy, gh = (a[n] for a in grads)
-        _backward_strip(ax, ay, ainverse, search, patch, first, last, ag, amean, needs_image, gx, gy, gh)
 
-    _run(strip, x.shape[0], x.shape[2], search, patch)
+def _array(tensor: Tensor) -> Array:
+    """Its memory as an array; all are contiguous, or what is written would be lost."""
+    array: Array = tensor.detach().numpy()
+    return array

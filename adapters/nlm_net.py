@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tlsc.adapters.nonlocal_means import NonLocalMeans
+from tlsc._arguments import as_positive_int
+from tlsc.adapters.nlm import NonLocalMeans
 
 __all__ = ["NLMNet"]
 
-_WEIGHTS = Path(__file__).parent / "weights" / "nlm_net.safetensors"
+_WEIGHTS = Path(__file__).resolve().parent / "weights" / "nlm_net.safetensors"
 
 
 class NLMNet(nn.Module):
-    """Blind denoiser: two convolutions, global average pooling, a gate that gives ``h``, non-local means.
+    """Blind denoiser: three convolutions, global average pooling, a gate that gives ``h``, non-local means.
 
     One ``h`` serves the whole image. :func:`tlsc.convert` makes the pooling local, and so ``h`` a map: every pixel
     gets the strength that its surroundings ask for, as each crop did in training. Nothing else in the network
@@ -31,45 +32,48 @@ class NLMNet(nn.Module):
         (N, 3, H, W) → (N, 3, H, W), RGB in [0, 1].
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: as :func:`nonlocal_means`.
+        ArgumentTypeError, ArgumentValueError: ``width`` is not a positive int, or ``search_window`` or ``patch``
+            not an odd one; in ``forward`` as :func:`nonlocal_means`.
 
     Example:
         >>> import tlsc, torch
         >>> net = NLMNet.pretrained()
-        >>> noisy = torch.rand(1, 3, 96, 128)
+        >>> noisy = torch.rand(1, 3, 120, 160)
         >>> net.strength(noisy).shape
         torch.Size([1, 1, 1, 1])
         >>> tlsc.convert(net, base_size=NLMNet.base_size).strength(noisy).shape
-        torch.Size([1, 1, 96, 128])
+        torch.Size([1, 1, 120, 160])
     """
 
     crop = 64
     """Side of the training crops, in pixels."""
-    base_size = 64
-    """The window to convert with, in pixels."""
+    base_size = 96
+    """The window to convert with, in pixels: one and a half crops."""
 
     def __init__(self, width: int = 16, search_window: int = 11, patch: int = 3) -> None:
         super().__init__()
-        self.features = nn.Sequential(
+        width = as_positive_int(width, "width")
+        layers: list[nn.Module] = []
+        for channels in (3, width, width):
             # Repeated borders: zeros would look like strong edges, and differ in share between crop and image.
-            nn.Conv2d(3, width, 3, padding=1, padding_mode="replicate"),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate"),
-            nn.ReLU(),
-        )
+            layers += [nn.Conv2d(channels, width, 3, padding=1, padding_mode="replicate"), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.gate = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         self.denoise = NonLocalMeans(None, search_window, patch, border="reflect")
 
     @classmethod
     def pretrained(cls) -> NLMNet:
-        """With the weights that come with the package, in evaluation mode.
+        """With the weights that come with the package, in evaluation mode, on the CPU.
 
         They were trained by ``python -m tlsc.eval.train_nlm_net`` on 64 × 64 crops of photographs with white noise
-        of a standard deviation from 0 to 0.2, constant in a crop.
+        of a standard deviation from 0 to 0.22, constant in a crop.
+
+        Raises:
+            FileNotFoundError: the weight file is missing from the installation.
         """
         net = cls()
-        net.load_state_dict(safetensors.torch.load_file(_WEIGHTS))
+        net.load_state_dict(load_file(_WEIGHTS))
         return net.eval()
 
     def strength(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
-from tlsc.adapters.nonlocal_means import nonlocal_means
+from tlsc.adapters.nlm import nonlocal_means
 
 SIZE = 512
 WINDOW, PATCH = 11, 5

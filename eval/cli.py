@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+from tlsc.eval import nlm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    nlm.add_command(commands)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tlsc.adapters.nonlocal_means import NonLocalMeans, nonlocal_means
+from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "nlm.safetensors")
@@ -364,7 +364,7 @@ def test_memory_at_512(implementation: Any) -> None:
 
 def test_importing_does_not_load_numba() -> None:
     code = (
-        "import sys, torch, tlsc.adapters.nonlocal_means as m; assert 'numba' not in sys.modules; "
+        "import sys, torch, tlsc.adapters.nlm as m; assert 'numba' not in sys.modules; "
         "x = torch.rand(1, 3, 5, 5); m.nonlocal_means(x, 0.1, 3, 3, implementation='torch'); "
         "assert 'numba' not in sys.modules; sys.modules['numba'] = None; "
         "m.nonlocal_means(x, 0.1, 3, 3)"

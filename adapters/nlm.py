@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tlsc._arguments import FLOATING, as_positive_int, check_map
+from tlsc._reference import _is_traced
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["NonLocalMeans", "nonlocal_means"]
@@ -90,7 +91,7 @@ def nonlocal_means(
     window = _as_odd(search_window, "search_window")
     side = _as_odd(patch, "patch")
     _check_choice(border, "border", Border)
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    dtype = _working_dtype(x)
     strength = _strength(h, x).to(dtype)
     chosen = _choose(implementation, x)
     if x.shape[0] == 0:
@@ -99,7 +100,7 @@ def nonlocal_means(
     image = _extend(x.to(dtype), margin, border)
     luma = _luma(image)
     mean, _ = _filter(image, luma, strength, window, side, chosen)
-    result = mean.to(x.dtype).clamp(0, 1)
+    result: Tensor = mean.to(x.dtype).clamp(0, 1)
     if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return result.contiguous(memory_format=torch.channels_last)
     return result
@@ -173,15 +174,15 @@ class NonLocalMeans(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> NonLocalMeans:
         unchanged = self._unchanged()
-        super()._apply(fn, recurse)
-        if unchanged and self.h is not None:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if unchanged and self.h is not None and self._given is not None:
             # ``NonLocalMeans(0.1).double()`` has the strength 0.1, not its float32 rounding.
             with torch.no_grad():
                 self.h.fill_(self._given)
         return self
 
     def _unchanged(self) -> bool:
-        if self._given is None or self.h is None or self.h.is_meta:
+        if self._given is None or self.h is None or _is_traced(self.h):
             return False
         return self.h.item() == torch.tensor(self._given, dtype=self.h.dtype).item()
 
@@ -195,6 +196,10 @@ def _check_image(x: Any) -> None:
         raise ArgumentValueError(f"x must have 1 or 3 channels, got {x.shape[1]}: shape {tuple(x.shape)}")
 
 
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
 def _as_odd(value: Any, name: str) -> int:
     number = as_positive_int(value, name)
     if number % 2 == 0:
@@ -205,7 +210,10 @@ def _as_odd(value: Any, name: str) -> int:
 def _as_number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, (str, complex)):
         raise ArgumentTypeError(f"{name} must be a number or a floating tensor, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"{name} must be a number or a floating tensor, got {value!r}") from None
 
 
 def _check_choice(value: Any, name: str, choices: Any) -> None:
@@ -226,7 +234,7 @@ def _choose(implementation: Implementation, x: Tensor) -> str:
 def _strength(h: Any, x: Tensor) -> Tensor:
     """``h`` as (N, 1, 1) or (N, H, W)."""
     if not isinstance(h, Tensor):
-        return torch.full((x.shape[0], 1, 1), _as_number(h, "h"), dtype=torch.float64).to(x.device)
+        return torch.full((x.shape[0], 1, 1), _as_number(h, "h"), dtype=_working_dtype(x), device=x.device)
     if h.dtype not in FLOATING:
         raise ArgumentTypeError(f"h must be a number or a floating tensor, got {h.dtype}")
     n, _, height, width = x.shape
@@ -482,18 +490,20 @@ def _box(box: tuple[int, int, int, int], dy: int = 0, dx: int = 0, grow: int = 0
 
 
 def _box_sums(x: Tensor, size: int) -> Tensor:
-    """Sums over all ``size × size`` boxes inside, from sums of 1, 2, 4, … elements: additions alone."""
-    for dim in (-2, -1):
-        count = x.shape[dim] - size + 1
-        total, done, length = None, 0, 1
-        while True:
-            if size & length:
-                part = x.narrow(dim, done, count)
-                total = part if total is None else total + part
-                done += length
-            if done == size:
-                break
-            x = x.narrow(dim, 0, x.shape[dim] - length) + x.narrow(dim, length, x.shape[dim] - length)
-            length *= 2
-        x = total
-    return x
+    """Sums over all ``size × size`` boxes inside."""
+    return _window_sums(_window_sums(x, size, -2), size, -1)
+
+
+def _window_sums(x: Tensor, size: int, dim: int) -> Tensor:
+    """Sums over all windows of ``size`` along ``dim``, from sums of 1, 2, 4, … elements: additions alone."""
+    count = x.shape[dim] - size + 1
+    total, done, length = None, 0, 1
+    while True:
+        if size & length:
+            part = x.narrow(dim, done, count)
+            total = part if total is None else total + part
+            done += length
+        if done == size and total is not None:
+            return total
+        x = x.narrow(dim, 0, x.shape[dim] - length) + x.narrow(dim, length, x.shape[dim] - length)
+        length *= 2
