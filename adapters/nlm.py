@@ -13,6 +13,7 @@ is. And both add up ``weight · (neighbour − x)``, so that a constant image st
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,9 +22,9 @@ from torch import Tensor, nn
 
 from tlsc._arguments import FLOATING, as_positive_int, check_map
 from tlsc._reference import _is_traced
-from tlsc.errors import ArgumentTypeError, ArgumentValueError
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 
-__all__ = ["NonLocalMeans", "nonlocal_means"]
+__all__ = ["NonLocalMeans", "SecondDerivativeError", "nonlocal_means"]
 
 Border = Literal["circular", "reflect"]
 Implementation = Literal["auto", "torch", "numba"]
@@ -32,6 +33,12 @@ LUMA = (0.299, 0.587, 0.114)
 # Down to here 1/(h · distance) is finite in float32. No image resolves differences of 1e-12.
 ZERO_STRENGTH = 1e-12
 STRIP_ROWS = 128
+# Without compilation Python itself would run the kernels.
+HAS_NUMBA = bool(importlib.util.find_spec("numba")) and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+
+
+class SecondDerivativeError(TLSCError, NotImplementedError):
+    """Non-local means were to be differentiated twice."""
 
 
 def nonlocal_means(
@@ -63,7 +70,8 @@ def nonlocal_means(
         patch: side of the compared patches, in pixels; odd.
         border: what lies outside the image: ``"circular"``, its other side; ``"reflect"``, its mirror image about
             the centre of the border pixels. The image may be smaller than the window.
-        implementation: ``"torch"``, ``"numba"`` (CPU only), or ``"auto"``: Numba on the CPU where it is installed.
+        implementation: ``"torch"``, ``"numba"`` (CPU only; compiled when first used), or ``"auto"``:
+            Numba on the CPU where it is installed.
 
     Returns:
         Same shape, dtype and memory format as ``x``. It can be differentiated once, with respect to ``x`` and
@@ -76,7 +84,7 @@ def nonlocal_means(
             shape than listed, or another device; ``search_window`` or ``patch`` is even or below 1; ``border`` or
             ``implementation`` is not one of those named; Numba is asked for off the CPU.
         ModuleNotFoundError: ``implementation="numba"`` and Numba is not installed.
-        NotImplementedError: it is differentiated twice.
+        SecondDerivativeError: it is differentiated twice (a NotImplementedError, from ``backward``).
 
     Source:
         Buades, Coll, Morel, "A non-local algorithm for image denoising", CVPR 2005, with the distance instead of
@@ -228,7 +236,7 @@ def _choose(implementation: Implementation, x: Tensor) -> str:
         raise ArgumentValueError(f'implementation="numba" runs on the CPU, but x is on {x.device}; use "torch"')
     if implementation != "auto":
         return implementation
-    return "numba" if x.device.type == "cpu" and importlib.util.find_spec("numba") else "torch"
+    return "numba" if x.device.type == "cpu" and HAS_NUMBA else "torch"
 
 
 def _strength(h: Any, x: Tensor) -> Tensor:
@@ -374,7 +382,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
 
 
 def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
-    raise NotImplementedError(
+    raise SecondDerivativeError(
         "nonlocal_means can be differentiated once only: its backward pass computes again what autograd would "
         "store, outside autograd. Call backward or grad on it without create_graph=True."
     )

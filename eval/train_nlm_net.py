@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tlsc.eval.train_nlm_net", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--steps", type=int, default=4000, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=3500, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="crops a step (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (%(default)s)")
