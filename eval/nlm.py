@@ -142,21 +142,20 @@ def _image(name: str) -> Tensor:
             return _as_batch(load_photograph(name))
         known = ", ".join(TEST_PHOTOGRAPHS + TRAINING_PHOTOGRAPHS)
         raise FileNotFoundError(f"no file {name!r}, nor a photograph of that name; there are {known}")
-    import skimage.io
-    from skimage.util import img_as_float32
+    from PIL import Image
 
     try:
-        pixels = img_as_float32(skimage.io.imread(name))
-    except Exception as error:  # each of its plugins raises its own
+        with Image.open(name) as file:
+            grey = file.mode in ("1", "L", "LA")
+            sixteen = file.mode.startswith("I")
+            kept = file if sixteen or file.mode == "F" else file.convert("L" if grey else "RGB")
+            pixels = np.array(kept, dtype=np.float32)
+            pixels /= 65535 if sixteen else 1 if file.mode == "F" else 255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ArgumentValueError(f"{name} cannot be read as an image: {error}") from error
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or 0 in pixels.shape:
-        raise ArgumentValueError(f"{name} must be a grey or RGB image, got an array of shape {pixels.shape}")
     if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ArgumentValueError(f"{name} must have values in [0, 1], got {pixels.min():g} to {pixels.max():g}")
-    # Alpha goes.
-    return _as_batch(pixels[..., : 1 if pixels.shape[2] < 3 else 3])
+    return _as_batch(pixels if pixels.ndim == 3 else pixels[..., None])
 
 
 def _as_batch(pixels: NDArray[np.float32]) -> Tensor:
