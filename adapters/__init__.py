@@ -7,6 +7,8 @@ from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.adapters.hinet import HINet
 from tlsc.adapters.loading import load, run
 from tlsc.adapters.mprnet import MPRNet
+from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
+from tlsc.adapters.nlm_net import NLMNet
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork, UNet, load_demo_network
 
 __all__ = [
@@ -16,9 +18,12 @@ __all__ = [
     "Descriptor",
     "HINet",
     "MPRNet",
+    "NLMNet",
+    "NonLocalMeans",
     "Padding",
     "UNet",
     "load",
     "load_demo_network",
+    "nonlocal_means",
     "run",
 ]

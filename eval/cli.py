@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
-from tlsc.eval import harness, restore
+from tlsc.eval import harness, nlm, restore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     _add_inspect(commands)
     harness.add_commands(commands)
+    nlm.add_command(commands)
     restore.add_command(commands)
     args = parser.parse_args(argv)
     try:
