@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,12 @@ def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width
     if stride == 1:
         return _replicate(grid, window, height, width)
     return _interpolate(grid, window, stride, height, width)
+
+
+def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    """``x``, (N, C, H, W), "mul", "add" or "sub" the value of each position's window in ``grid``, (N, C, h, w)."""
+    values = place(grid, window, stride, x.shape[2], x.shape[3])
+    return cast(Tensor, getattr(torch, operation)(x, values))
 
 
 def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
