@@ -31,14 +31,21 @@ from torch import Tensor
 from . import _reference
 from ._correction import Correction
 
-__all__ = ["grid_means", "grid_moments", "is_usable", "local_group_norm", "local_mean", "local_var_mean", "meet"]
+__all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
 
 OPERATIONS = {"take": 0, "mul": 1, "add": 2, "sub": 3}
 
 
-def is_usable() -> bool:
-    """Whether kernels are compiled: ``NUMBA_DISABLE_JIT`` would have Python run them."""
-    return not numba.config.DISABLE_JIT
+def why_unusable() -> str | None:
+    """Why the kernels cannot run here."""
+    if numba.config.DISABLE_JIT:
+        return "NUMBA_DISABLE_JIT is set, and without compilation Python itself would run the kernels"
+    return None
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why this tensor cannot be taken."""
+    return None if x.device.type == "cpu" else f"runs on the CPU, and the tensor is on {x.device}"
 
 
 def _compiled(function: Callable[..., Any]) -> Any:

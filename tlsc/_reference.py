@@ -315,8 +315,9 @@ def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int
 
 def _is_traced(x: Tensor) -> bool:
     """Whether ``x`` stands for values that are not there to look at."""
-    graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return graph or x.is_meta or type(x) not in _PLAIN
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    return x.is_meta or type(x) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _shift(planes: Tensor) -> Tensor:
