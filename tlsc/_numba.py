@@ -126,6 +126,43 @@ def _prefix(sums, prefix):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _prefixes(sums, squares, prefix, prefix2):  # type: ignore[no-untyped-def]
+    """:func:`_prefix` of both at once: while one waits for its last addition, the other goes on."""
+    before, before2 = 0.0, 0.0
+    prefix[0] = 0.0
+    prefix2[0] = 0.0
+    count = sums.shape[0]
+    for block in range(count // 4):
+        s, t = sums[4 * block : 4 * block + 4], squares[4 * block : 4 * block + 4]
+        p, q = prefix[4 * block + 1 : 4 * block + 5], prefix2[4 * block + 1 : 4 * block + 5]
+        a, b, c, d = s[0], s[1], s[2], s[3]
+        e, f, g, h = t[0], t[1], t[2], t[3]
+        b += a
+        f += e
+        d += c
+        h += g
+        c += b
+        g += f
+        d += b
+        h += f
+        p[0] = before + a
+        p[1] = before + b
+        p[2] = before + c
+        p[3] = before + d
+        q[0] = before2 + e
+        q[1] = before2 + f
+        q[2] = before2 + g
+        q[3] = before2 + h
+        before += d
+        before2 += h
+    for j in range(count // 4 * 4, count):
+        before += sums[j]
+        before2 += squares[j]
+        prefix[j + 1] = before
+        prefix2[j + 1] = before2
+
+
+@_compiled
 def _means(prefix, columns, share, shift, scale, offset, out):  # type: ignore[no-untyped-def]
     ends = prefix[columns:]
     for j in range(ends.shape[0]):
@@ -273,8 +310,7 @@ def _norm(x, rows, columns, weight, bias, eps, corrected, coefficients, bands, o
                     else:
                         _move(x[p, d, at + rows - 1], x[p, d, at - 1], shift, True, first, second)
                 top = at
-                _prefix(first, sums)
-                _prefix(second, squares)
+                _prefixes(first, second, sums, squares)
                 # No window's variance exceeds the row's sum of squares.
                 if not corrected and eps > 1e-30 and squares[width] * share + eps < 1e30:
                     _scales(sums, squares, columns, share, shift, eps, mean[left:], scale[left:])
@@ -511,7 +547,18 @@ def _statistics(
         bands = _bands(len(stack), flat[0].shape[1], rows)
         spoiled = np.zeros(len(stack) * bands, np.bool_)
         means, variances = flat[0].numpy(), flat[-1].numpy()
-        args = (stack.numpy(), rows, columns, moments, placed, coefficients[first:], bands, means, variances, spoiled)
+        args = (
+            stack.numpy(),
+            rows,
+            columns,
+            moments,
+            placed,
+            coefficients[first:],
+            bands,
+            means,
+            variances,
+            spoiled,
+        )
         _share_out(_slide, args, len(spoiled), planes.numel())
         return _spoiled(spoiled, len(stack))
 

@@ -209,7 +209,9 @@ def _place(
     at = grid + (plane * count + top) * across + left
     # A share of zero does not read: zero times NaN would be NaN.
     value = _mix(at, down, part, across, there, TYPE)
-    value = tl.where(right, (1 - part2) * value + part2 * _mix(at + 1, down, part, across, there & right, TYPE), value)
+    value = tl.where(
+        right, (1 - part2) * value + part2 * _mix(at + 1, down, part, across, there & right, TYPE), value
+    )
     if OPERATION != 0:
         given = tl.load(x + lane, mask=there, other=0.0).to(TYPE)
         if OPERATION == 1:
