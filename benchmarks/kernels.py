@@ -1,8 +1,9 @@
 """The kernels beside everything else that could do the same, all in turn within one run.
 
-``uv run python -m benchmarks kernels [means|norms|windows|gates|networks …]``: tables here, and ``kernels.md`` and
-``kernels.png`` in ``benchmarks/out``. Times are medians; "of copy" is the time of a copy into a warm buffer divided by
-the way's own; extra memory is what a way's peak takes beyond its output, as a share of the input (Linux only).
+``uv run python -m benchmarks kernels [means|norms|windows|gates|networks …]``: tables here, and ``kernels.md``
+and ``kernels.png`` in ``benchmarks/out``. Times are medians; "of copy" is the time of a copy into a warm buffer
+divided by the way's own; extra memory is what a way's peak takes beyond its output, as a share of the input
+(Linux only).
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def _race(ways: Ways, rounds: int = ROUNDS) -> dict[str, float]:
 
 
 def _extra(function: Callable[[], Any], x: Tensor) -> str:
-    """Peak of resident memory beyond the output, as a share of the input; the kernel is told to forget old peaks."""
+    """Peak of resident memory beyond the output, as a share of the input; the system forgets old peaks first."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _status("VmRSS")

@@ -1,4 +1,4 @@
-"""What the fast kernels add: dispatch, registration with PyTorch, threads, processes, and gates in converted models.
+"""What the fast kernels add: dispatch, registration with PyTorch, threads, processes, converted gates.
 
 That they compute the right thing is what test_functional.py shows, once per back end.
 """
@@ -84,19 +84,9 @@ class Gate(nn.Module):
 
 
 # Written so that one kernel call can do it, and so that none can.
-FUSED = (
-    "multiplied",
-    "method",
-    "expanded",
-    "linear",
-    "added",
-    "subtracted",
-    "one channel",
-    "residual",
-    "twice",
-    "in place",
-)
-APART = ("from", "scaled")
+FUSED = ["multiplied", "method", "expanded", "linear", "added", "subtracted", "one channel", "residual", "twice"]
+FUSED.append("in place")  # traced as a product
+APART = ["from", "scaled"]
 
 
 # --------------------------------------------------------------------------------------------- which back end
@@ -509,8 +499,8 @@ def test_threads_start_anew_in_a_forked_process() -> None:
 
 # What Triton's interpreter runs of test_functional.py; all of it would take an hour.
 INTERPRETED = (
-    "every_position_has or overflow or narrow or constant or far_from_zero and not large or keep_shape or several_bad "
-    "or first_and_second and norm or one_pixel_spoils_the_windows and not True and nan"
+    "every_position_has or overflow or moments_far or keep_shape or several_bad or left_as "
+    "or (photograph and 397 and 96) or (one_pixel_spoils_the_windows and False and nan) or variance_is_never"
 )
 
 

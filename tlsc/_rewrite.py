@@ -482,7 +482,7 @@ def _product(convolution: nn.Conv2d, x: Tensor) -> Tensor:
         out = torch.bmm(weight, x.flatten(2))
     else:
         out = torch.baddbmm(convolution.bias[:, None], weight, x.flatten(2))
-    return out.unflatten(2, x.shape[2:])
+    return torch.unflatten(out, 2, x.shape[2:])
 
 
 def spread(
