@@ -498,10 +498,7 @@ def test_threads_start_anew_in_a_forked_process() -> None:
 # ----------------------------------------------------------------------------------------------------- Triton
 
 # What Triton's interpreter runs of test_functional.py; all of it would take an hour.
-INTERPRETED = (
-    "every_position_has or overflow or moments_far or keep_shape or several_bad or left_as "
-    "or (photograph and 397 and 96) or (one_pixel_spoils_the_windows and False and nan) or variance_is_never"
-)
+INTERPRETED = "every_position_has or overflow or moments_far or several_bad"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
