@@ -44,7 +44,7 @@ WINDOWS = [(3, 3), (1, 4), (4, 1), (2, 6), (6, 8), (7, 4), (5, 30), (12, 12)]
 BACKENDS = os.environ.get("TLSC_TEST_BACKENDS", "torch numba").split()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-exhaustively = settings(max_examples=8 if INTERPRETED else 40, deadline=None, derandomize=True, database=None)
+exhaustively = settings(max_examples=8 if INTERPRETED else 80, deadline=None, derandomize=True, database=None)
 
 
 @pytest.fixture(autouse=True, scope="module", params=BACKENDS)
