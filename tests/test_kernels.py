@@ -211,26 +211,24 @@ def test_kernels_run_where_no_cache_can_be_written() -> None:
 
 def _calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """An operator and its arguments behind the map (2, 4, 9, 11)."""
-    weight, bias, grid = _random(4), _random(4, 1)[:, 0], _random(2, 4, 3, 3)
+    weight, bias, grid = _random(4), _random(4, 1)[:, 0], _random(2, 4, 3, 4)
     correction = torch.stack(tuple(_correction(4)))
     return {
-        "mean": (OPS.local_mean, (None, 3, 4, 1)),
         "corrected mean": (OPS.local_mean, (correction, 3, 4, 1)),
         "strided mean": (OPS.local_mean, (None, 3, 4, 2)),
         "flat window": (OPS.local_mean, (None, 20, 4, 1)),
         "var_mean": (OPS.local_var_mean, (3, 4)),
         "norm": (OPS.local_group_norm, (weight, bias, None, 3, 4, 2, 1e-2)),
-        "plain norm": (OPS.local_group_norm, (None, None, None, 3, 4, 4, 1e-2)),
-        "corrected norm": (OPS.local_group_norm, (weight, bias, correction, 3, 4, 4, 1e-2)),
-        "grid": (OPS.grid_means, (3, 4, 1)),
+        "corrected norm": (OPS.local_group_norm, (None, None, correction, 3, 4, 4, 1e-2)),
         "strided grid": (OPS.grid_means, (3, 20, 4)),
         "moments": (OPS.grid_moments, (3, 4, 3)),
         "meeting": (OPS.meet, (grid, 4, 4, 3, "mul")),
     }
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("grad", [False, True])
+# PyTorch's checker reads the gradient of its own clones.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(("grad", "layout"), [(True, "contiguous"), (False, "channels_last")])
 @pytest.mark.parametrize("name", list(_calls()))
 def test_operators_are_registered_as_pytorch_wants_them(name: str, grad: bool, layout: str) -> None:
     operator, rest = _calls()[name]
@@ -283,7 +281,13 @@ def test_tails_in_pieces_are_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[int, ...]] = []
         monkeypatch.setattr(_rewrite, "PIECE", 8 * 16 * 5)
         original = _rewrite._through
-        monkeypatch.setattr(_rewrite, "_through", lambda m, g: (seen.append(tuple(g.shape)), original(m, g))[1])
+
+        def through(modules: Any, grid: Tensor) -> Tensor:
+            if isinstance(modules, tuple):  # and not a Sequential among them
+                seen.append(tuple(grid.shape))
+            return original(modules, grid)
+
+        monkeypatch.setattr(_rewrite, "_through", through)
         torch.testing.assert_close(model(x), whole, rtol=1e-12, atol=1e-12)
         assert seen == [(1, 8, rows, 16) for _ in range(2) for rows in (5, 5, 5, 5, 5, 5, 2)]
         # A hook is called as often as it would have been.
@@ -307,6 +311,7 @@ def test_a_converted_model_compiles_whole_and_with_dynamic_sizes() -> None:
             torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning")
 def test_exported_graphs_hold_pytorchs_own_operations() -> None:
     model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Gate(), nn.InstanceNorm2d(8)).eval(), 16)
     x = torch.randn(1, 3, 40, 36)
@@ -497,8 +502,12 @@ def test_threads_start_anew_in_a_forked_process() -> None:
 
 # ----------------------------------------------------------------------------------------------------- Triton
 
-# What Triton's interpreter runs of test_functional.py; all of it would take an hour.
-INTERPRETED = "every_position_has or overflow or moments_far or several_bad"
+# What Triton's interpreter runs of test_functional.py, with fewer examples; all of it would take minutes. Not
+# test_narrow_types: the interpreter cuts where float16 and bfloat16 are to be rounded.
+INTERPRETED = (
+    "is_that_of or interpolates or every_position_has or overflow or moments_far or several_bad or constant_map "
+    "or costs_no_precision or equal_ways or window_over_the_whole"
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
