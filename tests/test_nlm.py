@@ -382,10 +382,10 @@ def test_importing_does_not_load_numba() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not HAS_NUMBA, reason="needs fork and Numba")
 def test_a_forked_process_can_use_what_its_parent_used() -> None:
-    """As the workers of a DataLoader do; numba's own threads would hang or abort."""
+    """As the workers of a DataLoader do. Small: PyTorch's own OpenMP threads hang after a fork, from 32768 elements."""
     _script(
         "import os, sys, warnings, torch; from tlsc.adapters import nonlocal_means as f; torch.set_num_threads(2)\n"
-        "x = torch.rand(1, 3, 90, 90); a = f(x, 0.1, 21, 3, implementation='numba')\n"
+        "x = torch.rand(2, 3, 50, 50); a = f(x, 0.1, 21, 3, implementation='numba')\n"
         "warnings.simplefilter('ignore', DeprecationWarning)\n"
         "child = os.fork()\n"
         "if not child:\n"
