@@ -382,7 +382,7 @@ def test_importing_does_not_load_numba() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not HAS_NUMBA, reason="needs fork and Numba")
 def test_a_forked_process_can_use_what_its_parent_used() -> None:
-    """As the workers of a DataLoader do. Small: PyTorch's own OpenMP threads hang after a fork, from 32768 elements."""
+    """As the workers of a DataLoader do. Small: PyTorch's own threads hang in a child from 32768 elements."""
     _script(
         "import os, sys, warnings, torch; from tlsc.adapters import nonlocal_means as f; torch.set_num_threads(2)\n"
         "x = torch.rand(2, 3, 50, 50); a = f(x, 0.1, 21, 3, implementation='numba')\n"
