@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from tlsc.adapters.checkpoints import CheckpointError
+from tlsc.adapters.descriptor import Descriptor, Padding
+from tlsc.adapters.hinet import HINet
+from tlsc.adapters.loading import load, run
+from tlsc.adapters.mprnet import MPRNet
 from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork, UNet, load_demo_network
 
 __all__ = [
     "DEMO_NETWORKS",
+    "CheckpointError",
     "DemoNetwork",
+    "Descriptor",
+    "HINet",
+    "MPRNet",
     "NLMNet",
     "NonLocalMeans",
+    "Padding",
     "UNet",
+    "load",
     "load_demo_network",
     "nonlocal_means",
+    "run",
 ]

@@ -267,9 +267,9 @@ def _run_fit(args: argparse.Namespace) -> int:
 
 def _draw_fit(args: argparse.Namespace, curve: Sequence[tuple[float, float]], steps: Sequence[Step]) -> None:
     from tlsc.eval.files import replacing
-    from tlsc.eval.pictures import _figure, _save
+    from tlsc.eval.pictures import new_figure, save
 
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     axes.plot(*zip(*curve, strict=True), color="#888888", label="PSNR at h")
     axes.plot(
@@ -303,7 +303,7 @@ def _draw_fit(args: argparse.Namespace, curve: Sequence[tuple[float, float]], st
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     with replacing(args.plot) as new:
-        _save(figure, new)
+        save(figure, new)
 
 
 # ---------------------------------------------------------------------------------------------------- NLMNet
@@ -416,7 +416,7 @@ def _run_map(args: argparse.Namespace) -> int:
 
 def _draw_map(path: Path, name: str, found: Comparison, clean: Tensor, sigma: Tensor | None) -> None:
     from tlsc.eval.files import replacing
-    from tlsc.eval.pictures import _figure, _save
+    from tlsc.eval.pictures import new_figure, save
 
     def title(text: str, picture: Tensor) -> str:
         return text if sigma is None else f"{text}: {psnr(picture, clean):.2f} dB"
@@ -432,13 +432,13 @@ def _draw_map(path: Path, name: str, found: Comparison, clean: Tensor, sigma: Te
     rows = len(panels) // 2 if sigma is None else 2
     columns = len(panels) // rows
     height, width = clean.shape[2:]
-    figure = _figure(4.8 * columns, 4.8 * rows * height / width + 0.5 * rows + 0.5)
+    figure = new_figure(4.8 * columns, 4.8 * rows * height / width + 0.5 * rows + 0.5)
     grid = figure.subplots(rows, columns)
     for axes, (text, values) in zip(grid.flat, panels, strict=True):
         _draw_panel(axes, text, values)
     figure.suptitle(f"NLMNet on {name}")
     with replacing(path) as new:
-        _save(figure, new)
+        save(figure, new)
 
 
 def _draw_panel(axes: Axes, title: str, values: Tensor) -> None:

@@ -9,14 +9,16 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._dispatch import backend
 from ._influence import Influence, influence
 from ._kinds import register
 from ._plan import Plan, Site
 from ._surgery import convert, converted, plan, revert
-from .errors import NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .errors import BackendError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = [
+    "BackendError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
@@ -27,6 +29,7 @@ __all__ = [
     "Site",
     "TLSCError",
     "TLSCWarning",
+    "backend",
     "convert",
     "converted",
     "errors",

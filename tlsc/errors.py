@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackendError",
     "NoSiteError",
     "ProbeError",
     "TLSCError",
@@ -22,6 +23,10 @@ class ArgumentValueError(TLSCError, ValueError):
 
 class ArgumentTypeError(TLSCError, TypeError):
     """An argument has a type that cannot be used; the message names both."""
+
+
+class BackendError(TLSCError, RuntimeError):
+    """A back end that was asked for by name cannot be used; the message says why."""
 
 
 class NoSiteError(TLSCError):

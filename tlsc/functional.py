@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _reference
+from . import _dispatch, _reference
 from ._arguments import as_pair, as_positive_int, check_channels, check_eps, check_map
 from ._correction import Correction
 from .errors import ArgumentValueError
@@ -80,7 +80,7 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
         wide = x.to(torch.float32) if x.dtype in _HALF else x
         var, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         return var.to(x.dtype).expand(x.shape), mean.to(x.dtype).expand(x.shape)
-    return _reference.local_var_mean(x, size)
+    return _dispatch.local_var_mean(x, size)
 
 
 def local_instance_norm(
@@ -114,7 +114,7 @@ def local_instance_norm(
         tensor([[[[-0.8944,  0.0000, -0.9701,  0.9701]]]])
     """
     check_map(x)
-    return _local_group_norm(x, as_pair(window, "window"), x.shape[1], weight, bias, check_eps(eps))
+    return _local_group_norm(x, as_pair(window, "window"), None, weight, bias, check_eps(eps))
 
 
 def local_group_norm(
@@ -159,20 +159,21 @@ def _local_mean(
         return x.clone()
     if _covers(window, x) and correction is None:
         return _global_mean(x).expand(x.shape)
-    return _reference.local_mean(x, window, stride, correction)
+    return _dispatch.local_mean(x, window, stride, correction)
 
 
 def _local_group_norm(
     x: Tensor,
     window: tuple[int, int],
-    num_groups: int,
+    num_groups: int | None,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     correction: Correction | None = None,
 ) -> Tensor:
+    """Group norm; instance norm where ``num_groups`` is None."""
     check_map(x)
-    if x.shape[1] and x.shape[1] % num_groups:
+    if num_groups is not None and x.shape[1] and x.shape[1] % num_groups:
         raise ArgumentValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
@@ -181,10 +182,11 @@ def _local_group_norm(
     plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
     if _covers(window, x) and plain and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
-        if num_groups == x.shape[1]:
+        if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
-    return _reference.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
+    groups = x.shape[1] if num_groups is None else num_groups
+    return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
 
 
 def _global_mean(x: Tensor) -> Tensor:
