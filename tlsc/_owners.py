@@ -125,6 +125,8 @@ def _attempt(
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} over all positions has no local form here")
     if not made.reductions and not made.norms:
+        if slot in run.reducing:
+            raise Cannot(f"its {run.reducing[slot]} over all positions is used in a way that is not understood")
         return None
     owner = Owner(slot, rewrite(made, stride))
     for node in (*made.reductions, *made.norms):

@@ -165,9 +165,8 @@ class _Rewriter:
         else:
             grouped = name_of(node, self.trace.root) == "group_norm"
             groups = argument(node, 1, "num_groups") if grouped else None
-            weight, bias = (
-                argument(node, (2 if grouped else 3) + i, name) for i, name in enumerate(("weight", "bias"))
-            )
+            first = 2 if grouped else 1 if node.target is torch.instance_norm else 3
+            weight, bias = (argument(node, first + i, name) for i, name in enumerate(("weight", "bias")))
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
@@ -200,6 +199,8 @@ class _Rewriter:
         if node.op == "call_method" and node.target == "size":
             label = next(iter(node.meta["kind"].labels))
             call = self.graph.call_function
+            if label == "?":
+                raise Cannot("a size of something that is not understood takes part in what becomes of a statistic")
             if label == "N":
                 out = call(count if space in self.batched else images, (self.grids[space],))
             else:
@@ -306,10 +307,20 @@ def evaluate(
         mean = _reference.grid_means(x, window, stride)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
-        if order == float("inf"):
-            return _reference.grid_maxima(x.abs(), window, stride)
+        if math.isinf(order):
+            sign = 1 if order > 0 else -1
+            return sign * _reference.grid_maxima(sign * x.abs(), window, stride)
+        if order == 0:
+            return _reference.grid_means((x != 0).to(x.dtype), window, stride) * positions
         powers = x.abs().pow(order) if order != 2.0 else x.square()
         return (_reference.grid_means(powers, window, stride) * positions).pow(1 / order)
+    if operation == "logsumexp":
+        wide = x.to(torch.float64)
+        highest = wide.detach().amax((-2, -1), keepdim=True)
+        if x.dim() == 5:
+            highest = highest.amax(2, keepdim=True)
+        means = _reference.grid_means((wide - highest).exp(), window, stride)
+        return ((means * positions).log() + highest.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
         return sign * _reference.grid_maxima(sign * x, window, stride)

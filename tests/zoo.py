@@ -1,0 +1,138 @@
+"""Every architecture of spandrel and spandrel_extra_arches, in small settings, and what is checked of each.
+
+``python -m benchmarks coverage`` writes ``docs/coverage.md`` from this list; ``test_coverage.py`` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network: ``settings`` of ``path``'s class; ``base`` is its window, ``large`` an input beyond it.
+
+    ``large`` None: it takes one size only.
+    """
+
+    name: str
+    path: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    base: Size = (32, 32)
+    large: Size | None = (32, 512)
+    channels: int = 3
+    example: Callable[[int, int], tuple[Tensor, ...]] | None = None
+    note: str = ""
+
+    def make(self) -> nn.Module:
+        module, _, name = self.path.rpartition(".")
+        torch.manual_seed(0)
+        model: nn.Module = getattr(importlib.import_module(module), name)(**self.settings)
+        return model
+
+    def images(self, height: int, width: int) -> tuple[Tensor, ...]:
+        if self.example is not None:
+            return self.example(height, width)
+        return (torch.rand(1, self.channels, height, width, dtype=torch.float64),)
+
+
+def _spandrel(name: str, where: str, settings: dict[str, Any] | None = None, **kwargs: Any) -> Entry:
+    folder, _, rest = where.partition("/")
+    module, _, cls = rest.partition(":")
+    return Entry(name, f"spandrel.architectures.{folder}.__arch.{module}.{cls}", settings or {}, **kwargs)
+
+
+def _extra(name: str, where: str, settings: dict[str, Any] | None = None, **kwargs: Any) -> Entry:
+    folder, _, rest = where.partition("/")
+    module, _, cls = rest.partition(":")
+    return Entry(
+        name, f"spandrel_extra_arches.architectures.{folder}.__arch.{module}.{cls}", settings or {}, **kwargs
+    )
+
+
+SWIN: dict[str, Any] = {"img_size": 32, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 8}
+
+
+def _masked(height: int, width: int) -> tuple[Tensor, ...]:
+    mask = torch.zeros(1, 1, height, width, dtype=torch.float64)
+    mask[..., : height // 2, : width // 2] = 1
+    return torch.rand(1, 3, height, width, dtype=torch.float64), mask
+
+
+ENTRIES = [
+    _spandrel("Compact", "Compact/SRVGG:SRVGGNetCompact", {"num_feat": 8, "num_conv": 2}),
+    _spandrel("SwiftSRGAN", "SwiftSRGAN/SwiftSRGAN:Generator", {"num_channels": 8, "num_blocks": 2}),
+    _spandrel("HAT", "HAT/HAT:HAT", {**SWIN, "upscale": 2, "compress_ratio": 3, "squeeze_factor": 4, "num_feat": 8}),
+    _spandrel("GRL", "GRL/grl:GRL", {
+        "img_size": 32, "embed_dim": 16, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2],
+        "local_connection": True, "stripe_size": [8, None], "stripe_groups": [None, 4], "anchor_window_down_factor": 2,
+    }),
+    _spandrel("Swin2SR", "Swin2SR/Swin2SR:Swin2SR", {**SWIN, "upsampler": "pixelshuffle"}),
+    _spandrel("SwinIR", "SwinIR/SwinIR:SwinIR", SWIN),
+    _spandrel("GFPGAN", "GFPGAN/gfpganv1_clean_arch:GFPGANv1Clean", {
+        "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.05}, base=(64, 64), large=None),
+    _spandrel("RestoreFormer", "RestoreFormer/restoreformer_arch:RestoreFormer", {
+        "n_embed": 16, "embed_dim": 32, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,),
+        "resolution": 32, "z_channels": 32, "head_size": 2}),
+    _spandrel("LaMa", "LaMa/LaMa:LaMa", {"in_nc": 4}, channels=4, large=(32, 256)),
+    _spandrel("OmniSR", "OmniSR/OmniSR:OmniSR", {"num_feat": 16, "up_scale": 2}),
+    _spandrel("SCUNet", "SCUNet/SCUNet:SCUNet", {"config": [2] * 7, "dim": 16}, base=(64, 64), large=(64, 512)),
+    _spandrel("FBCNN", "FBCNN/FBCNN:FBCNN", {"nc": [4, 8, 8, 8], "nb": 1}),
+    _spandrel("Uformer", "Uformer/Uformer:Uformer", {"img_size": 128, "embed_dim": 8}, base=(128, 128), large=(256,256)),
+    _spandrel("RGT", "RGT/rgt:RGT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2]}),
+    _spandrel("DAT", "DAT/DAT:DAT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2], "split_size": [4, 8]}),
+    _spandrel("CRAFT", "CRAFT/CRAFT:CRAFT", {"embed_dim": 24, "depths": [2], "num_heads": [6]}),
+    _spandrel("KBNet-l", "KBNet/kbnet_l:KBNet_l", {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
+    _spandrel("KBNet-s", "KBNet/kbnet_s:KBNet_s", {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
+    _spandrel("DITN", "DITN/DITN_Real:DITN_Real", {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1}),
+    _spandrel("MMRealSR", "MMRealSR/mmrealsr_arch:MMRRDBNet_test", {
+        "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [4, 8, 8, 8], "num_blocks": [1, 1, 1, 1]}),
+    _spandrel("SPAN", "SPAN/span:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8}),
+    _spandrel("RealCUGAN 2×", "RealCUGAN/upcunet_v3:UpCunet2x", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 2× fast", "RealCUGAN/upcunet_v3:UpCunet2x_fast", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 3×", "RealCUGAN/upcunet_v3:UpCunet3x", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 4×", "RealCUGAN/upcunet_v3:UpCunet4x", base=(48, 48), large=(48, 512)),
+    _spandrel("SAFMN", "SAFMN/safmn:SAFMN", {"dim": 8, "n_blocks": 2}),
+    _spandrel("SAFMN-BCIE", "SAFMNBCIE/safmn_bcie:SAFMN_BCIE", {"dim": 8, "n_blocks": 2, "num_layers": 2}),
+    _spandrel("DCTLSA", "DCTLSA/dctlsa:DCTLSA", {"nf": 20, "num_modules": 2}),
+    _spandrel("FFTformer", "FFTformer/fftformer_arch:FFTformer", {"dim": 8, "num_blocks": [1, 1, 1], "num_refinement_blocks": 1}),
+    _spandrel("NAFNet", "NAFNet/NAFNet_arch:NAFNet", {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
+    _spandrel("ATD", "ATD/atd_arch:ATD", {**SWIN, "category_size": 16, "num_tokens": 8}),
+    _spandrel("MixDehazeNet", "MixDehazeNet/MixDehazeNet:MixDehazeNet", {"embed_dims": [8, 8, 8, 8, 8]}, base=(48, 48), large=(48, 512)),
+    _spandrel("DRUNet", "DRUNet/network_unet:UNetRes", {"in_nc": 3, "out_nc": 3, "nc": [4, 4, 4, 4], "nb": 1}),
+    _spandrel("DnCNN", "DnCNN/network_dncnn:DnCNN", {"in_nc": 3, "out_nc": 3, "nc": 8, "nb": 4}),
+    _spandrel("IPT", "IPT/ipt:IPT", {"patch_size": 24, "n_feats": 8, "num_heads": 2, "num_layers": 1}, base=(24, 24), large=None),
+    _spandrel("DRCT", "DRCT/drct_arch:DRCT", {**SWIN, "gc": 8}),
+    _spandrel("ESRGAN", "ESRGAN/RRDB:RRDBNet", {"num_filters": 8, "num_blocks": 1}),
+    _spandrel("PLKSR", "PLKSR/PLKSR:PLKSR", {"dim": 16, "n_blocks": 2}),
+    _spandrel("RealPLKSR", "PLKSR/RealPLKSR:RealPLKSR", {"dim": 16, "n_blocks": 2}),
+    _spandrel("RealPLKSR layer norm", "PLKSR/RealPLKSR:RealPLKSR", {"dim": 16, "n_blocks": 2, "layer_norm": True}),
+    _spandrel("RetinexFormer", "RetinexFormer/retinexformer_arch:RetinexFormer", {"n_feat": 8, "stage": 1}),
+    _spandrel("HVI-CIDNet", "HVICIDNet/cidnet:CIDNet", {"channels": [8, 8, 16, 16], "heads": [1, 2, 2, 4]}),
+    _spandrel("SeemoRe", "SeemoRe/seemore_arch:SeemoRe", {"num_experts": 3, "num_layers": 2, "embedding_dim": 16}),
+    _spandrel("MoSR", "MoSR/mosr_arch:MoSR", {"n_block": 2, "dim": 16}),
+    _spandrel("MoESR", "MoESR/MoESR:MoESR", {"dim": 16, "n_blocks": 2, "n_block": 1}),
+    _spandrel("RCAN", "RCAN/rcan_arch:RCAN", {"n_resgroups": 1, "n_resblocks": 2, "n_feats": 16, "reduction": 4}),
+    _spandrel("FDAT", "FDAT/fdat:FDAT", {"embed_dim": 16, "num_groups": 1, "num_heads": 2, "mid_dim": 8}),
+    _spandrel("AuraSR", "AuraSR/aura_sr:UnetUpsampler", {"dim": 8, "image_size": 64, "input_image_size": 32,
+        "up_dim_mults": (1, 2), "down_dim_mults": (2,), "full_attn": (False, True), "attn_depths": (1, 1), "mid_attn_depth": 1,
+        "self_attn_dim_head": 8, "self_attn_heads": 2, "resnet_block_groups": 2, "num_conv_kernels": 2}),
+    _extra("SRFormer", "SRFormer/SRFormer:SRFormer", SWIN),
+    _extra("CodeFormer", "CodeFormer/codeformer:CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 16}, base=(512, 512), large=None),
+    _extra("MAT", "MAT/MAT:MAT", {}, base=(512, 512), large=None, example=_masked),
+    _extra("DDColor", "DDColor/ddcolor:DDColor", {"encoder_name": "convnext-t", "input_size": (64, 64), "nf": 32, "num_queries": 8, "dec_layers": 3}, base=(64, 64), large=(64,512)),
+    _extra("AdaCode", "AdaCode/adacode_contrast_arch:AdaCodeSRNet_Contrast", {"codebook_params": [[32, 16, 16], [32, 16, 16]]}),
+    _extra("FeMaSR", "FeMaSR/femasr:FeMaSRNet", {"codebook_params": [[32, 16, 16]]}),
+    _extra("M3SNet", "M3SNet/M3SNet:M3SNet", {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
+    _extra("Restormer", "Restormer/restormer_arch:Restormer", {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
+    _extra("MPRNet", "MPRNet/MPRNet:MPRNet", {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1}),
+    _extra("MIRNet2", "MIRNet2/mirnet_v2_arch:MIRNet_v2", {"n_feat": 8, "n_MRB": 1}),
+]  # fmt: skip
