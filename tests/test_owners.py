@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "one item per image",
     ),
     "branch on values": (lambda s, x: x if x.mean((2, 3)).sum() > 0 else -x, "one item per image"),
-    "branch on the size": (lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x, "map size"),
+    "branch on the size": (lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x, "size of the map"),
     "over the batch": (lambda s, x: x * x.mean(), "over the batch"),
     "another resolution": (lambda s, x: F.avg_pool2d(x, 2) * x.mean((2, 3), keepdim=True), "another size"),
 }

@@ -279,8 +279,8 @@ class _Observer(TorchDispatchMode):
         super().__init__()
         self.run = run
         self.inside: list[Slot | None] = []
-        self.maps: list[set[tuple[int, int]]] = [set()]  # sizes of the maps that the modules around were given
-        self.batch = 0
+        self.maps: list[set[tuple[int, int]]] = [set()]  # sizes of the maps around, by the depth of the call
+        self.known: set[tuple[int, int]] = set()  # of all maps that came in or that a layer made
 
     def within(self, slot: Slot, forward: Callable[..., Any], known: bool = False) -> Callable[..., Any]:
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -288,7 +288,8 @@ class _Observer(TorchDispatchMode):
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if not known:
                 self.run.arguments.setdefault(slot, []).append((args, kwargs))
-            self.batch = self.batch or next((leaf.shape[0] for leaf in given if leaf.dim() == 4), 0)
+            if not self.known:
+                self.known |= {(leaf.shape[2], leaf.shape[3]) for leaf in given if leaf.dim() == 4}
             self.inside.append(None if known else slot)
             self.maps.append(self.maps[-1].union(*(self._sizes(leaf) for leaf in given)))
             try:
@@ -300,9 +301,11 @@ class _Observer(TorchDispatchMode):
         return observed
 
     def _sizes(self, x: Tensor) -> set[tuple[int, int]]:
-        if x.dim() != 4 or x.shape[0] != self.batch:
+        """The sizes that a map may have, channels first or last."""
+        if x.dim() != 4:
             return set()
-        return {size for size in ((x.shape[2], x.shape[3]), (x.shape[1], x.shape[2])) if min(size) > 1}
+        sizes = {(x.shape[2], x.shape[3]), (x.shape[1], x.shape[2])}
+        return {size for size in sizes if math.prod(size) > 1} & self.known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -313,13 +316,14 @@ class _Observer(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING:
+            self.known.add((out.shape[2], out.shape[3]))
+            self.maps[-1] |= self._sizes(out)
         if owner is not None:
             if owner not in self.run.reducing:
                 name = _takes_all(func, args, kwargs, self.maps[-1])
                 if name:
                     self.run.reducing[owner] = name
-            if isinstance(out, Tensor):
-                self.maps[-1] |= self._sizes(out)
         return out
 
 
@@ -333,7 +337,6 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
     x = tensors[0]
     shown = _NAMES.get(name, name.removeprefix("_"))
     if kind == "product":
-        k = x.shape[-1] if len(tensors) < 3 or name == "bmm" else tensors[1].shape[-1]
         first, second = tensors[:2] if name == "bmm" else tensors[1:3]
         sizes = (first.shape[-1], min(first.shape[-2], second.shape[-1]))
         return shown if any(_is_multiple(n, maps) for n in sizes) else ""
@@ -381,6 +384,11 @@ def _spans(lengths: list[int], maps: set[tuple[int, int]]) -> bool:
     return any(size in pairs or math.prod(size) in lengths for size in maps)
 
 
+# Operations that make a map.
+_MAKING = {
+    f"aten::{name}"
+    for name in ("convolution", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+}
 # Operations that may take all positions together, and where they say over what.
 _GLOBAL = {
     **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min"), "sum"),

@@ -104,15 +104,14 @@ class _Rewriter:
             return self.graph.node_copy(node, lambda n: self._in_tail(n, kind.space))
         if "spreads" in node.meta:
             source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
-            value = self._spread(source, kind.labels)
+            value = self._spread(source, node)
             if node.meta["spreads"] == "fill":
                 size = [self._length(kind.space, axis) for axis in (0, 1)]
                 return self.graph.call_method("expand", (value, *[-1] * (len(kind.labels) - 2), *size))
             return self.graph.node_copy(node, lambda n: value if n is source else self.new[n])
         if isinstance(kind, Map):
-            labels = kind.labels
             return self.graph.node_copy(
-                node, lambda n: self._spread(n, labels) if isinstance(n.meta["kind"], Statistic) else self.new[n]
+                node, lambda n: self._spread(n, node) if isinstance(n.meta["kind"], Statistic) else self.new[n]
             )
         return self.graph.node_copy(node, lambda n: self.new[n])
 
@@ -211,8 +210,9 @@ class _Rewriter:
         self.tail[node] = out
         return out
 
-    def _spread(self, node: fx.Node, labels: str) -> fx.Node:
-        """A statistic as a map with these labels, or one that broadcasts against it."""
+    def _spread(self, node: fx.Node, to: fx.Node) -> fx.Node:
+        """A statistic as a map in the layout of another, or one that broadcasts against it."""
+        labels = to.meta["kind"].labels
         kind: Statistic = node.meta["kind"]
         space = kind.space
         height, width = self._length(space, 0), self._length(space, 1)
@@ -220,7 +220,10 @@ class _Rewriter:
         call = self.graph.call_function
         if space in self.batched:
             value = call(from_batch, (value, self.grids[space]))
-        return call(spread, (value, space.size, self.stride, height, width, labels, _item(node.meta["value"])))
+        merged = labels.find("M")
+        depth = 1 if merged < 0 else int(to.meta["value"].shape[merged]) // math.prod(space.size)
+        args = (value, space.size, self.stride, height, width, labels, _item(node.meta["value"]), depth)
+        return call(spread, args)
 
 
 _PAIRS = ("var_mean", "std_mean")
@@ -390,18 +393,24 @@ def spread(
     width: int,
     labels: str,
     item: tuple[int, ...],
+    depth: int = 1,
 ) -> Tensor:
-    """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
+    """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet.
+
+    ``depth``: how many channels are one dimension with the positions, where some are (label M).
+    """
     if grid.shape[-2] > 1 or grid.shape[-1] > 1:
         grid = _reference.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
-    others = [d for d, label in enumerate(labels) if label not in "NHWP"]
+    others = [d for d, label in enumerate(labels) if label not in "NHWPM"]
     x = grid.reshape(grid.shape[0], *(item[d - 1] for d in others), *grid.shape[2:])
-    if "P" in labels:
+    if "P" in labels or "M" in labels:
         x = x.flatten(-2)
+    if depth > 1 and x.shape[-1] > 1:
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], depth, x.shape[-1]).flatten(-2)
     after = 1 + len(others)
-    source = {"N": 0, "H": after, "W": after + 1, "P": after}
+    source = {"N": 0, "H": after, "W": after + 1, "P": after, "M": after}
     return x.permute([source[label] if label in source else 1 + others.index(d) for d, label in enumerate(labels)])
 
 

@@ -8,7 +8,6 @@ tensors as they are traced.
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ._einops import introduce
 from ._probe import is_hooked
 
 __all__ = [
@@ -151,6 +151,7 @@ def trace(
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    introduce(_Proxy)
     tracer = _Tracer(module, args, kwargs, inline, skip, mode)
     try:
         with mode:
@@ -176,6 +177,8 @@ class _ChannelsLast(Exception):
 
 def _example(value: Any) -> Any:
     """A fake tensor like a recorded argument; of two images if it was of one, to tell the batch from a 1."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_example, value)) if type(value) in (tuple, list) else value
     if not isinstance(value, Tensor):
         return value
     shape = tuple(value.shape)
@@ -291,7 +294,8 @@ class _Numeral(fx.Proxy):
 
 
 def _course(labels: frozenset[str]) -> Cannot:
-    return Cannot(f"the course of its forward depends on the {'batch' if labels <= {'N'} else 'map'} size")
+    what = "number of images" if labels <= {"N"} else "size of the map"
+    return Cannot(f"its forward takes another course depending on the {what}: no one local form serves all")
 
 
 class _Tracer(fx.Tracer):
@@ -420,7 +424,7 @@ class _Tracer(fx.Tracer):
             return None
         if any(isinstance(k, Opaque) for k in kinds):
             if any(isinstance(k, (Statistic, Partial)) for k in kinds):
-                raise Cannot(f"{name_of(node, self.root)} mixes a statistic with something not understood")
+                raise Cannot(f"{name_of(node, self.root)} joins a statistic with something that is not a map (N, C, H, W)")
             return self._settled(node) if _is_map_like(value) else Opaque()
         name = name_of(node, self.root)
         maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
@@ -601,6 +605,11 @@ class _Tracer(fx.Tracer):
         self.reductions.append(node)
         return Statistic(kind.space)
 
+    def _weighted_mean(self, x: Any, dims: Any, keepdim: bool) -> Any:
+        """The mean of what a softmax weighs: the sum, divided by the number of positions."""
+        chosen = _dims(dims, x.dim())
+        return x.sum(chosen, keepdim=keepdim) / math.prod(x.shape[d] for d in chosen)
+
     def _mixed_sum(self, x: Any, operation: str, dims: Any, keepdim: bool) -> Any:
         """The sum or mean of a map that statistics of its own have entered, as products of statistics.
 
@@ -608,6 +617,8 @@ class _Tracer(fx.Tracer):
         """
         node = x.node
         kind = node.meta["kind"]
+        if isinstance(kind, Weights) and kind.weighted and operation == "mean":
+            return self._weighted_mean(x, dims, keepdim)
         if not isinstance(kind, Map) or not kind.mixed or node.meta.get("squared") is not None:
             return None
         rank = len(kind.labels)
@@ -753,7 +764,7 @@ class _Tracer(fx.Tracer):
             if isinstance(n.meta["kind"], Statistic):
                 shape = n.meta["value"].shape
                 if len(shape) != len(kind.labels) or any(
-                    label in "HWP" and length != 1 for label, length in zip(kind.labels, shape, strict=True)
+                    label in "HWPM" and length != 1 for label, length in zip(kind.labels, shape, strict=True)
                 ):
                     raise Cannot(f"{name} takes a statistic of shape {tuple(shape)} together with a map")
         out = _broadcast(maps, value)
@@ -1091,13 +1102,6 @@ def _labels_of_numbers(node: fx.Node) -> frozenset[str]:
 
 def _is_map_like(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
-
-
-def _unused_as_map(node: fx.Node) -> fx.Node:
-    """A stand-in for the map that a node's weights are."""
-    out = copy.copy(node)
-    out.meta = {**node.meta, "kind": Map(node.meta["kind"].labels, node.meta["kind"].space)}
-    return out
 
 
 # ------------------------------------------------------------------------------------------------ reductions
