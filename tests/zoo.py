@@ -6,12 +6,17 @@
 from __future__ import annotations
 
 import importlib
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import tlsc
 
 Size = tuple[int, int]
 
@@ -38,10 +43,84 @@ class Entry:
         model: nn.Module = getattr(importlib.import_module(module), name)(**self.settings)
         return model
 
+    def randomised(self) -> nn.Module:
+        """In float64, with random parameters, of which none is zero as many are at the beginning."""
+        model = self.make().double().eval()
+        generator = torch.Generator().manual_seed(0)
+        for p in model.parameters():
+            fan_in = max(1, p.shape[1:].numel()) if p.dim() > 1 else 4
+            p.data = torch.randn(p.shape, generator=generator, dtype=p.dtype) / fan_in**0.5 + 0.5 * (p.dim() == 1)
+        for b in model.buffers():
+            if b.is_floating_point() and b.dim() == 1:
+                b.data = torch.rand(b.shape, generator=generator, dtype=b.dtype) + 0.5
+        return model
+
     def images(self, height: int, width: int) -> tuple[Tensor, ...]:
         if self.example is not None:
             return self.example(height, width)
         return (torch.rand(1, self.channels, height, width, dtype=torch.float64),)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found: ``identity``: the largest relative change on an input of ``base`` (I1); ``before``, ``after``:
+    relative change of the output far from where the input changes (I4), None where it was not measured."""
+
+    plan: tlsc.Plan
+    identity: float
+    before: float | None
+    after: float | None
+
+    @property
+    def converted(self) -> Counter[str]:
+        return Counter(site.operation for site in self.plan.converted)
+
+    @property
+    def left(self) -> Counter[tuple[str, str]]:
+        return Counter((site.operation, site.reason) for site in self.plan.left)
+
+
+@torch.no_grad()
+def examine(entry: Entry, far: bool = True) -> Result:
+    """Build, plan, convert, and measure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = entry.randomised()
+        plan = tlsc.plan(model, entry.base, example_input=entry.images)
+        far = far and entry.large is not None
+        before = far_change(model, entry) if far else None
+        torch.manual_seed(0)
+        x = entry.images(*entry.base)
+        expected = _outputs(model, x)
+        tlsc.convert(model, entry.base, example_input=entry.images, strict=False)
+        identity = max(_difference(a, b) for a, b in zip(_outputs(model, x), expected, strict=True))
+        after = far_change(model, entry) if far and plan.converted else before
+    return Result(plan, identity, before, after)
+
+
+def far_change(model: nn.Module, entry: Entry) -> float:
+    """How much the output's first columns change when the middle columns of the input do."""
+    assert entry.large is not None
+    torch.manual_seed(1)
+    first = entry.images(*entry.large)
+    second = [x.clone() for x in first]
+    middle = slice(entry.large[1] * 7 // 16, entry.large[1] * 9 // 16)
+    second[0][..., middle] = torch.rand_like(second[0][..., middle])
+    changes = [
+        _difference(a[..., : a.shape[-1] // 16], b[..., : b.shape[-1] // 16])
+        for a, b in zip(_outputs(model, first), _outputs(model, tuple(second)), strict=True)
+        if a.dim() == 4 and a.shape[-1] >= 16
+    ]
+    return max(changes, default=0.0)
+
+
+def _outputs(model: nn.Module, args: tuple[Tensor, ...]) -> list[Tensor]:
+    torch.manual_seed(0)  # some draw noise
+    return [y for y in tree_leaves(model(*args)) if isinstance(y, Tensor) and y.is_floating_point()]
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
 
 
 def _spandrel(name: str, where: str, settings: dict[str, Any] | None = None, **kwargs: Any) -> Entry:

@@ -375,7 +375,7 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
 
 
 def _is_multiple(length: int, maps: set[tuple[int, int]]) -> bool:
-    return any(length % (height * width) == 0 for height, width in maps)
+    return length > 0 and any(length % (height * width) == 0 for height, width in maps)
 
 
 def _spans(lengths: list[int], maps: set[tuple[int, int]]) -> bool:

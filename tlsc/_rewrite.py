@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from . import _reference, functional
 from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from .errors import ArgumentValueError
 
 __all__ = ["rewrite", "stand_in"]
 
@@ -43,6 +44,7 @@ class _Rewriter:
         self.new: dict[fx.Node, fx.Node] = {}
         self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
+        self.fixed: list[tuple[str, Any]] = []  # arguments on which the traced course depends
         self.batched = self._batched()
 
     def run(self) -> fx.Graph:
@@ -51,11 +53,21 @@ class _Rewriter:
                 self.graph.output(fx.node.map_arg(node.args[0], self._returned))
                 continue
             self.new[node] = self._emit(node)
+            if "fixed" in node.meta:
+                self.fixed.append((node.name, node.meta["value"]))
+        self._check_arguments()
         self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
         for node in self.graph.nodes:
             node.meta.clear()
         return self.graph
+
+    def _check_arguments(self) -> None:
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        named = {node.name: node for node in placeholders}
+        for name, value in self.fixed:
+            with self.graph.inserting_after(placeholders[-1]):
+                self.graph.call_function(check_argument_, (named[name], name, value))
 
     # ------------------------------------------------------------------------------------- which tails stay maps
 
@@ -262,6 +274,15 @@ _KEEPING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 # ------------------------------------------------------------------------------------------------- at run time
+
+
+def check_argument_(given: Any, name: str, value: Any) -> None:
+    """A rewritten forward takes the course that it took with these arguments."""
+    if given is not value and given != value:
+        raise ArgumentValueError(
+            f"{name} was {value!r} when this module was converted and its forward may take another course for "
+            f"{given!r}; convert it with an example_input that gives this, or exclude it"
+        )
 
 
 def local_norm(

@@ -299,6 +299,8 @@ def _course(labels: frozenset[str]) -> Cannot:
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def __init__(
         self,
         module: nn.Module,
@@ -324,6 +326,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m is entered for entered in self.inline)
 
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            raise Cannot("it makes a tensor of its own while it runs")
+        return super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (_Numeral if isinstance(node.meta.get("kind"), Number) else _Proxy)(node, self)
 
@@ -341,6 +348,9 @@ class _Tracer(fx.Tracer):
             return said
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         value = node.meta["value"] if "value" in node.meta else self._run(node)
+        if kind == "placeholder" and (value is None or isinstance(value, (bool, str))):
+            node.meta.update(value=value, kind=None, fixed=True)
+            return value
         if isinstance(value, bool):
             labels = _labels_of_numbers(node)
             if labels:
@@ -412,7 +422,11 @@ class _Tracer(fx.Tracer):
 
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
+        if node.op == "placeholder" and type(value) in (int, float):
+            return Number(frozenset("?"))
         if node.op == "placeholder":
+            if isinstance(value, Tensor) and value.dim() == 5:
+                return self._settled(node, "NCCHW")
             return self._settled(node, self.labels) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
         if isinstance(value, (int, float)):
             return self._number(node)
@@ -449,7 +463,7 @@ class _Tracer(fx.Tracer):
             if isinstance(kind, Map) and isinstance(value, Tensor):
                 positions = math.prod(kind.space.size)
                 if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
-                    self.unknown.append(name_of(node, self.root))
+                    self.unknown.append(f"{name_of(node, self.root)} over all positions")
 
     def _number(self, node: fx.Node) -> Number | None:
         if node.op == "call_method" and node.target == "size":
