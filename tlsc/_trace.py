@@ -646,11 +646,11 @@ class _Tracer(fx.Tracer):
         for factor, term in terms:
             if term is None:
                 value = factor if operation == "mean" else factor * math.prod(x.shape[d] for d in chosen)
-                if isinstance(value, fx.Proxy) and value.dim() == rank and not keepdim:
+                if isinstance(value, _Proxy) and value.dim() == rank and not keepdim:
                     value = value.sum(chosen)
             else:
                 value = getattr(self.proxy(term), operation)(chosen, keepdim=keepdim)
-                if isinstance(factor, fx.Proxy) and factor.dim() == rank and not keepdim:
+                if isinstance(factor, _Proxy) and factor.dim() == rank and not keepdim:
                     factor = factor.sum(chosen)
                 value = value if isinstance(factor, int) and factor == 1 else value * factor
             total = value if total is None else total + value
