@@ -36,6 +36,7 @@ class Entry:
     channels: int = 3
     example: Callable[[int, int], tuple[Tensor, ...]] | None = None
     note: str = ""
+    far: bool = False  # far pixels have influence that is no aggregation over all positions: see ``note``
 
     def make(self) -> nn.Module:
         module, _, name = self.path.rpartition(".")
@@ -151,28 +152,27 @@ ENTRIES = [
     _spandrel("SwiftSRGAN", "SwiftSRGAN/SwiftSRGAN:Generator", {"num_channels": 8, "num_blocks": 2}),
     _spandrel("HAT", "HAT/HAT:HAT", {**SWIN, "upscale": 2, "compress_ratio": 3, "squeeze_factor": 4, "num_feat": 8}),
     _spandrel("GRL", "GRL/grl:GRL", {
-        "img_size": 32, "embed_dim": 16, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2],
-        "local_connection": True, "stripe_size": [8, None], "stripe_groups": [None, 4], "anchor_window_down_factor": 2,
-        "embed_dim": 24,
+        "img_size": 32, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2],
+        "embed_dim": 24, "local_connection": True, "anchor_window_down_factor": 2,
     }),
     _spandrel("Swin2SR", "Swin2SR/Swin2SR:Swin2SR", {**SWIN, "upsampler": "pixelshuffle"}),
     _spandrel("SwinIR", "SwinIR/SwinIR:SwinIR", SWIN),
     _spandrel("GFPGAN", "GFPGAN/gfpganv1_clean_arch:GFPGANv1Clean", {
-        "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.05}, base=(64, 64), large=None),
+        "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.0625}, base=(64, 64), large=None),
     _spandrel("RestoreFormer", "RestoreFormer/restoreformer_arch:RestoreFormer", {
         "n_embed": 16, "embed_dim": 32, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,),
         "resolution": 32, "z_channels": 32, "head_size": 2}),
     _spandrel("LaMa", "LaMa/LaMa:LaMa", {"in_nc": 4}, example=_masked, large=(32, 256)),
-    _spandrel("OmniSR", "OmniSR/OmniSR:OmniSR", {"num_feat": 16, "up_scale": 2}),
-    _spandrel("SCUNet", "SCUNet/SCUNet:SCUNet", {"config": [2] * 7, "dim": 64}, base=(64, 64), large=(64, 512)),
+    _spandrel("OmniSR", "OmniSR/OmniSR:OmniSR", {"num_feat": 16, "up_scale": 2}, far=True, note="Its grid attention joins 8×8 positions spread over the whole map: always 64, whatever the map's size, so no aggregation over all positions; far pixels remain."),
+    _spandrel("SCUNet", "SCUNet/SCUNet:SCUNet", {"config": [2] * 7, "dim": 64}, base=(128, 128), large=(128, 256)),
     _spandrel("FBCNN", "FBCNN/FBCNN:FBCNN", {"nc": [4, 8, 8, 512], "nb": 1}),
-    _spandrel("Uformer", "Uformer/Uformer:Uformer", {"img_size": 128, "embed_dim": 8}, base=(128, 128), large=(256,256)),
+    _spandrel("Uformer", "Uformer/Uformer:Uformer", {"img_size": 128, "embed_dim": 8}, base=(128, 128), large=None, note="Takes square images only, and their receptive field is larger than any that fits here: far pixels were not tried."),
     _spandrel("RGT", "RGT/rgt:RGT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2]}),
     _spandrel("DAT", "DAT/DAT:DAT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2], "split_size": [4, 8]}),
     _spandrel("CRAFT", "CRAFT/CRAFT:CRAFT", {"embed_dim": 24, "depths": [2], "num_heads": [6]}),
     _spandrel("KBNet-l", "KBNet/kbnet_l:KBNet_l", {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
     _spandrel("KBNet-s", "KBNet/kbnet_s:KBNet_s", {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
-    _spandrel("DITN", "DITN/DITN_Real:DITN_Real", {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1}),
+    _spandrel("DITN", "DITN/DITN_Real:DITN_Real", {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1}, note="Its attention is over patches of 8×8 pixels cut out before: it was no larger before."),
     _spandrel("MMRealSR", "MMRealSR/mmrealsr_arch:MMRRDBNet_test", {
         "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [4, 8, 8, 512], "num_blocks": [1, 1, 1, 1]}),
     _spandrel("SPAN", "SPAN/span:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8}),

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,7 @@ class _Observer(TorchDispatchMode):
         self.inside: list[Slot | None] = []
         self.maps: list[set[tuple[int, int]]] = [set()]  # sizes of the maps around, by the depth of the call
         self.known: set[tuple[int, int]] = set()  # of all maps that came in or that a layer made
+        self.batch = 0
 
     def within(self, slot: Slot, forward: Callable[..., Any], known: bool = False) -> Callable[..., Any]:
         def observed(*args: Any, **kwargs: Any) -> Any:
@@ -289,6 +291,7 @@ class _Observer(TorchDispatchMode):
             if not known:
                 self.run.arguments.setdefault(slot, []).append((args, kwargs))
             if not self.known:
+                self.batch = next((leaf.shape[0] for leaf in given if leaf.dim() == 4), 0)
                 self.known |= {(leaf.shape[2], leaf.shape[3]) for leaf in given if leaf.dim() == 4}
             self.inside.append(None if known else slot)
             self.maps.append(self.maps[-1].union(*(self._sizes(leaf) for leaf in given)))
@@ -316,14 +319,13 @@ class _Observer(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING:
+        if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None:
-            if owner not in self.run.reducing:
-                name = _takes_all(func, args, kwargs, self.maps[-1])
-                if name:
-                    self.run.reducing[owner] = name
+        if owner is not None and owner not in self.run.reducing:
+            name = _takes_all(func, args, kwargs, self.maps[-1])
+            if name:
+                self.run.reducing[owner] = name
         return out
 
 
@@ -380,7 +382,7 @@ def _is_multiple(length: int, maps: set[tuple[int, int]]) -> bool:
 
 def _spans(lengths: list[int], maps: set[tuple[int, int]]) -> bool:
     """Whether all positions of a map are left: among these lengths as one, or as two neighbours."""
-    pairs = {(a, b) for a, b in zip(lengths, lengths[1:], strict=False)}
+    pairs = set(pairwise(lengths))
     return any(size in pairs or math.prod(size) in lengths for size in maps)
 
 
