@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, local_statistics
+from . import attention, coverage, local_statistics
 
-BENCHMARKS = {"attention": attention.main, "local_statistics": local_statistics.main}
+BENCHMARKS = {"attention": attention.main, "coverage": coverage.main, "local_statistics": local_statistics.main}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
 parser.add_argument("name", choices=BENCHMARKS)

@@ -245,8 +245,10 @@ SPELLINGS |= {
     ),
     "Frobenius norm": lambda: Written(lambda s, x: x * torch.linalg.matrix_norm(x, keepdim=True)),
     "norms 0 and -inf": lambda: Written(
-        lambda s, x: x * torch.linalg.vector_norm(x.relu(), 0, (2, 3), True)
-        + torch.linalg.vector_norm(x, -float("inf"), (-1, -2), True)
+        lambda s, x: (
+            x * torch.linalg.vector_norm(x.relu(), 0, (2, 3), True)
+            + torch.linalg.vector_norm(x, -float("inf"), (-1, -2), True)
+        )
     ),
     "normalize": lambda: Written(lambda s, x: F.normalize(x.flatten(2), dim=-1).view_as(x)),
     "lp_pool2d of the map's size": lambda: Written(lambda s, x: x * F.lp_pool2d(x.abs(), 2, x.shape[2:])),
@@ -410,7 +412,10 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "one item per image",
     ),
     "branch on values": (lambda s, x: x if x.mean((2, 3)).sum() > 0 else -x, "one item per image"),
-    "branch on the size": (lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x, "size of the map"),
+    "branch on the size": (
+        lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x,
+        "size of the map",
+    ),
     "over the batch": (lambda s, x: x * x.mean(), "over the batch"),
     "deviation from the window's own mean": (
         lambda s, x: x * (x - x.mean((2, 3), keepdim=True)).abs().mean((2, 3), keepdim=True),

@@ -3,6 +3,7 @@
 ``python -m benchmarks coverage`` writes ``docs/coverage.md`` from this list; ``test_coverage.py`` runs it.
 """
 
+# ruff: noqa: E501  one network a line
 from __future__ import annotations
 
 import importlib
@@ -21,7 +22,7 @@ import tlsc
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One network: ``settings`` of ``path``'s class; ``base`` is its window, ``large`` an input beyond it.
 
@@ -36,6 +37,7 @@ class Entry:
     channels: int = 3
     example: Callable[[int, int], tuple[Tensor, ...]] | None = None
     note: str = ""
+    heavy: bool = False  # an input beyond its receptive field takes too long
     far: bool = False  # far pixels have influence that is no aggregation over all positions: see ``note``
 
     def make(self) -> nn.Module:
@@ -159,27 +161,27 @@ ENTRIES = [
     _spandrel("SwinIR", "SwinIR/SwinIR:SwinIR", SWIN),
     _spandrel("GFPGAN", "GFPGAN/gfpganv1_clean_arch:GFPGANv1Clean", {
         "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.0625}, base=(64, 64), large=None),
-    _spandrel("RestoreFormer", "RestoreFormer/restoreformer_arch:RestoreFormer", {
+    _spandrel("RestoreFormer", heavy=True, where="RestoreFormer/restoreformer_arch:RestoreFormer", settings={
         "n_embed": 16, "embed_dim": 32, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,),
         "resolution": 32, "z_channels": 32, "head_size": 2}),
-    _spandrel("LaMa", "LaMa/LaMa:LaMa", {"in_nc": 4}, example=_masked, large=(32, 256)),
+    _spandrel("LaMa", heavy=True, where="LaMa/LaMa:LaMa", settings={"in_nc": 4}, example=_masked, large=(32, 256)),
     _spandrel("OmniSR", "OmniSR/OmniSR:OmniSR", {"num_feat": 16, "up_scale": 2}, far=True, note="Its grid attention joins 8×8 positions spread over the whole map: always 64, whatever the map's size, so no aggregation over all positions; far pixels remain."),
-    _spandrel("SCUNet", "SCUNet/SCUNet:SCUNet", {"config": [2] * 7, "dim": 64}, base=(128, 128), large=(128, 256)),
+    _spandrel("SCUNet", heavy=True, where="SCUNet/SCUNet:SCUNet", settings={"config": [2] * 7, "dim": 64}, base=(128, 128), large=(128, 256)),
     _spandrel("FBCNN", "FBCNN/FBCNN:FBCNN", {"nc": [4, 8, 8, 512], "nb": 1}),
     _spandrel("Uformer", "Uformer/Uformer:Uformer", {"img_size": 128, "embed_dim": 8}, base=(128, 128), large=None, note="Takes square images only, and their receptive field is larger than any that fits here: far pixels were not tried."),
     _spandrel("RGT", "RGT/rgt:RGT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2]}),
     _spandrel("DAT", "DAT/DAT:DAT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2], "split_size": [4, 8]}),
     _spandrel("CRAFT", "CRAFT/CRAFT:CRAFT", {"embed_dim": 24, "depths": [2], "num_heads": [6]}),
-    _spandrel("KBNet-l", "KBNet/kbnet_l:KBNet_l", {"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
-    _spandrel("KBNet-s", "KBNet/kbnet_s:KBNet_s", {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
+    _spandrel("KBNet-l", heavy=True, where="KBNet/kbnet_l:KBNet_l", settings={"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
+    _spandrel("KBNet-s", heavy=True, where="KBNet/kbnet_s:KBNet_s", settings={"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
     _spandrel("DITN", "DITN/DITN_Real:DITN_Real", {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1}, note="Its attention is over patches of 8×8 pixels cut out before: it was no larger before."),
     _spandrel("MMRealSR", "MMRealSR/mmrealsr_arch:MMRRDBNet_test", {
         "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 4, "num_feats": [4, 8, 8, 512], "num_blocks": [1, 1, 1, 1]}),
     _spandrel("SPAN", "SPAN/span:SPAN", {"num_in_ch": 3, "num_out_ch": 3, "feature_channels": 8}),
-    _spandrel("RealCUGAN 2×", "RealCUGAN/upcunet_v3:UpCunet2x", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 2×", heavy=True, where="RealCUGAN/upcunet_v3:UpCunet2x", base=(48, 48), large=(48, 512)),
     _spandrel("RealCUGAN 2× fast", "RealCUGAN/upcunet_v3:UpCunet2x_fast", base=(48, 48), large=(48, 512)),
-    _spandrel("RealCUGAN 3×", "RealCUGAN/upcunet_v3:UpCunet3x", base=(48, 48), large=(48, 512)),
-    _spandrel("RealCUGAN 4×", "RealCUGAN/upcunet_v3:UpCunet4x", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 3×", heavy=True, where="RealCUGAN/upcunet_v3:UpCunet3x", base=(48, 48), large=(48, 512)),
+    _spandrel("RealCUGAN 4×", heavy=True, where="RealCUGAN/upcunet_v3:UpCunet4x", base=(48, 48), large=(48, 512)),
     _spandrel("SAFMN", "SAFMN/safmn:SAFMN", {"dim": 8, "n_blocks": 2}),
     _spandrel("SAFMN-BCIE", "SAFMNBCIE/safmn_bcie:SAFMN_BCIE", {"dim": 8, "n_blocks": 2, "num_layers": 2}),
     _spandrel("DCTLSA", "DCTLSA/dctlsa:DCTLSA", {"nf": 20}),

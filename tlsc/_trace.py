@@ -1,9 +1,9 @@
 """Trace one module's ``forward`` and tell, for every value, how it relates to the positions of a map.
 
 A value is a *map* (its dimensions labelled N batch, C channel, H height, W width, P both flattened, M channels
-and positions flattened together, 1), a *statistic* (what a reduction over all positions of a map gave, and everything computed from that and constants
-alone), a number computed from sizes, or a constant. Labels come from running the recorded operations on fake
-tensors as they are traced.
+and positions flattened together, 1), a *statistic* (what a reduction over all positions of a map gave, and
+everything computed from that and constants alone), a number computed from sizes, or a constant. Labels come from
+running the recorded operations on fake tensors as they are traced.
 """
 
 from __future__ import annotations
@@ -214,6 +214,10 @@ class _Proxy(fx.Proxy):
     @property
     def data(self) -> Any:
         return self
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        raise Cannot("its forward changes its own parameters")
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self._length(dim)
@@ -438,7 +442,8 @@ class _Tracer(fx.Tracer):
             return None
         if any(isinstance(k, Opaque) for k in kinds):
             if any(isinstance(k, (Statistic, Partial)) for k in kinds):
-                raise Cannot(f"{name_of(node, self.root)} joins a statistic with something that is not a map (N, C, H, W)")
+                name = name_of(node, self.root)
+                raise Cannot(f"{name} joins a statistic with something that is not a map (N, C, H, W)")
             return self._settled(node) if _is_map_like(value) else Opaque()
         name = name_of(node, self.root)
         maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
@@ -506,8 +511,12 @@ class _Tracer(fx.Tracer):
             ):
                 node.meta["squared"] = centred
             return _broadcast(maps, value)
-        if name == "broadcast_tensors":
-            return _broadcast(maps, value[0])
+        if name == "expand" and isinstance(value, Tensor):
+            given = base.meta["value"].shape
+            before = "1" * (value.dim() - len(kind.labels)) + kind.labels
+            padded = (0,) * (value.dim() - len(given)) + tuple(given)
+            same = [a == b for a, b in zip(padded, value.shape, strict=True)]
+            return replace(kind, labels="".join(x if y else "C" for x, y in zip(before, same, strict=True)))
         if name == "stack" and all(m.meta["kind"] == kind for m in maps):
             place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
             labels = kind.labels[:place] + "C" + kind.labels[place:]
@@ -700,8 +709,13 @@ class _Tracer(fx.Tracer):
 
         if math.prod(channels(logits)) == 1 or channels(logits) == channels(features):
             return features, logits
-        both = torch.broadcast_tensors(self.proxy(features), self.proxy(logits))
-        return both[0].node, both[1].node  # type: ignore[attr-defined]
+        one, other = self.proxy(features), self.proxy(logits)
+        rank = max(one.dim(), other.dim())
+        shape: list[Any] = []
+        for back in range(rank, 0, -1):
+            longest = [x for x in (one, other) if x.dim() >= back and x.node.meta["value"].shape[-back] != 1]
+            shape.append(longest[0].shape[-back] if longest else 1)
+        return one.expand(shape).node, other.expand(shape).node
 
     def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
@@ -921,7 +935,7 @@ POINTWISE = {
     "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like", "full_like", "gt", "ge", "lt",
     "le", "eq", "ne", "greater", "less", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or",
     "masked_fill", "remainder", "fmod", "floor", "ceil", "round", "trunc", "heaviside", "sinh", "cosh", "tan",
-    "atan", "atan2", "log_sigmoid", "xlogy", "hypot", "rrelu", "isnan", "isfinite", "empty_like", "feature_alpha_dropout",
+    "atan", "atan2", "log_sigmoid", "xlogy", "hypot", "rrelu", "isnan", "isfinite", "empty_like",
 }  # fmt: skip
 
 NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
@@ -941,11 +955,15 @@ def _is_over(x: Any, dim: Any) -> bool:
     return bool(labels) and any(labels[d] in "HWPM" for d in _dims(dim, len(labels)))
 
 
-def _mean(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any) -> Any:
+def _mean(
+    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
+) -> Any:
     return x.tracer._mixed_sum(x, "mean", axis if dim is None else dim, keepdim or keepdims)
 
 
-def _sum(x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any) -> Any:
+def _sum(
+    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
+) -> Any:
     return x.tracer._mixed_sum(x, "sum", axis if dim is None else dim, keepdim or keepdims)
 
 
@@ -1042,7 +1060,8 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     if not arrow or len(names) != len(operands) or any(len(set(n)) != len(n) for n in (*names, output)):
         return None
     gone = [letter for letter in dict.fromkeys("".join(names)) if letter not in output]
-    alone = len(operands) == 1 and isinstance(kinds[0], Map) and _is_over(operands[0], [names[0].index(x) for x in gone])
+    summed = [names[0].index(letter) for letter in gone if letter in names[0]]
+    alone = len(operands) == 1 and isinstance(kinds[0], Map) and bool(summed) and _is_over(operands[0], summed)
     met = any(isinstance(k, Map) for k in kinds) and any(isinstance(k, (Statistic, Weights)) for k in kinds)
     if not (alone or met):
         return None
