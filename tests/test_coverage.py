@@ -59,12 +59,12 @@ def test_every_architecture_is_listed() -> None:
 def test_architecture(entry: Entry) -> None:
     """It builds, plans and converts; I1 holds; and no far pixel has influence that the plan is silent about."""
     result = examine(entry, far=not entry.heavy)
-    assert result.identity <= 1e-9
+    assert result.identity <= entry.bar
     assert all(site.reason for site in result.plan.left)
     if result.after is not None and not result.plan.left and not entry.far:
-        assert result.after <= 1e-9
+        assert result.after <= entry.bar
     if result.before is not None and entry.far:
-        assert result.before > 1e-9, "the note is out of date"
+        assert result.before > entry.bar, "the note is out of date"
 
 
 class ChannelsLast(nn.Module):

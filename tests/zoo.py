@@ -36,6 +36,7 @@ class Entry:
     large: Size | None = (32, 512)
     channels: int = 3
     example: Callable[[int, int], tuple[Tensor, ...]] | None = None
+    double: bool = True  # False: its code makes float32 tensors
     note: str = ""
     heavy: bool = False  # an input beyond its receptive field takes too long
     far: bool = False  # far pixels have influence that is no aggregation over all positions: see ``note``
@@ -46,9 +47,18 @@ class Entry:
         model: nn.Module = getattr(importlib.import_module(module), name)(**self.settings)
         return model
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.double else torch.float32
+
+    @property
+    def bar(self) -> float:
+        """A relative change no larger than this is rounding."""
+        return 1e-9 if self.double else 1e-4
+
     def randomised(self) -> nn.Module:
         """In float64, with random parameters, of which none is zero as many are at the beginning."""
-        model = self.make().double().eval()
+        model = self.make().to(self.dtype).eval()
         generator = torch.Generator().manual_seed(0)
         for p in model.parameters():
             fan_in = max(1, p.shape[1:].numel()) if p.dim() > 1 else 4
@@ -61,7 +71,7 @@ class Entry:
     def images(self, height: int, width: int) -> tuple[Tensor, ...]:
         if self.example is not None:
             return self.example(height, width)
-        return (torch.rand(1, self.channels, height, width, dtype=torch.float64),)
+        return (torch.rand(1, self.channels, height, width, dtype=self.dtype),)
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ ENTRIES = [
     _spandrel("GRL", "GRL/grl:GRL", {
         "img_size": 32, "depths": [2], "num_heads_window": [2], "num_heads_stripe": [2],
         "embed_dim": 24, "local_connection": True, "anchor_window_down_factor": 2,
-    }),
+    }, double=False),
     _spandrel("Swin2SR", "Swin2SR/Swin2SR:Swin2SR", {**SWIN, "upsampler": "pixelshuffle"}),
     _spandrel("SwinIR", "SwinIR/SwinIR:SwinIR", SWIN),
     _spandrel("GFPGAN", "GFPGAN/gfpganv1_clean_arch:GFPGANv1Clean", {
