@@ -44,8 +44,9 @@ def page(results: dict[Entry, Result]) -> str:
         f"Inputs of `base_size` give what they gave before: largest relative change {worst:.0e} (I1).",
         "",
         "*Far*: the middle eighth of a wide input is replaced; the largest relative change of the output's first "
-        "sixteenth, before → after converting (I4). A change below 1e-9 (float32: 1e-4) is rounding and shown as 0; – is not "
-        "measured, as the network takes one size only or an input beyond its receptive field takes too long.",
+        "sixteenth, before → after converting (I4). A change below 1e-9 (float32: 1e-4) is rounding and "
+        "shown as 0; – is not measured: the network takes one size only, or an input beyond its receptive field "
+        "takes too long.",
         "",
         "| architecture | sites that become local | far | left, with the reason |",
         "| --- | --- | --- | --- |",
@@ -55,9 +56,8 @@ def page(results: dict[Entry, Result]) -> str:
         reasons = [f"{n} {operation}: {reason}" for (operation, reason), n in result.left.items()]
         text = "; ".join([*reasons, *([entry.note] if entry.note else [])]) or "–"
         text = text.replace("|", "\\|").replace("\n", " ")
-        lines.append(
-            f"| {entry.name} | {sites} | {_change(result.before, entry)} → {_change(result.after, entry)} | {text} |"
-        )
+        far = f"{_change(result.before, entry)} → {_change(result.after, entry)}"
+        lines.append(f"| {entry.name} | {sites} | {far} | {text} |")
     return "\n".join(lines) + "\n"
 
 

@@ -170,7 +170,7 @@ ENTRIES = [
     _spandrel("Swin2SR", "Swin2SR/Swin2SR:Swin2SR", {**SWIN, "upsampler": "pixelshuffle"}),
     _spandrel("SwinIR", "SwinIR/SwinIR:SwinIR", SWIN),
     _spandrel("GFPGAN", "GFPGAN/gfpganv1_clean_arch:GFPGANv1Clean", {
-        "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.0625}, base=(64, 64), large=None),
+        "out_size": 64, "num_style_feat": 16, "num_mlp": 1, "narrow": 0.0625}, base=(64, 64), large=None, note="Takes images of one size: its style code comes from a Linear layer over all positions, so there is no larger map to convert for."),
     _spandrel("RestoreFormer", heavy=True, where="RestoreFormer/restoreformer_arch:RestoreFormer", settings={
         "n_embed": 16, "embed_dim": 32, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (16,),
         "resolution": 32, "z_channels": 32, "head_size": 2}),

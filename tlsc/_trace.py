@@ -296,6 +296,9 @@ class _Numeral(fx.Proxy):
 
     __bool__ = __index__ = __int__ = __float__ = _fixed
 
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        return self._fixed()
+
 
 def _course(labels: frozenset[str]) -> Cannot:
     what = "number of images" if labels <= {"N"} else "size of the map"
