@@ -128,8 +128,10 @@ def far_change(model: nn.Module, entry: Entry) -> float:
 
 
 def _outputs(model: nn.Module, args: tuple[Tensor, ...]) -> list[Tensor]:
-    torch.manual_seed(0)  # some draw noise
-    return [y for y in tree_leaves(model(*args)) if isinstance(y, Tensor) and y.is_floating_point()]
+    torch.manual_seed(0)  # some draw noise, some change what they are given
+    return [
+        y for y in tree_leaves(model(*(x.clone() for x in args))) if isinstance(y, Tensor) and y.is_floating_point()
+    ]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
@@ -214,7 +216,7 @@ ENTRIES = [
     _spandrel("MoESR", "MoESR/MoESR:MoESR", {"dim": 16, "n_blocks": 2, "n_block": 1}),
     _spandrel("RCAN", "RCAN/rcan_arch:RCAN", {"n_resgroups": 1, "n_resblocks": 2, "n_feats": 16, "reduction": 4}),
     _spandrel("FDAT", "FDAT/fdat:FDAT", {"embed_dim": 16, "num_groups": 1, "num_heads": 2, "mid_dim": 8}),
-    _spandrel("AuraSR", "AuraSR/aura_sr:UnetUpsampler", {"dim": 8, "image_size": 64, "input_image_size": 32,
+    _spandrel("AuraSR", "AuraSR/aura_sr:UnetUpsampler", {"dim": 8, "image_size": 64, "input_image_size": 32, "style_network": {"dim_in": 8, "dim_out": 8, "depth": 1},
         "up_dim_mults": (1, 2), "down_dim_mults": (2,), "full_attn": (False, True), "attn_depths": (1, 1), "mid_attn_depth": 1,
         "self_attn_dim_head": 8, "self_attn_heads": 2, "resnet_block_groups": 2, "num_conv_kernels": 2}),
     _extra("SRFormer", "SRFormer/SRFormer:SRFormer", SWIN),

@@ -270,14 +270,14 @@ def _run(
     return run
 
 
-class _Observer(TorchDispatchMode):
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes which module's own ``forward`` takes a statistic over all positions.
 
     It looks at the operations that everything is made of in the end, so that no spelling escapes it.
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
         self.inside: list[Slot | None] = []
         self.maps: list[set[tuple[int, int]]] = [set()]  # sizes of the maps around, by the depth of the call
@@ -337,7 +337,7 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
     if kind is None or not tensors or not tensors[0].is_floating_point():
         return ""
     x = tensors[0]
-    shown = _NAMES.get(name, name.removeprefix("_"))
+    shown: str = _NAMES.get(name, name.removeprefix("_"))
     if kind == "product":
         first, second = tensors[:2] if name == "bmm" else tensors[1:3]
         sizes = (first.shape[-1], min(first.shape[-2], second.shape[-1]))

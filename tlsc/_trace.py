@@ -599,11 +599,12 @@ class _Tracer(fx.Tracer):
         place = kind.labels.find("M")
         if place < 0:
             return found
-        x = self.proxy(found.base)
+        x: Any = self.proxy(found.base)
         positions = math.prod(kind.space.size)
         depth = found.base.meta["value"].shape[place] // positions
         with self.graph.inserting_before(node):
-            size = [self.proxy(kind.space.node).shape[kind.space.row + axis] for axis in (0, 1)]
+            given: Any = self.proxy(kind.space.node)
+            size = [given.shape[kind.space.row + axis] for axis in (0, 1)]
             shape = x.shape
             base = x.reshape(*shape[:place], depth, *size, *shape[place + 1 :]).node
         dims = tuple(sorted(d if d < place else d + 2 for d in found.dims if d != place))
@@ -699,7 +700,8 @@ class _Tracer(fx.Tracer):
 
     def _also(self, node: fx.Node, base: fx.Node, other: fx.Node) -> fx.Node:
         """What ``node`` does with ``base``, done with ``other``."""
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.proxy(other if n is base else n))
+        to_proxy: Any = lambda n: self.proxy(other if n is base else n)  # noqa: E731
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), to_proxy)
         made: fx.Node = self.create_proxy(node.op, node.target, args, kwargs).node
         return made
 
@@ -712,7 +714,8 @@ class _Tracer(fx.Tracer):
 
         if math.prod(channels(logits)) == 1 or channels(logits) == channels(features):
             return features, logits
-        one, other = self.proxy(features), self.proxy(logits)
+        one: Any = self.proxy(features)
+        other: Any = self.proxy(logits)
         rank = max(one.dim(), other.dim())
         shape: list[Any] = []
         for back in range(rank, 0, -1):
@@ -834,7 +837,7 @@ def _terms(tracer: _Tracer, node: fx.Node) -> list[tuple[Any, fx.Node | None]] |
     if not kind.mixed:
         return [(1, node)]
     name = name_of(node, tracer.root)
-    args = [arg if isinstance(arg, fx.Node) else (arg, None) for arg in node.args]
+    args: list[Any] = [arg if isinstance(arg, fx.Node) else (arg, None) for arg in node.args]
     if name in ("square", "pow"):
         if name == "pow" and node.args[1] != 2:
             return None
@@ -843,7 +846,7 @@ def _terms(tracer: _Tracer, node: fx.Node) -> list[tuple[Any, fx.Node | None]] |
         name, args = "mul", [args[0], (-1, None)]
     if name not in ("add", "sub", "mul", "div") or len(args) != 2 or node.kwargs:
         return None
-    sides = []
+    sides: list[list[tuple[Any, fx.Node | None]]] = []
     for arg in args:
         if isinstance(arg, tuple) and not isinstance(arg[0], (int, float)):
             return None
@@ -868,7 +871,8 @@ def _times(a: Any, b: Any) -> Any:
 def _product(tracer: _Tracer, x: fx.Node | None, y: fx.Node | None) -> fx.Node | None:
     if x is None or y is None:
         return y if x is None else x
-    made: fx.Node = (tracer.proxy(x) * tracer.proxy(y)).node
+    one: Any = tracer.proxy(x)
+    made: fx.Node = (one * tracer.proxy(y)).node
     return made
 
 
