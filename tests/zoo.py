@@ -155,10 +155,10 @@ def _extra(name: str, where: str, settings: dict[str, Any] | None = None, **kwar
 SWIN: dict[str, Any] = {"img_size": 32, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 8}
 
 
-def _masked(height: int, width: int) -> tuple[Tensor, ...]:
-    mask = torch.zeros(1, 1, height, width, dtype=torch.float64)
+def _masked(height: int, width: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    mask = torch.zeros(1, 1, height, width, dtype=dtype)
     mask[..., : height // 2, : width // 2] = 1
-    return torch.rand(1, 3, height, width, dtype=torch.float64), mask
+    return torch.rand(1, 3, height, width, dtype=dtype), mask
 
 
 ENTRIES = [
@@ -218,15 +218,15 @@ ENTRIES = [
     _spandrel("FDAT", "FDAT/fdat:FDAT", {"embed_dim": 16, "num_groups": 1, "num_heads": 2, "mid_dim": 8}),
     _spandrel("AuraSR", "AuraSR/aura_sr:UnetUpsampler", {"dim": 8, "image_size": 64, "input_image_size": 32, "style_network": {"dim_in": 8, "dim_out": 8, "depth": 1},
         "up_dim_mults": (1, 2), "down_dim_mults": (2,), "full_attn": (False, True), "attn_depths": (1, 1), "mid_attn_depth": 1,
-        "self_attn_dim_head": 8, "self_attn_heads": 2, "resnet_block_groups": 2, "num_conv_kernels": 2}),
+        "self_attn_dim_head": 8, "self_attn_heads": 2, "resnet_block_groups": 2, "num_conv_kernels": 2}, double=False),
     _extra("SRFormer", "SRFormer/SRFormer:SRFormer", SWIN),
-    _extra("CodeFormer", "CodeFormer/codeformer:CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 16}, base=(512, 512), large=None),
-    _extra("MAT", "MAT/MAT:MAT", {}, base=(512, 512), large=None, example=_masked),
-    _extra("DDColor", "DDColor/ddcolor:DDColor", {"encoder_name": "convnext-t", "input_size": (64, 64), "nf": 32, "num_queries": 8, "dec_layers": 3}, base=(64, 64), large=(64,512)),
-    _extra("AdaCode", "AdaCode/adacode_contrast_arch:AdaCodeSRNet_Contrast", {"codebook_params": [[32, 16, 16], [32, 16, 16]]}),
-    _extra("FeMaSR", "FeMaSR/femasr:FeMaSRNet", {"codebook_params": [[32, 16, 16]]}),
+    _extra("CodeFormer", "CodeFormer/codeformer:CodeFormer", {"dim_embd": 32, "n_head": 2, "n_layers": 1, "codebook_size": 16}, base=(512, 512), large=None, double=False),
+    _extra("MAT", "MAT/MAT:MAT", {}, base=(512, 512), large=None, example=lambda h, w: _masked(h, w, torch.float32), double=False),
+    _extra("DDColor", "DDColor/ddcolor:DDColor", {"encoder_name": "convnext-t", "input_size": (64, 64), "nf": 512, "num_queries": 8, "dec_layers": 3}, base=(64, 64), large=(64,512), double=False),
+    _extra("AdaCode", "AdaCode/adacode_contrast_arch:AdaCodeSRNet_Contrast", {"codebook_params": [[32, 16, 16], [32, 16, 16]]}, base=(64, 64), large=(64, 512), heavy=True),
+    _extra("FeMaSR", "FeMaSR/femasr:FeMaSRNet", {"codebook_params": [[32, 16, 16]]}, base=(64, 64), large=(64, 512), heavy=True),
     _extra("M3SNet", "M3SNet/M3SNet:M3SNet", {"width": 8, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
     _extra("Restormer", "Restormer/restormer_arch:Restormer", {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
     _extra("MPRNet", "MPRNet/MPRNet:MPRNet", {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1}),
-    _extra("MIRNet2", "MIRNet2/mirnet_v2_arch:MIRNet_v2", {"n_feat": 8, "n_MRB": 1}),
+    _extra("MIRNet2", "MIRNet2/mirnet_v2_arch:MIRNet_v2", {"n_feat": 16, "n_MRB": 1}, heavy=True),
 ]  # fmt: skip

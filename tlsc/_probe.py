@@ -370,6 +370,8 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
     taken = {d % rank for d in dims} if isinstance(dims, (tuple, list)) and dims else set(range(rank))
     reduced = math.prod(x.shape[d] for d in taken)
     kept = [x.shape[d] for d in range(rank) if d not in taken]
+    if kind == "layer_norm" and len(taken) == 1 and rank > 2 and not any(reduced == h * w for h, w in maps):
+        return ""  # over channels, of which there are a multiple of a small map's positions
     if _is_multiple(reduced, maps) and not _spans(kept, maps):
         return shown
     strip = kind == "sum" and rank == 4 and any(taken <= {2, 3} and x.shape[2:] == size for size in maps)

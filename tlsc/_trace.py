@@ -165,6 +165,8 @@ def trace(
         raise Cannot("it reduces over channels and rows together") from None
     except Cannot:
         raise
+    except fx.proxy.TraceError:
+        raise Cannot("its forward branches on values") from None
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
@@ -254,6 +256,9 @@ class _Proxy(fx.Proxy):
 
     def __bool__(self) -> bool:
         raise Cannot("its forward branches on values")
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise Cannot("its forward writes into a part of a tensor")
 
 
 class _Shape(tuple[Any, ...]):
