@@ -123,8 +123,10 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     if made.unknown:
-        raise Cannot(f"its {made.unknown[0]} over all positions has no local form here")
+        raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms:
+        if slot in run.reducing:
+            raise Cannot(f"its {run.reducing[slot]} over all positions has no local form here")
         return None
     owner = Owner(slot, rewrite(made, stride))
     for node in (*made.reductions, *made.norms):

@@ -413,7 +413,7 @@ def _own_code(slots: list[Slot]) -> list[Slot]:
 
 def _inside(slots: list[Slot], kinds: dict[Slot, Kind]) -> list[Slot]:
     """The slots below a module that is treated as a whole, and that module."""
-    wholes = {id(slot.module) for slot in kinds if slot.module._modules or not kinds[slot].pools}
+    wholes = {id(slot.module) for slot in kinds if slot.module._modules}
     out = []
     for slot in slots:
         if id(slot.module) in wholes or id(slot.parent) in wholes:

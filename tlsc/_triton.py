@@ -61,9 +61,9 @@ def _two_sum(a, b):
 
 @triton.jit
 def _two_product(a, b, TYPE: tl.constexpr):
-    """``a·b`` and what rounding took from it (Dekker), from halves that are cut by their bits; nothing in float64."""
+    """``a·b`` and what rounding took from it (Dekker), from halves cut by their bits; nothing in float64."""
     product = a * b
-    if TYPE == tl.float32:
+    if TYPE == tl.float32:  # noqa: SIM300
         ahead = (a.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
         behind = (b.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
         a_low, b_low = a - ahead, b - behind
