@@ -98,11 +98,11 @@ def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 # -------------------------------------------------------------------------------------------------- what is seen
 
 
-class _Maps(TorchDispatchMode):
+class _Maps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the maps of which a statistic over all positions is taken."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
