@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -125,7 +126,8 @@ def _attempt(
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms:
-        if slot in run.reducing:
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in slot.module.modules())
+        if slot in run.reducing and not scripted:  # a scripted part is in the plan by itself
             raise Cannot(f"its {run.reducing[slot]} over all positions has no local form here")
         return None
     owner = Owner(slot, rewrite(made, stride))

@@ -168,6 +168,8 @@ def trace(
     except fx.proxy.TraceError:
         raise Cannot("its forward branches on values") from None
     except Exception as error:
+        if "dynamo-optimized" in str(error):
+            raise Cannot("a part of it is compiled: convert it before compiling it") from None
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
     return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
