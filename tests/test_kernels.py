@@ -281,13 +281,7 @@ def test_tails_in_pieces_are_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[int, ...]] = []
         monkeypatch.setattr(_rewrite, "PIECE", 8 * 16 * 5)
         original = _rewrite._through
-
-        def through(modules: Any, grid: Tensor) -> Tensor:
-            if isinstance(modules, tuple):  # and not a Sequential among them
-                seen.append(tuple(grid.shape))
-            return original(modules, grid)
-
-        monkeypatch.setattr(_rewrite, "_through", through)
+        monkeypatch.setattr(_rewrite, "_through", lambda m, g: (seen.append(tuple(g.shape)), original(m, g))[1])
         torch.testing.assert_close(model(x), whole, rtol=1e-12, atol=1e-12)
         assert seen == [(1, 8, rows, 16) for _ in range(2) for rows in (5, 5, 5, 5, 5, 5, 2)]
         # A hook is called as often as it would have been.
@@ -296,6 +290,26 @@ def test_tails_in_pieces_are_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
         model(x)
         handle.remove()
         assert calls == [1]
+
+
+def test_tails_overwrite_nothing_that_others_read() -> None:
+    """The statistic is used a second time; what modules return of their own may be somebody's."""
+    kept: list[Tensor] = []
+
+    class Keeps(nn.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.append(x)
+            return x
+
+    grid = _random(1, 8, 9, 10)
+    before = grid.clone()
+    steps = (nn.Sigmoid(), nn.Conv2d(8, 8, 1).double(), nn.ReLU(), Keeps(), nn.Sigmoid())
+    with torch.no_grad():
+        out = _rewrite.in_pieces(steps, grid)
+        first = torch.relu(steps[1](torch.sigmoid(before)))
+    assert torch.equal(grid, before)
+    torch.testing.assert_close(kept[0], first)
+    torch.testing.assert_close(out, torch.sigmoid(first))
 
 
 def test_a_converted_model_compiles_whole_and_with_dynamic_sizes() -> None:
