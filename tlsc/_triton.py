@@ -61,11 +61,7 @@ def _two_sum(a, b):
 
 @triton.jit
 def _two_product(a, b, TYPE: tl.constexpr):
-<<<<<<< HEAD
-    """``a·b`` and what rounding took from it (Dekker), from halves cut by their bits; nothing in float64."""
-=======
     """``a·b`` and what rounding took from it (Dekker), from halves cut by their bits; in float64 nothing."""
->>>>>>> i4
     product = a * b
     if TYPE == tl.float32:  # noqa: SIM300
         ahead = (a.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
