@@ -199,7 +199,7 @@ def growth() -> None:
 # Quality: everyone at the best of a list of strengths.
 
 STRENGTHS = {3: np.linspace(0.5, 2.5, 9), 5: np.linspace(1.0, 3.5, 11)}
-CROP = 256
+CROP = 160
 
 
 def quality() -> None:
@@ -287,7 +287,7 @@ def definitions() -> None:
             noise = sigma * np.random.default_rng(0).standard_normal(clean.shape)
             noisy = np.clip(clean + noise, 0, 1).astype(np.float32)
             x = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous()
-            fractions = np.linspace(0.15, 1.2, 15) * sigma
+            fractions = np.linspace(0.2, 1.1, 10) * sigma
             row: list[Any] = [name, sigma]
 
             def steps(h: float, x: Tensor = x, settings: Any = ()) -> NDArray[Any]:
