@@ -442,7 +442,7 @@ def _scripted(module: nn.Module) -> Kind | None:
         graph = module.inlined_graph
     except Exception:  # one without a forward, such as a list of modules
         return None
-    if not any(graph.findAllNodes(f"aten::{name}", recurse=True) for name in _SCRIPTED):
+    if not any(graph.findAllNodes(f"aten::{name}", recurse=True) for name in _SCRIPTED):  # type: ignore[attr-defined]
         return None
     return Kind("ScriptModule", None, lambda module: ("left global", "scripted: convert it before scripting it"))
 
