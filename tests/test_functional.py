@@ -221,7 +221,9 @@ def test_a_window_over_the_whole_map_is_the_global_operation(window: tuple[int, 
     assert torch.equal(local_group_norm(x, window, 2, weight, bias), F.group_norm(x, 2, weight, bias))
 
 
-@pytest.mark.parametrize("make", [lambda s: s, lambda s: (s, s), lambda s: [s, s], np.int64], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda s: s, lambda s: (s, s), lambda s: [s, s], np.int64], ids=["int", "tuple", "list", "numpy"]
+)
 def test_equal_ways_to_write_a_window(make: Callable[[int], Any]) -> None:
     x = _random(1, 1, 6, 7)
     assert torch.equal(local_mean(x, make(3)), local_mean(x, (3, 3)))
