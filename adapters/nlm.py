@@ -92,7 +92,7 @@ def nonlocal_means(
     Example:
         >>> x = torch.tensor([[[[0.2, 0.4, 0.2, 0.9]]]])
         >>> nonlocal_means(x, h=0.2, search_window=3, patch=1)
-        tensor([[[[0.2570, 0.3155, 0.2570, 0.8577]]]])
+        tensor([[[[0.2677, 0.3152, 0.2677, 0.8601]]]])
     """
     _check_image(x)
     window = _as_odd(search_window, "search_window")
@@ -140,7 +140,7 @@ class NonLocalMeans(nn.Module):
     Example:
         >>> layer = NonLocalMeans(h=0.2, search_window=3, patch=1)
         >>> layer(torch.tensor([[[[0.2, 0.4, 0.2, 0.9]]]])).detach()
-        tensor([[[[0.2570, 0.3155, 0.2570, 0.8577]]]])
+        tensor([[[[0.2677, 0.3152, 0.2677, 0.8601]]]])
         >>> layer(torch.rand(2, 3, 8, 8), torch.full((2, 1, 8, 8), 0.1)).shape
         torch.Size([2, 3, 8, 8])
     """
