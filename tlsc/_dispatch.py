@@ -278,7 +278,9 @@ def _register(name: str) -> None:
 
     def run(*arguments: Any) -> Any:
         detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
-        return function(_implementation(detached[0]), *detached)
+        out = function(_implementation(detached[0]), *detached)
+        # Autograd takes a view of a tensor that nobody else sees for one that must not be changed in place.
+        return tuple(part.data for part in out) if isinstance(out, tuple) else out.data
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
