@@ -326,6 +326,7 @@ def test_a_converted_model_compiles_whole_and_with_dynamic_sizes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace.* is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # sizes that are compared: traces hold for one size
 def test_exported_graphs_hold_pytorchs_own_operations() -> None:
     model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Gate(), nn.InstanceNorm2d(8)).eval(), 16)
     x = torch.randn(1, 3, 40, 36)
@@ -469,10 +470,11 @@ class Photographs(Dataset[Tensor]):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded, use of fork:DeprecationWarning")
-def test_workers_call_converted_models(method: str, threads: int) -> None:
+def test_workers_call_converted_models(method: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked after the parent's threads have run, which is where libraries with threads of their own hang."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))  # where spawned workers find this module
     torch.set_num_threads(1)  # OpenMP does not survive a fork once it has run; our threads must
     data = Photographs(1)
     expected = [data[i] for i in range(len(data))]
