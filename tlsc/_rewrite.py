@@ -241,7 +241,7 @@ class _Rewriter:
         source = _statistic_behind(second)
         if source is None and operation != "sub":
             first, second, source = second, first, _statistic_behind(first)
-        if source is None or _statistic_behind(first) is not None or first.meta["kind"] != kind:
+        if source is None or _statistic_behind(first) is not None or not _alike(first.meta["kind"], kind):
             return None
         space = source.meta["kind"].space
         shape = source.meta["value"].shape
@@ -298,6 +298,11 @@ _PAIRS = ("var_mean", "std_mean")
 
 def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
+
+
+def _alike(first: Any, second: Map) -> bool:
+    """Whether two values are maps of one layout over the same positions."""
+    return isinstance(first, Map) and first.space is second.space and first.labels == second.labels
 
 
 def _statistic_behind(node: fx.Node) -> fx.Node | None:
