@@ -430,12 +430,18 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "median": (lambda s, x: x * x.flatten(2).median(-1)[0][..., None, None], "median over all positions"),
     "the place of a maximum": (lambda s, x: x * x.flatten(2).max(-1)[1][..., None, None], "the place of a"),
     "one image of the batch": (lambda s, x: x * x[0].mean((1, 2))[:, None, None], "one image of the batch"),
-    "a tensor made on the way": (
-        lambda s, x: x * x.mean((2, 3), keepdim=True) * torch.arange(8, dtype=x.dtype).view(1, 8, 1, 1),
-        "a tensor of its own",
-    ),
     "another resolution": (lambda s, x: F.avg_pool2d(x, 2) * x.mean((2, 3), keepdim=True), "another size"),
 }
+
+
+def test_a_tensor_made_on_the_way_is_kept() -> None:
+    function = lambda s, x: x * x.mean((2, 3), keepdim=True) * torch.arange(8, dtype=x.dtype).view(1, 8, 1, 1)  # noqa: E731
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Written(function)).double()
+    image = torch.rand(2, 3, 12, 9, dtype=torch.float64)
+    x = model[0](image)
+    mean = tlsc.functional.local_mean(x, WINDOW)
+    expected = x * mean * torch.arange(8, dtype=x.dtype).view(1, 8, 1, 1)
+    torch.testing.assert_close(tlsc.convert(model, WINDOW)(image), expected)
 
 
 @pytest.mark.parametrize("case", REFUSED)

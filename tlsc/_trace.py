@@ -295,6 +295,9 @@ class _Index:
     def __getattr__(self, name: str) -> Any:
         raise Cannot("it uses the place of a maximum or minimum")
 
+    def __getitem__(self, index: Any) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
     @classmethod
     def __torch_function__(cls, *_: Any, **__: Any) -> Any:
         raise Cannot("it uses the place of a maximum or minimum")
@@ -909,7 +912,7 @@ def _multiplied(node: fx.Node, kind: Map) -> Any:
 
 
 def _refuse(name: str) -> Any:
-    raise Cannot(f"{name} of half-reduced maps is not understood")
+    raise Cannot(f"its {name} of a statistic over rows or columns alone has no local form here")
 
 
 # -------------------------------------------------------------------------------------------- names and arguments
