@@ -72,6 +72,9 @@ def nonlocal_means(
             :func:`tlsc.backend` names (there is no Triton kernel; PyTorch stands in), else Numba on the CPU where
             it can run.
 
+    ``torch.export`` and ``torch.compile`` take it at any size. ONNX does not yet: ONNX Runtime was seen to compute
+    something else from what PyTorch's exporter writes.
+
     Returns:
         Same shape, dtype and memory format as ``x``. It can be differentiated once, with respect to ``x`` and
         ``h``, at a memory cost independent of ``search_window`` and ``patch``.
