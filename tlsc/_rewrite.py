@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import _reference, functional
+from . import _graph, _reference, functional
 from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 
 __all__ = ["rewrite", "stand_in"]
@@ -203,7 +203,7 @@ class _Rewriter:
             if label == "N":
                 out = call(count if space in self.batched else images, (self.grids[space],))
             else:
-                window = [call(min, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
+                window = [call(torch.sym_min, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
                 out = {"H": window[0], "W": window[1]}.get(label) or call(operator.mul, tuple(window))
         else:
             out = self.graph.node_copy(node, lambda n: self._in_tail(n, space))
@@ -297,26 +297,28 @@ def evaluate(
     if x.dim() == 3:
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
-    if window[0] >= height and window[1] >= width:
+    form: ModuleType = _graph if _graph.applies(x) else _reference
+    if form is _reference and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
-    positions = min(window[0], height) * min(window[1], width)
+    positions = _graph.positions(x, window)
     if x.dim() == 5:
         positions *= x.shape[2]
     if operation in ("mean", "sum"):
-        mean = _reference.grid_means(x, window, stride)
+        mean = form.grid_means(x, window, stride)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
         if order == float("inf"):
-            return _reference.grid_maxima(x.abs(), window, stride)
+            return form.grid_maxima(x.abs(), window, stride)
         powers = x.abs().pow(order) if order != 2.0 else x.square()
-        return (_reference.grid_means(powers, window, stride) * positions).pow(1 / order)
+        return (form.grid_means(powers, window, stride) * positions).pow(1 / order)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
-        return sign * _reference.grid_maxima(sign * x, window, stride)
-    var, mean = _reference.grid_moments(x, window, stride)
+        return sign * form.grid_maxima(sign * x, window, stride)
+    var, mean = form.grid_moments(x, window, stride)
     if operation == "var_sum":
         return var * positions
-    var = var * (positions / max(positions - correction, 0)) if correction else var
+    if correction:
+        var = var * positions / torch.sym_max(positions - correction, 0)
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
 
@@ -328,8 +330,9 @@ def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride
     """
     wide = logits.to(torch.float64)
     weights = (wide - wide.detach().amax((2, 3), keepdim=True)).exp()
-    total = _reference.grid_means(weights, window, stride)
-    return (_reference.grid_means(weights * x, window, stride) / total).to(x.dtype)
+    form: ModuleType = _graph if _graph.applies(x) else _reference
+    total = form.grid_means(weights, window, stride)
+    return (form.grid_means(weights * x, window, stride) / total).to(x.dtype)
 
 
 def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
@@ -381,7 +384,9 @@ def spread(
     item: tuple[int, ...],
 ) -> Tensor:
     """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
-    if grid.shape[-2] > 1 or grid.shape[-1] > 1:
+    if _graph.applies(grid):
+        grid = _graph.place(grid, window, stride, height, width)
+    elif grid.shape[-2] > 1 or grid.shape[-1] > 1:
         grid = _reference.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _reference
+from . import _graph, _graph_attention, _reference
 from ._arguments import FLOATING, as_pair
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import _LocalModule
@@ -124,6 +124,8 @@ def local_transposed_attention(
     scale = _checked(q, k, v, temperature)
     size = as_pair(window, "window")
     steps = _default_stride(size) if stride is None else as_pair(stride, "stride")
+    if _graph.applies(q):
+        return _graph_attention.sliding(q, k, v, scale, size, steps, EPS)
     if _covers(size, q):
         return _global(q, k, v, scale)
     return _sliding(q, k, v, scale, size, steps)
@@ -402,6 +404,8 @@ def local_non_local(
     if weighting not in ("softmax", "mean"):
         raise ArgumentValueError(f'weighting must be "softmax" or "mean", got {weighting!r}')
     size = as_pair(window, "window")
+    if _graph.applies(q):
+        return _graph_attention.non_local(q, k, v, size, scale, weighting == "softmax")
     kh, kw = (min(a, n) for a, n in zip(size, q.shape[2:], strict=True))
     tall, wide = _tile(q.shape[0], kh, kw)
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -574,7 +578,7 @@ class LocalTransposedAttention(_LocalModule):
         temperature: Tensor = self.temperature
         heads = temperature.numel()
         q, k, v = (part.reshape(part.shape[0], heads, -1, *part.shape[2:]) for part in parts)
-        if self._covers(q):
+        if not _graph.applies(q) and self._covers(q):
             out = _global(q, k, v, temperature.reshape(-1, 1, 1))
         elif self.form == "sliding":
             out = local_transposed_attention(q, k, v, temperature, self.window, self.stride)
@@ -655,7 +659,7 @@ class LocalNonLocalBlock(_LocalModule):
     def forward(self, x: Tensor) -> Tensor:
         block = self._block
         q, k, v = (getattr(self, name)(x) for name in block.names[:3])
-        if self._covers(x):
+        if not _graph.applies(x) and self._covers(x):
             scores = q.flatten(2).transpose(1, 2) @ k.flatten(2)
             scores = scores if block.scale == 1 else scores * block.scale
             weights = scores.softmax(-1) if block.weighting == "softmax" else scores / scores.shape[-1]
