@@ -11,6 +11,8 @@ import pytest
 import tlsc
 
 NAMES = [
+    "Export",
+    "ExportError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
@@ -24,6 +26,7 @@ NAMES = [
     "convert",
     "converted",
     "errors",
+    "export",
     "functional",
     "influence",
     "plan",
@@ -31,7 +34,7 @@ NAMES = [
     "revert",
 ]
 FUNCTIONAL = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]
-ERRORS = ["ArgumentTypeError", "ArgumentValueError", "NoSiteError", "ProbeError", "TLSCError", "TLSCWarning"]
+ERRORS = ["ArgumentTypeError", "ArgumentValueError", "ExportError", "NoSiteError", "ProbeError", "TLSCError", "TLSCWarning"]
 
 _OPTIONS = (
     "stride: 'int' = 1, example_input: 'Any' = None, include: 'Selection | None' = None, "

@@ -9,14 +9,17 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._export import Export, export
 from ._influence import Influence, influence
 from ._kinds import register
 from ._plan import Plan, Site
 from ._surgery import convert, converted, plan, revert
-from .errors import NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .errors import ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = [
+    "Export",
+    "ExportError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
@@ -30,6 +33,7 @@ __all__ = [
     "convert",
     "converted",
     "errors",
+    "export",
     "functional",
     "influence",
     "plan",

@@ -1,15 +1,17 @@
 """Local statistics for graphs that must hold at every image size: no branch on a size, no cumulative sum.
 
 Used where a model is traced (``torch.export``, ONNX, ``torch.compile`` with symbolic sizes). Whether the window covers
-the map is not known then, so it must not be asked. Instead an axis of length ``n`` is continued to ``max(n, k)`` with
-the operation's neutral element: the window has its full size ``k``, a constant, and where it is larger than the map
-there is just one, which holds all of it.
+the map is not known then, so it must not be asked. Instead every axis is continued by a constant number of the
+operation's neutral element, and there is a window of the full, constant size ``k`` for each position it can start at.
+Those that reach beyond the map's end are never read, except where the window is larger than the map: then the one at 0
+holds all of it. Sizes in the graph stay sums of an axis and a constant, without minima or maxima: tracing would take
+minutes to reason about those.
 
 Window sums are built by doubling: sums of 1, 2, 4, … neighbours, of which those that make up ``k`` are added. No term
 outside a window takes part in its sum, rounding errors are those of pairwise summation (so float32 does), and the graph
 holds additions, slices and gathers, which every runtime has and none gets wrong.
 
-A grid always ends with the window that is flush with the border, also where it is on the grid anyway.
+On a grid of stride ``r`` stand the windows at 0, r, 2r, … and behind them the one that is flush with the border.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import operator
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ._correction import Correction
@@ -98,12 +101,13 @@ def grid_maxima(x: Tensor, window: Window, stride: int = 1) -> Tensor:
     """As :func:`tlsc._reference.grid_maxima`."""
     out = x.amax(2) if x.dim() == 5 else x
     for dim, axis in _AXES:
-        k = window[axis]
-        out = _sliding(_continued(out, k, dim, float("-inf")), k, dim, torch.maximum, idempotent=True)
+        n, k = out.shape[dim], window[axis]
+        out = _sliding(_longer(out, k - 1, dim, float("-inf")), n, k, dim, torch.maximum, idempotent=True)
         if stride > 1:
-            count = out.shape[dim]
-            starts = torch.arange((count - 1) // stride + 2, device=x.device) * stride
-            out = out.index_select(dim, starts.clamp(max=count - 1))
+            regular = torch.arange(n // stride + 1, device=x.device) * stride
+            _, last = window_starts(n, k, x.device)
+            starts = torch.cat([regular.clamp(max=n - 1), torch.zeros_like(regular[:1]) + last])
+            out = out.index_select(dim, starts)
     return out
 
 
@@ -114,11 +118,13 @@ def place(grid: Tensor, window: Window, stride: int, height: int, width: int) ->
         if stride == 1:
             grid = grid.index_select(dim, start)
             continue
-        below = torch.where(start == last, grid.shape[dim] - 1, start // stride)
-        origin = (below * stride).clamp(max=last)
-        gap = ((below + 1) * stride).clamp(max=last) - origin
-        share = (start - origin).to(grid.dtype) / gap.clamp(min=1).to(grid.dtype)
-        above = torch.where(share > 0, below + 1, below)
+        flush = grid.shape[dim] - 1
+        lower = start // stride * stride
+        upper = (lower + stride).clamp(max=last)
+        share = (start - lower).to(grid.dtype) / (upper - lower).clamp(min=1).to(grid.dtype)
+        below = torch.where(lower == last, flush, lower // stride)
+        # A share of zero must not read its other window: zero times NaN is NaN.
+        above = torch.where(share > 0, torch.where(upper == last, flush, upper // stride), below)
         share = share.unsqueeze(-1) if dim == -2 else share
         grid = torch.lerp(grid.index_select(dim, below), grid.index_select(dim, above), share)
     return grid
@@ -145,65 +151,62 @@ def _moments(centred: Tensor, window: Window, stride: int) -> tuple[Tensor, Tens
 def _means(x: Tensor, window: Window, stride: int) -> Tensor:
     out = x
     for dim, axis in _AXES:
-        out = _sums(_continued(out, window[axis], dim, 0.0), window[axis], dim, stride)
+        out = _sums(out, window[axis], dim, stride)
     return out / positions(x, window)
 
 
 def _sums(x: Tensor, k: int, dim: int, stride: int) -> Tensor:
-    """Sums of the windows of ``k`` along ``dim`` (of a length ≥ k): all, or those at 0, r, 2r, … and the last."""
-    if stride == 1:
-        return _sliding(x, k, dim, operator.add)
+    """Sums of the windows of ``k`` along ``dim``: one for each start, or those at 0, r, 2r, … and the last."""
     n = x.shape[dim]
-    regular = (n - k) // stride + 1
+    if stride == 1:
+        return _sliding(_longer(x, k - 1, dim, 0.0), n, k, dim, operator.add)
     whole, rest = k // stride, k % stride
-    count = (n + stride - 1) // stride
-    blocks = _longer(x, count * stride - n, dim, 0.0).unflatten(dim, (count, stride))
+    count = n // stride + 1  # windows on the grid; the last may start at n and hold nothing
+    blocks = _longer(x, (whole + 2) * stride, dim, 0.0).narrow(dim, 0, (count + whole) * stride)
+    blocks = blocks.unflatten(dim, (count + whole, stride))
     inner = -1 if dim == -1 else -2
     parts = []
     if whole:
-        totals = _sliding(blocks.sum(inner), whole, dim, operator.add)
-        parts.append(totals.narrow(dim, 0, regular))
+        parts.append(_sliding(blocks.sum(inner), count, whole, dim, operator.add))
     if rest:
-        parts.append(blocks.narrow(inner, 0, rest).sum(inner).narrow(dim, whole, regular))
+        parts.append(blocks.narrow(inner, 0, rest).sum(inner).narrow(dim, whole, count))
     grid = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    return torch.cat([grid, x.narrow(dim, n - k, k).sum(dim, keepdim=True)], dim)
+    _, last = window_starts(n, k, x.device)
+    inside = torch.arange(n, device=x.device) >= last
+    flush = x.masked_fill(~(inside.unsqueeze(-1) if dim == -2 else inside), 0.0).sum(dim, keepdim=True)
+    return torch.cat([grid, flush], dim)
 
 
 def _sliding(
-    x: Tensor, k: int, dim: int, combine: Callable[[Tensor, Tensor], Tensor], idempotent: bool = False
+    x: Tensor, count: int, k: int, dim: int, combine: Callable[[Tensor, Tensor], Tensor], idempotent: bool = False
 ) -> Tensor:
-    """``combine`` over ``k`` neighbours along ``dim``, for the windows that lie inside, by doubling."""
-    count = x.shape[dim] - k + 1
+    """``combine`` over ``k`` neighbours along ``dim``, for windows that start at 0 to count − 1, by doubling.
+
+    ``x`` holds ``count + k - 1`` positions.
+    """
+    held = k - 1  # positions of x beyond count
     width = 1  # of the windows in x
-    if idempotent:
-        while 2 * width <= k:
-            x = combine(x.narrow(dim, 0, x.shape[dim] - width), x.narrow(dim, width, x.shape[dim] - width))
-            width *= 2
-        return x if width == k else combine(x.narrow(dim, 0, count), x.narrow(dim, k - width, count))
     out: Tensor | None = None
     done = 0
     while True:
-        if k & width:
+        if not idempotent and k & width:
             part = x.narrow(dim, done, count)
             out = part if out is None else combine(out, part)
             done += width
         if 2 * width > k:
             break
-        x = combine(x.narrow(dim, 0, x.shape[dim] - width), x.narrow(dim, width, x.shape[dim] - width))
+        held -= width
+        x = combine(x.narrow(dim, 0, count + held), x.narrow(dim, width, count + held))
         width *= 2
+    if idempotent:
+        return x if width == k else combine(x.narrow(dim, 0, count), x.narrow(dim, k - width, count))
     assert out is not None
     return out
 
 
-def _continued(x: Tensor, k: int, dim: int, value: float) -> Tensor:
-    """``x`` continued along ``dim`` to a length of at least ``k``."""
-    return _longer(x, torch.sym_max(k - x.shape[dim], 0), dim, value)
-
-
 def _longer(x: Tensor, more: int, dim: int, value: float) -> Tensor:
-    shape = list(x.shape)
-    shape[dim] = more
-    return torch.cat([x, x.new_full(shape, value)], dim)
+    """``x`` continued along ``dim``."""
+    return F.pad(x, (0, more) if dim == -1 else (0, 0, 0, more), value=value) if more else x
 
 
 def _shift(groups: Tensor) -> Tensor:

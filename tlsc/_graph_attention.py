@@ -84,8 +84,9 @@ class _Axis:
     @classmethod
     def of(cls, n: int, window: int, stride: int, device: torch.device) -> _Axis:
         _, last = window_starts(n, window, device)
-        regular = (last + stride - 1) // stride  # windows at 0, r, 2r, … before the last
-        held, mask, windows = _sums(n, window, stride, last, regular, device)
+        regular = (last + stride - 1) // stride  # windows at 0, r, 2r, … before the last one
+        count = n // stride + 2  # at least the blocks that there are; further ones hold and serve nothing
+        held, mask, windows = _sums(n, window, stride, count, last, device)
 
         before = (torch.sym_min(window, n) - 1) // 2
         # Where one window takes over from the one before it: at `first`, then every `stride`, at last at `final`.
@@ -93,17 +94,16 @@ class _Axis:
         below = torch.sym_max(regular - 1, 0) * stride
         final = before + (below + last) // 2 + 1
         lead = -first % stride  # so that they take over between blocks
-        count = (n + lead + stride - 1) // stride
-        shared = torch.sym_min((final + lead) // stride, count - 1)
-        within = torch.arange(stride, device=device)
+        shared = (final + lead) // stride
         main = torch.arange(count * stride, device=device) - lead
-        again = within + (shared * stride - lead)
+        again = torch.arange(stride, device=device) + (shared * stride - lead)
         starts = torch.arange(count, device=device) * stride - lead
         at = torch.cat([starts, again[-1:]]).clamp(min=0).clamp(max=n - 1)
         start = (at - before).clamp(min=0).clamp(max=last)
         lower = start // stride
         upper = ((lower + 1) * stride).clamp(max=last)
-        served_by = (lower + (start > (lower * stride + upper) // 2).to(lower.dtype)).clamp(max=regular)
+        index = lower + (start > (lower * stride + upper) // 2).to(lower.dtype)
+        served_by = torch.where(index >= regular, count, index)  # the last window stands behind the others
         at = torch.arange(n, device=device)
         here = at + lead
         late = (at >= final) & (here // stride == shared)
@@ -113,18 +113,17 @@ class _Axis:
 
 
 def _sums(
-    n: int, window: int, stride: int, last: int, regular: int, device: torch.device
+    n: int, window: int, stride: int, count: int, last: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``held``, ``mask`` and ``windows`` of an axis."""
-    count = (n + stride - 1) // stride
     whole, rest = window // stride, window % stride
     split = last // stride  # the block in which the last window starts
     blocks = torch.arange(count * stride, device=device)
     head = torch.arange(stride, device=device) + split * stride
     held, mask = [blocks, head], [blocks < n, (head >= last) & (head < n)]
     block = torch.arange(count, device=device)
-    index = torch.arange(regular + 1, device=device).unsqueeze(1)
-    is_last = index == regular
+    index = torch.arange(count + 1, device=device).unsqueeze(1)
+    is_last = index == count
     windows = [
         torch.where(is_last, block > split, (block >= index) & (block < index + whole)),
         is_last,

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "ExportError",
     "NoSiteError",
     "ProbeError",
     "TLSCError",
@@ -22,6 +23,10 @@ class ArgumentValueError(TLSCError, ValueError):
 
 class ArgumentTypeError(TLSCError, TypeError):
     """An argument has a type that cannot be used; the message names both."""
+
+
+class ExportError(TLSCError):
+    """The model could not be exported, or what was exported does not compute what the model does."""
 
 
 class NoSiteError(TLSCError):
