@@ -9,15 +9,17 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._dispatch import backend
 from ._export import Export, export
 from ._influence import Influence, influence
 from ._kinds import register
 from ._plan import Plan, Site
 from ._surgery import convert, converted, plan, revert
-from .errors import ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = [
+    "BackendError",
     "Export",
     "ExportError",
     "Influence",
@@ -30,6 +32,7 @@ __all__ = [
     "Site",
     "TLSCError",
     "TLSCWarning",
+    "backend",
     "convert",
     "converted",
     "errors",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,12 @@ def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width
     if stride == 1:
         return _replicate(grid, window, height, width)
     return _interpolate(grid, window, stride, height, width)
+
+
+def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    """``x``, (N, C, H, W), "mul", "add" or "sub" the value of each position's window in ``grid``, (N, C, h, w)."""
+    values = place(grid, window, stride, x.shape[2], x.shape[3])
+    return cast(Tensor, getattr(torch, operation)(x, values))
 
 
 def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
@@ -308,8 +315,9 @@ def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int
 
 def _is_traced(x: Tensor) -> bool:
     """Whether ``x`` stands for values that are not there to look at."""
-    graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return graph or x.is_meta or type(x) not in _PLAIN
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    return x.is_meta or type(x) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def _shift(planes: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackendError",
     "ExportError",
     "NoSiteError",
     "ProbeError",
@@ -23,6 +24,10 @@ class ArgumentValueError(TLSCError, ValueError):
 
 class ArgumentTypeError(TLSCError, TypeError):
     """An argument has a type that cannot be used; the message names both."""
+
+
+class BackendError(TLSCError, RuntimeError):
+    """A back end that was asked for by name cannot be used; the message says why."""
 
 
 class ExportError(TLSCError):

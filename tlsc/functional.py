@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _graph, _reference
+from . import _dispatch, _graph, _reference
 from ._arguments import as_pair, as_positive_int, check_channels, check_eps, check_map
 from ._correction import Correction
 from .errors import ArgumentValueError
@@ -82,7 +82,7 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
         wide = x.to(torch.float32) if x.dtype in _HALF else x
         var, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         return var.to(x.dtype).expand(x.shape), mean.to(x.dtype).expand(x.shape)
-    return _reference.local_var_mean(x, size)
+    return _dispatch.local_var_mean(x, size)
 
 
 def local_instance_norm(
@@ -163,7 +163,7 @@ def _local_mean(
         return x.clone()
     if _covers(window, x) and correction is None:
         return _global_mean(x).expand(x.shape)
-    return _reference.local_mean(x, window, stride, correction)
+    return _dispatch.local_mean(x, window, stride, correction)
 
 
 def _local_group_norm(
@@ -190,7 +190,7 @@ def _local_group_norm(
         if num_groups == x.shape[1]:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
-    return _reference.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
+    return _dispatch.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
 
 
 def _global_mean(x: Tensor) -> Tensor:

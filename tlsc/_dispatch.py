@@ -1,0 +1,310 @@
+"""Which implementation answers: the one place where device, dtype and size decide.
+
+========  ==============================  =================================================
+back end  in ``auto``                     by name
+========  ==============================  =================================================
+torch     everything else                 everything
+numba     CPU, from 4096 elements on      CPU
+triton    NVIDIA GPU, not float64         NVIDIA GPU, not float64; the CPU where Triton's
+                                          interpreter runs (``TRITON_INTERPRET=1``)
+========  ==============================  =================================================
+
+Called with plain tensors and nothing to differentiate, a kernel is called directly. To autograd and to
+``torch.compile`` the operations are known as ``torch.ops.tlsc.*``: opaque, with shapes for fake tensors, and with
+the derivatives of :mod:`tlsc._reference`, which runs again in the backward pass (and so twice differentiable). Where
+a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's operations are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _reference
+from ._correction import Correction
+from .errors import ArgumentTypeError, ArgumentValueError, BackendError
+
+__all__ = [
+    "backend",
+    "grid_means",
+    "grid_moments",
+    "local_group_norm",
+    "local_mean",
+    "local_var_mean",
+    "meet",
+]
+
+NAMES = ("auto", "torch", "numba", "triton")
+# Below this many elements the first call's compilation would never be paid back.
+FEW = 2**12
+
+_named = "auto"
+_modules: dict[str, Any] = {}
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose what computes local statistics inside a ``with`` block, in all threads.
+
+    Args:
+        name: "torch", plain PyTorch; "numba", compiled for the CPU; "triton", for NVIDIA GPUs; "auto", the fastest
+            that is there, which is also what is used outside of any block.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: ``name`` is none of these.
+        BackendError: the back end is not installed or cannot run here; and, when an operation is called inside, it
+            cannot take the operation's tensor.
+
+    Example:
+        >>> import torch, tlsc
+        >>> with tlsc.backend("torch"):
+        ...     tlsc.functional.local_mean(torch.tensor([[[[1.0, 2.0, 4.0, 8.0]]]]), window=2)
+        tensor([[[[1.5000, 3.0000, 6.0000, 6.0000]]]])
+    """
+    global _named
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+    if name not in NAMES:
+        raise ArgumentValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+    if name in ("numba", "triton") and isinstance(_module(name), str):
+        raise BackendError(f"the {name} back end cannot run here: {_module(name)}; 'auto' takes what is there")
+    before, _named = _named, name
+    try:
+        yield
+    finally:
+        _named = before
+
+
+def _module(name: str) -> Any:
+    """The back end's module, or why there is none."""
+    if name not in _modules:
+        try:
+            module = importlib.import_module(f"tlsc._{name}")
+        except Exception as error:
+            # Not only ImportError: numba refuses versions of numpy, and Triton machines, in their own ways.
+            _modules[name] = f"{name} cannot be imported ({type(error).__name__}: {error})"
+        else:
+            _modules[name] = module
+    module = _modules[name]
+    if isinstance(module, str):
+        return module
+    why: str | None = module.why_unusable()
+    return module if why is None else why
+
+
+def _implementation(x: Tensor) -> Any:
+    """The module whose functions are to be called on ``x``, a tensor with values."""
+    if _named == "auto":
+        if x.device.type == "cpu" and x.numel() >= FEW:
+            module = _module("numba")
+        elif x.device.type == "cuda" and x.dtype != torch.float64:
+            module = _module("triton")
+        else:
+            return _reference
+        return _reference if isinstance(module, str) else module
+    if _named == "torch":
+        return _reference
+    module = _module(_named)
+    if isinstance(module, str):
+        raise BackendError(f"the {_named} back end cannot run here: {module}")
+    why: str | None = module.why_not(x)
+    if why is not None:
+        raise BackendError(f"the {_named} back end {why}; leave the choice to 'auto', or use 'torch'")
+    return module
+
+
+# ----------------------------------------------------------------------------------- how an operation is called
+
+
+def _is_graph(x: Tensor) -> bool:
+    """Whether PyTorch's own operations are to be seen: in an exported graph, under transforms, without values."""
+    if torch.compiler.is_compiling():
+        exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+        return exporting or _named == "torch" or x.device.type not in ("cpu", "cuda")
+    return _reference._is_traced(x)
+
+
+def _call(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
+    """The operation on its tensors, the first of which is the map; the other arguments follow."""
+    x = tensors[0]
+    assert x is not None
+    if _is_graph(x):
+        return _FUNCTIONS[name](_reference, *tensors, *arguments)
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.compiler.is_compiling() or grad:
+        return getattr(torch.ops.tlsc, name)(*tensors, *arguments)
+    return _FUNCTIONS[name](_implementation(x), *tensors, *arguments)
+
+
+def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
+    """See :func:`tlsc._reference.local_mean`; so for the others."""
+    out: Tensor = _call("local_mean", (x, _stacked(correction)), *window, stride)
+    return out
+
+
+def local_var_mean(x: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    var, mean = _call("local_var_mean", (x,), *window)
+    return var, mean
+
+
+def local_group_norm(
+    x: Tensor,
+    window: tuple[int, int],
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    correction: Correction | None = None,
+) -> Tensor:
+    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction)), *window, num_groups, eps)
+    return out
+
+
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    out: Tensor = _call("grid_means", (x,), *window, stride)
+    return out
+
+
+def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+    var, mean = _call("grid_moments", (x,), *window, stride)
+    return var, mean
+
+
+def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    out: Tensor = _call("meet", (x, grid), *window, stride, operation)
+    return out
+
+
+# ---------------------------------------------------------------- the operations on tensors and numbers alone
+
+
+def _stacked(correction: Correction | None) -> Tensor | None:
+    return None if correction is None else torch.stack(tuple(correction))
+
+
+def _correction(stacked: Tensor | None) -> Correction | None:
+    return None if stacked is None else Correction(*stacked.unbind())
+
+
+def _mean_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
+    return by.local_mean(x, (rows, columns), stride, _correction(correction))
+
+
+def _var_mean_by(by: Any, x: Tensor, rows: int, columns: int) -> Any:
+    return by.local_var_mean(x, (rows, columns))
+
+
+def _norm_by(
+    by: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    correction: Tensor | None,
+    rows: int,
+    columns: int,
+    num_groups: int,
+    eps: float,
+) -> Any:
+    return by.local_group_norm(x, (rows, columns), num_groups, weight, bias, eps, _correction(correction))
+
+
+def _grid_means_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_means(x, (rows, columns), stride)
+
+
+def _grid_moments_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_moments(x, (rows, columns), stride)
+
+
+def _meet_by(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int, operation: str) -> Any:
+    return by.meet(x, grid, (rows, columns), stride, operation)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "local_mean": _mean_by,
+    "local_var_mean": _var_mean_by,
+    "local_group_norm": _norm_by,
+    "grid_means": _grid_means_by,
+    "grid_moments": _grid_moments_by,
+    "meet": _meet_by,
+}
+
+
+# ------------------------------------------------------------------------------------ as PyTorch knows them
+
+
+def _like(x: Tensor, *_: Any) -> Tensor:
+    """An output without values, in the shape and memory format of ``x``."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _grid(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+    sizes = [
+        1 if k >= n else (n - k) // stride + 1 + ((n - k) % stride > 0)
+        for n, k in zip(x.shape[-2:], (rows, columns), strict=True)
+    ]
+    return x.new_empty((x.shape[0], x.shape[1], *sizes))
+
+
+_SCHEMAS = {
+    "local_mean": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
+    "local_var_mean": "(Tensor x, SymInt rows, SymInt columns) -> (Tensor, Tensor)",
+    "local_group_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? correction, SymInt rows, SymInt columns, "
+    "SymInt num_groups, float eps) -> Tensor",
+    "grid_means": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
+    "grid_moments": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
+    "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
+}
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "local_mean": _like,
+    "local_var_mean": lambda x, *_: (_like(x), _like(x)),
+    "local_group_norm": _like,
+    "grid_means": _grid,
+    "grid_moments": lambda x, *arguments: (_grid(x, *arguments), _grid(x, *arguments)),
+    "meet": _like,
+}
+
+
+def _register(name: str) -> None:
+    function = _FUNCTIONS[name]
+
+    def run(*arguments: Any) -> Any:
+        detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+        return function(_implementation(detached[0]), *detached)
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+        ctx.inputs = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        arguments = [next(saved) if a is None else a[0] for a in ctx.inputs]
+        needed = [i for i, needs in enumerate(ctx.needs_input_grad) if needs]
+        twice = torch.is_grad_enabled()
+        with torch.enable_grad():
+            if not twice:
+                for i in needed:
+                    arguments[i] = arguments[i].detach().requires_grad_()
+            out = function(_reference, *arguments)
+        found = torch.autograd.grad(
+            out, [arguments[i] for i in needed], grads, create_graph=twice, allow_unused=True
+        )
+        result: list[Tensor | None] = [None] * len(arguments)
+        for i, grad in zip(needed, found, strict=True):
+            result[i] = grad
+        return tuple(result)
+
+    operator = torch.library.custom_op(f"tlsc::{name}", run, mutates_args=(), schema=_SCHEMAS[name])
+    operator.register_fake(_FAKES[name])
+    operator.register_autograd(backward, setup_context=setup)
+
+
+for _name in _FUNCTIONS:
+    _register(_name)
