@@ -25,7 +25,19 @@ from torch import Tensor
 
 from ._correction import Correction
 
-__all__ = ["applies", "grid_maxima", "grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean"]
+__all__ = [
+    "applies",
+    "grid_maxima",
+    "grid_means",
+    "grid_moments",
+    "grid_shape",
+    "local_group_norm",
+    "local_mean",
+    "local_var_mean",
+    "meet",
+    "place",
+    "positions",
+]
 
 Window = tuple[int, int]
 _AXES = ((-2, 0), (-1, 1))
@@ -128,6 +140,18 @@ def place(grid: Tensor, window: Window, stride: int, height: int, width: int) ->
         share = share.unsqueeze(-1) if dim == -2 else share
         grid = torch.lerp(grid.index_select(dim, below), grid.index_select(dim, above), share)
     return grid
+
+
+def meet(x: Tensor, grid: Tensor, window: Window, stride: int, operation: str) -> Tensor:
+    """As :func:`tlsc._reference.meet`."""
+    out: Tensor = getattr(torch, operation)(x, place(grid, window, stride, x.shape[2], x.shape[3]))
+    return out
+
+
+def grid_shape(x: Tensor, stride: int) -> tuple[int, ...]:
+    """The shape of the grids that are made here of (N, K, H, W) or (N, K, D, H, W)."""
+    sides = (n if stride == 1 else n // stride + 2 for n in x.shape[-2:])
+    return *x.shape[:2], *sides
 
 
 def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, int]:
