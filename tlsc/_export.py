@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _probe
+from . import _onnx, _probe
 from ._arguments import as_pair, as_positive_int
 from ._files import replacing
 from .errors import ArgumentTypeError, ArgumentValueError, ExportError
@@ -202,8 +202,8 @@ class _Exporter:
         count = 1 if isinstance(results, Tensor) else len(results)
         self.outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
         try:
-            with _quiet():
-                return torch.onnx.export(
+            with _quiet(), _onnx.collecting() as functions:
+                program = torch.onnx.export(
                     self.model,
                     args,
                     dynamo=True,
@@ -213,6 +213,8 @@ class _Exporter:
                     opset_version=opset,
                     verbose=False,
                 )
+                functions.put_into(program.model, int(program.model.opset_imports[""]))
+                return program
         except Exception as error:
             raise ExportError(f"{type(self.model.network).__name__} cannot be exported: {_reason(error)}") from error
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from . import _graph, _reference, functional
+from . import _dispatch, _graph, _reference, functional
+from ._probe import is_hooked
 from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 
 __all__ = ["rewrite", "stand_in"]
@@ -101,6 +102,9 @@ class _Rewriter:
         if "norm" in node.meta:
             return self._local_norm(node, kind)
         if isinstance(kind, Statistic):
+            chain = self._chain(node)
+            if chain is not None:
+                return chain
             return self.graph.node_copy(node, lambda n: self._in_tail(n, kind.space))
         if "spreads" in node.meta:
             source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
@@ -110,11 +114,35 @@ class _Rewriter:
                 return self.graph.call_method("expand", (value, *[-1] * (len(kind.labels) - 2), *size))
             return self.graph.node_copy(node, lambda n: value if n is source else self.new[n])
         if isinstance(kind, Map):
+            meeting = self._meeting(node, kind)
+            if meeting is not None:
+                return meeting
             labels = kind.labels
             return self.graph.node_copy(
                 node, lambda n: self._spread(n, labels) if isinstance(n.meta["kind"], Statistic) else self.new[n]
             )
         return self.graph.node_copy(node, lambda n: self.new[n])
+
+    def _chain(self, node: fx.Node) -> fx.Node | None:
+        """The modules that end at ``node``, one behind the other, as one call that runs them piece by piece."""
+        if any(self._links(user) for user in node.users) and len(node.users) == 1:
+            return None  # it goes on
+        steps: list[fx.Node] = []
+        at = node
+        while self._links(at) and (at is node or len(at.users) == 1):
+            steps.insert(0, at)
+            at = at.all_input_nodes[0]
+        if not steps:
+            return None
+        modules = tuple(self.graph.get_attr(str(step.target)) for step in steps)
+        return self.graph.call_function(in_pieces, (modules, self.new[at]))
+
+    def _links(self, node: fx.Node) -> bool:
+        kind = node.meta["kind"]
+        if node.op != "call_module" or not isinstance(kind, Statistic) or kind.space in self.batched:
+            return False
+        module = self.trace.root.get_submodule(str(node.target))
+        return "reduction" not in node.meta and _is_pointwise(module) and len(node.all_input_nodes) == 1
 
     def _returned(self, node: fx.Node) -> fx.Node:
         if isinstance(node.meta["kind"], Statistic):
@@ -188,6 +216,32 @@ class _Rewriter:
         sizes = [[int(value.shape[d]) for d in dims] for dims in (kept, gone)]
         return call(to_canonical, (self.new[base], permutation, tuple(sizes[0]), tuple(sizes[1]), height, width))
 
+    def _meeting(self, node: fx.Node, kind: Map) -> fx.Node | None:
+        """A map times, plus or minus a statistic, as one call that never brings the statistic to full size."""
+        spelled = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+        operation = name_of(node, self.trace.root)
+        if operation not in ("mul", "add", "sub") or node.op == "call_module" or len(node.args) != 2 or node.kwargs:
+            return None
+        if spelled.endswith("_") or spelled.startswith(("i", "r")) or kind.labels != "NCHW":
+            return None  # in place, or turned round
+        first, second = node.args
+        if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
+            return None
+        source = _statistic_behind(second)
+        if source is None and operation != "sub":
+            first, second, source = second, first, _statistic_behind(first)
+        if source is None or _statistic_behind(first) is not None or first.meta["kind"] != kind:
+            return None
+        space = source.meta["kind"].space
+        shape = source.meta["value"].shape
+        if space is not kind.space or len(shape) != 4 or tuple(shape[2:]) != (1, 1):
+            return None
+        call = self.graph.call_function
+        value = self.new[source]
+        if space in self.batched:
+            value = call(from_batch, (value, self.grids[space]))
+        return call(meet, (self.new[first], value, space.size, self.stride, operation))
+
     def _length(self, space: Space, axis: int) -> fx.Node:
         return self.graph.call_method("size", (self.new[space.node], axis + space.row - 4))  # also without N
 
@@ -227,6 +281,15 @@ _PAIRS = ("var_mean", "std_mean")
 
 def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
+
+
+def _statistic_behind(node: fx.Node) -> fx.Node | None:
+    """The statistic that a node is, or that it brings to the size of a map."""
+    if isinstance(node.meta["kind"], Statistic):
+        return node
+    if "spreads" in node.meta:
+        return next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
+    return None
 
 
 def _has_effect(node: fx.Node) -> bool:
@@ -297,24 +360,23 @@ def evaluate(
     if x.dim() == 3:
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
-    form: ModuleType = _graph if _graph.applies(x) else _reference
-    if form is _reference and window[0] >= height and window[1] >= width:
+    if not _graph.applies(x) and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
     positions = _graph.positions(x, window)
     if x.dim() == 5:
         positions *= x.shape[2]
     if operation in ("mean", "sum"):
-        mean = form.grid_means(x, window, stride)
+        mean = _dispatch.grid_means(x, window, stride)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
         if order == float("inf"):
-            return form.grid_maxima(x.abs(), window, stride)
+            return _dispatch.grid_maxima(x.abs(), window, stride)
         powers = x.abs().pow(order) if order != 2.0 else x.square()
-        return (form.grid_means(powers, window, stride) * positions).pow(1 / order)
+        return (_dispatch.grid_means(powers, window, stride) * positions).pow(1 / order)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
-        return sign * form.grid_maxima(sign * x, window, stride)
-    var, mean = form.grid_moments(x, window, stride)
+        return sign * _dispatch.grid_maxima(sign * x, window, stride)
+    var, mean = _dispatch.grid_moments(x, window, stride)
     if operation == "var_sum":
         return var * positions
     if correction:
@@ -330,9 +392,8 @@ def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride
     """
     wide = logits.to(torch.float64)
     weights = (wide - wide.detach().amax((2, 3), keepdim=True)).exp()
-    form: ModuleType = _graph if _graph.applies(x) else _reference
-    total = form.grid_means(weights, window, stride)
-    return (form.grid_means(weights * x, window, stride) / total).to(x.dtype)
+    total = _dispatch.grid_means(weights, window, stride)
+    return (_dispatch.grid_means(weights * x, window, stride) / total).to(x.dtype)
 
 
 def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
@@ -374,6 +435,34 @@ def from_batch(items: Tensor, grid: Tensor) -> Tensor:
     return items.reshape(batch, rows, columns, math.prod(items.shape[1:])).permute(0, 3, 1, 2)
 
 
+# Elements of a grid that a tail works on at once: what it makes of them then stays in the cache.
+PIECE = 2**20
+
+
+def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
+    """Modules that treat each position alike, one behind the other, on a grid (N, K, h, w), some rows at a time."""
+    if grid.dim() != 4 or _reference._is_traced(grid) or torch.is_grad_enabled():
+        return _through(modules, grid)
+    rows = max(1, PIECE // max(1, math.prod(grid.shape[1:]) // grid.shape[2]))
+    if grid.shape[2] <= rows or any(is_hooked(part) for module in modules for part in module.modules()):
+        return _through(modules, grid)
+    out = None
+    for n in range(grid.shape[0]):
+        for start in range(0, grid.shape[2], rows):
+            part = _through(modules, grid[n : n + 1, :, start : start + rows].contiguous())
+            if out is None:
+                out = part.new_empty((grid.shape[0], part.shape[1], *grid.shape[2:]))
+            out[n, :, start : start + rows] = part[0]
+    assert out is not None
+    return out
+
+
+def _through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
 def spread(
     grid: Tensor,
     window: tuple[int, int],
@@ -384,10 +473,8 @@ def spread(
     item: tuple[int, ...],
 ) -> Tensor:
     """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
-    if _graph.applies(grid):
-        grid = _graph.place(grid, window, stride, height, width)
-    elif grid.shape[-2] > 1 or grid.shape[-1] > 1:
-        grid = _reference.place(grid, window, stride, height, width)
+    if _graph.applies(grid) or grid.shape[-2] > 1 or grid.shape[-1] > 1:
+        grid = _dispatch.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
     others = [d for d, label in enumerate(labels) if label not in "NHWP"]
@@ -397,6 +484,18 @@ def spread(
     after = 1 + len(others)
     source = {"N": 0, "H": after, "W": after + 1, "P": after}
     return x.permute([source[label] if label in source else 1 + others.index(d) for d, label in enumerate(labels)])
+
+
+def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    """``x`` "mul", "add" or "sub" the value of each position's window, without a map of these values."""
+    height, width = x.shape[-2:]
+    whole = not _graph.applies(x) and window[0] >= height and window[1] >= width
+    alike = x.dim() == grid.dim() == 4 and x.shape[0] == grid.shape[0] and x.dtype == grid.dtype
+    if whole or not alike or grid.shape[1] not in (1, x.shape[1]) or not x.is_floating_point() or x.numel() == 0:
+        values = grid if whole else _dispatch.place(grid, window, stride, height, width)
+        out: Tensor = getattr(torch, operation)(x, values)
+        return out
+    return _dispatch.meet(x, grid.expand(-1, x.shape[1], -1, -1), window, stride, operation)
 
 
 # ------------------------------------------------------------------------------------------- the rewritten module

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _graph, _graph_attention, _reference
+from . import _dispatch, _graph, _graph_attention, _reference
 from ._arguments import FLOATING, as_pair
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import _LocalModule
@@ -125,7 +125,7 @@ def local_transposed_attention(
     size = as_pair(window, "window")
     steps = _default_stride(size) if stride is None else as_pair(stride, "stride")
     if _graph.applies(q):
-        return _graph_attention.sliding(q, k, v, scale, size, steps, EPS)
+        return _dispatch.transposed_attention(q, k, v, scale, size, steps)
     if _covers(size, q):
         return _global(q, k, v, scale)
     return _sliding(q, k, v, scale, size, steps)
@@ -198,6 +198,23 @@ def _sliding(
                 _split(out[part], count).copy_(mixed)
                 x += count
     return out
+
+
+def _sliding_by(
+    graph: bool, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """What an operator of this name runs: in a graph of any size, or at once."""
+    if graph:
+        return _graph_attention.sliding(q, k, v, scale, window, stride, EPS)
+    return _global(q, k, v, scale) if _covers(window, q) else _sliding(q, k, v, scale, window, stride)
+
+
+def _non_local_by(
+    graph: bool, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, weighting: Weighting
+) -> Tensor:
+    if graph:
+        return _graph_attention.non_local(q, k, v, window, scale, weighting == "softmax")
+    return local_non_local(q, k, v, window, scale, weighting)
 
 
 def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
@@ -405,7 +422,7 @@ def local_non_local(
         raise ArgumentValueError(f'weighting must be "softmax" or "mean", got {weighting!r}')
     size = as_pair(window, "window")
     if _graph.applies(q):
-        return _graph_attention.non_local(q, k, v, size, scale, weighting == "softmax")
+        return _dispatch.non_local(q, k, v, size, scale, weighting)
     kh, kw = (min(a, n) for a, n in zip(size, q.shape[2:], strict=True))
     tall, wide = _tile(q.shape[0], kh, kw)
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -75,7 +75,7 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
     check_map(x)
     size = as_pair(window, "window")
     if _graph.applies(x):
-        return _graph.local_var_mean(x, size)
+        return _dispatch.local_var_mean(x, size)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone(), x.clone()
     if _covers(size, x):
@@ -158,7 +158,7 @@ def _local_mean(
 ) -> Tensor:
     check_map(x)
     if _graph.applies(x):
-        return _graph.local_mean(x, window, stride, correction)
+        return _dispatch.local_mean(x, window, stride, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     if _covers(window, x) and correction is None:
@@ -181,7 +181,7 @@ def _local_group_norm(
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
     if _graph.applies(x):
-        return _graph.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
+        return _dispatch.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
