@@ -53,7 +53,7 @@ class Functions:
         if key not in self._names:
             name = f"{operation}_{len(self._names)}"
             self._names[key] = name
-            self._made[name] = _Function(compute, tuple(_example(t, i) for i, t in enumerate(tensors)))
+            self._made[name] = _Function(compute, tuple(_example(t) for t in tensors))
         name = f"{_DOMAIN}::{self._names[key]}"
         dtype = tensors[0].dtype
         if len(shapes) == 1:
@@ -138,6 +138,6 @@ def _is_free(dim: int, x: Tensor) -> bool:
     return x.dim() >= 4 and dim in (0, x.dim() - 2, x.dim() - 1)
 
 
-def _example(x: Tensor, index: int) -> Tensor:
+def _example(x: Tensor) -> Tensor:
     sizes = {0: 2, x.dim() - 2: 37, x.dim() - 1: 50} if x.dim() >= 4 else {}
-    return torch.zeros([sizes.get(d, int(n)) for d, n in enumerate(x.shape)], dtype=x.dtype)
+    return torch.zeros([sizes[d] if d in sizes else int(n) for d, n in enumerate(x.shape)], dtype=x.dtype)
