@@ -5,8 +5,8 @@ back end  in ``auto``                     by name
 ========  ==============================  =================================================
 torch     everything else                 everything
 numba     CPU, from 4096 elements on      CPU
-triton    NVIDIA GPU, not float64         NVIDIA GPU, not float64; the CPU where Triton's
-                                          interpreter runs (``TRITON_INTERPRET=1``)
+triton    NVIDIA GPU, not float64         NVIDIA GPU; the CPU where Triton's interpreter
+                                          runs (``TRITON_INTERPRET=1``)
 ========  ==============================  =================================================
 
 Called with plain tensors and nothing to differentiate, a kernel is called directly. To autograd and to

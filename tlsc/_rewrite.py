@@ -138,7 +138,7 @@ class _Rewriter:
         return self.graph.call_function(in_pieces, (modules, self.new[at]))
 
     def _links(self, node: fx.Node) -> bool:
-        kind = node.meta["kind"]
+        kind = node.meta.get("kind")
         if node.op != "call_module" or not isinstance(kind, Statistic) or kind.space in self.batched:
             return False
         module = self.trace.root.get_submodule(str(node.target))

@@ -1,0 +1,393 @@
+"""Local statistics on NVIDIA GPUs, in Triton, without float64 (unless the map itself is float64).
+
+Two passes and a third that uses their result: columns walk down (:func:`_down`), every lane one column; the sums of
+each row of windows are then taken along the row, tile by tile (:func:`_along`); last, every position reads its
+window's value (:func:`_place`, :func:`_normalise`). Running sums are pairs of floats (Knuth's two-sum, about 48
+bits), of ``(x − shift)/scale`` with both from a coarse sample of each plane, so that neither a large mean nor
+large values spoil them. A NaN or Inf shows at the end of its column: that plane is computed again by
+:mod:`tlsc._reference`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import _reference
+from ._correction import Correction
+
+__all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+OPERATIONS = {"take": 0, "mul": 1, "add": 2, "sub": 3}
+# The interpreter runs one program after the other, each step on whole blocks: few large ones are faster there.
+LANES = 1024 if INTERPRETED else 128
+TILE_ROWS, TILE_COLUMNS = (64, 16) if INTERPRETED else (4, 64)
+
+
+def why_unusable() -> str | None:
+    """Why the kernels cannot run here."""
+    if INTERPRETED or torch.cuda.is_available():
+        return None
+    return "there is no NVIDIA GPU, and TRITON_INTERPRET=1 was not set before Triton was imported"
+
+
+def why_not(x: Tensor) -> str | None:
+    """Why this tensor cannot be taken."""
+    if x.device.type == ("cpu" if INTERPRETED else "cuda"):
+        return None
+    return f"runs on {'the CPU (interpreted)' if INTERPRETED else 'CUDA devices'}, and the tensor is on {x.device}"
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _plus(high, low, value):  # type: ignore[no-untyped-def]
+    """A pair of floats plus a float, by Knuth's two-sum."""
+    total = high + value
+    part = total - high
+    return total, low + ((high - (total - part)) + (value - part))
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _down(
+    x, shift, factor, sums, flags, depth, height, width, rows, stride, count, planes,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LANES: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Sums of ``rows`` neighbours down every column, at the evaluated starts: (2 or 4, P, count, W)."""
+    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    there = lane < planes * width
+    plane, column = lane // width, lane % width
+    centre = tl.load(shift + plane, mask=there, other=0.0)
+    by = tl.load(factor + plane, mask=there, other=0.0)
+    first = x + plane * depth * height * width + column
+    out = sums + plane * count * width + column
+    whole = planes * count * width
+    zero = tl.zeros([LANES], TYPE)
+    high, low, high2, low2 = zero, zero, zero, zero
+    for i in range(height):
+        for d in range(depth):
+            at = first + (d * height + i) * width
+            new = (tl.load(at, mask=there, other=0.0).to(TYPE) - centre) * by
+            high, low = _plus(high, low, new)
+            if MOMENTS:
+                high2, low2 = _plus(high2, low2, new * new)
+            if i >= rows:
+                old = (tl.load(at - rows * width, mask=there, other=0.0).to(TYPE) - centre) * by
+                high, low = _plus(high, low, -old)
+                if MOMENTS:
+                    high2, low2 = _plus(high2, low2, -(old * old))
+        start = i - rows + 1
+        if start >= 0:
+            if start % stride == 0 or start == height - rows:
+                place = out + ((start + stride - 1) // stride) * width
+                tl.store(place, high, mask=there)
+                tl.store(place + whole, low, mask=there)
+                if MOMENTS:
+                    tl.store(place + 2 * whole, high2, mask=there)
+                    tl.store(place + 3 * whole, low2, mask=there)
+    end = high + low
+    if MOMENTS:
+        end = end + high2 + low2
+    # A finite number less itself is 0; NaN and infinity are not.
+    tl.store(flags + lane, tl.where(end - end == 0, 0, 1).to(tl.int8), mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _along(
+    sums, mean, var, share, width, columns, stride, lines, across,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """From sums down the columns to each evaluated window's mean, and variance: (P·count, across)."""
+    line = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = line < lines
+    row = sums + line * width
+    whole = lines.to(tl.int64) * width
+    step = tl.arange(0, COLUMNS)
+    zero = tl.zeros([ROWS], TYPE)
+    high, low, high2, low2 = zero, zero, zero, zero
+    for start in range(0, columns, COLUMNS):
+        at = start + step
+        mask = there[:, None] & (at < columns)[None, :]
+        place = row[:, None] + at[None, :]
+        high, low = _plus(high, low, tl.sum(tl.load(place, mask=mask, other=0.0), 1))
+        low += tl.sum(tl.load(place + whole, mask=mask, other=0.0), 1)
+        if MOMENTS:
+            high2, low2 = _plus(high2, low2, tl.sum(tl.load(place + 2 * whole, mask=mask, other=0.0), 1))
+            low2 += tl.sum(tl.load(place + 3 * whole, mask=mask, other=0.0), 1)
+    last = width - columns
+    # The window at ``start`` is the one before, less the column it leaves, plus the one it enters.
+    for begin in range(0, last + 1, COLUMNS):
+        start = begin + step
+        valid = there[:, None] & (start <= last)[None, :]
+        moved = valid & (start > 0)[None, :]
+        old = row[:, None] + (start - 1)[None, :]
+        new = old + columns
+        change = tl.load(new, mask=moved, other=0.0) - tl.load(old, mask=moved, other=0.0)
+        change += tl.load(new + whole, mask=moved, other=0.0) - tl.load(old + whole, mask=moved, other=0.0)
+        value = (high[:, None] + (low[:, None] + tl.cumsum(change, 1))) * share
+        chosen = valid & ((start % stride == 0) | (start == last))[None, :]
+        place = line[:, None] * across + ((start + stride - 1) // stride)[None, :]
+        tl.store(mean + place, value, mask=chosen)
+        high, low = _plus(high, low, tl.sum(change, 1))
+        if MOMENTS:
+            new += 2 * whole
+            old += 2 * whole
+            change = tl.load(new, mask=moved, other=0.0) - tl.load(old, mask=moved, other=0.0)
+            change += tl.load(new + whole, mask=moved, other=0.0) - tl.load(old + whole, mask=moved, other=0.0)
+            second = (high2[:, None] + (low2[:, None] + tl.cumsum(change, 1))) * share
+            spread = second - value * value
+            tl.store(var + place, tl.where(spread > 0, spread, 0.0), mask=chosen)
+            high2, low2 = _plus(high2, low2, tl.sum(change, 1))
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _start(position, n, k):  # type: ignore[no-untyped-def]
+    """Where the window of a position starts."""
+    start = position - (k - 1) // 2
+    start = tl.where(start > 0, start, 0)
+    return tl.where(start < n - k, start, n - k)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _normalise(
+    x, mean, var, shift, factor, parameters, out, elements, depth, height, width, rows, columns, groups, eps,
+    TYPE: tl.constexpr, LANES: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """Every position by its window's moments, in units of its plane's scale, so that nothing overflows.
+
+    ``parameters``: (2, C) weight and bias, then (5, G) the correction.
+    """
+    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    there = lane < elements
+    column, above = lane % width, lane // width
+    i, channel = above % height, above // height
+    plane = channel // depth
+    group = plane % groups
+    inside = group * depth + channel % depth
+    number = groups * depth
+    centre = tl.load(shift + plane, mask=there, other=0.0)
+    by = tl.load(factor + plane, mask=there, other=1.0)
+    at = (plane * (height - rows + 1) + _start(i, height, rows)) * (width - columns + 1)
+    at += _start(column, width, columns)
+    m = tl.load(mean + at, mask=there, other=0.0)
+    v = tl.load(var + at, mask=there, other=1.0)
+    correction = parameters + 2 * number + group
+    a = tl.load(correction, mask=there, other=1.0)
+    b = tl.load(correction + groups, mask=there, other=0.0)
+    c = tl.load(correction + 2 * groups, mask=there, other=0.0)
+    d = tl.load(correction + 3 * groups, mask=there, other=1.0)
+    e = tl.load(correction + 4 * groups, mask=there, other=0.0)
+    absolute = m + centre * by
+    v = a * v + b * by * by + c * absolute * absolute
+    v = tl.where(v > 0, v, v * 0)  # NaN stays
+    m = d * m + ((d - 1) * centre + e) * by
+    value = (tl.load(x + lane, mask=there, other=0.0).to(TYPE) - centre) * by - m
+    value = value / tl.sqrt(v + eps * by * by)
+    weight = tl.load(parameters + inside, mask=there, other=0.0)
+    value = value * weight + tl.load(parameters + number + inside, mask=there, other=0.0)
+    tl.store(out + lane, value.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _place(
+    x, grid, out, elements, height, width, rows, columns, stride, count, across,
+    OPERATION: tl.constexpr, TYPE: tl.constexpr, LANES: tl.constexpr,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    """``x`` with the value of each position's window, linear between the evaluated ones around it."""
+    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    there = lane < elements
+    column, above = lane % width, lane // width
+    i, plane = above % height, above // height
+    s, t = _start(i, height, rows), _start(column, width, columns)
+    top, part = _between(s, height - rows, stride, count, TYPE)
+    left, part2 = _between(t, width - columns, stride, across, TYPE)
+    down, right = part > 0, part2 > 0
+    at = grid + (plane * count + top) * across + left
+    # A share of zero does not read: zero times NaN would be NaN.
+    value = _mix(at, down, part, across, there, TYPE)
+    value = tl.where(right, (1 - part2) * value + part2 * _mix(at + 1, down, part, across, there & right, TYPE), value)
+    if OPERATION != 0:
+        given = tl.load(x + lane, mask=there, other=0.0).to(TYPE)
+        if OPERATION == 1:
+            value = given * value
+        elif OPERATION == 2:
+            value = given + value
+        else:
+            value = given - value
+    tl.store(out + lane, value.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _between(start, last, stride, count, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The evaluated window at or before ``start``, and the next one's share; the last lies on no multiple."""
+    before = start // stride
+    origin = before * stride
+    gap = tl.where(origin + stride < last, stride, last - origin)
+    part = (start - origin).to(TYPE) / tl.where(gap > 0, gap, 1).to(TYPE)
+    return tl.where(start == last, count - 1, before), tl.where(start == last, part * 0, part)
+
+
+@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+def _mix(at, down, part, across, there, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(at, mask=there, other=0.0).to(TYPE)
+    below = tl.load(at + across, mask=there & down, other=0.0).to(TYPE)
+    return tl.where(down, (1 - part) * value + part * below, value)
+
+
+# ------------------------------------------------------------------------------------------------- host
+
+
+class _Planes:
+    """Means, and variances, of the evaluated windows of planes (P, D, H, W), in units of each plane's scale."""
+
+    def __init__(self, x: Tensor, window: tuple[int, int], stride: int, moments: bool) -> None:
+        self.x, self.stride = x, stride
+        planes, depth, height, width = x.shape
+        self.type: Any = tl.float64 if x.dtype == torch.float64 else tl.float32
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        rows, columns = self.window = min(window[0], height), min(window[1], width)
+        self.shift, self.factor = self._sampled()
+        count, across = (_count(n, k, stride) for n, k in ((height, rows), (width, columns)))
+        sums = x.new_empty((4 if moments else 2, planes, count, width), dtype=self.dtype)
+        flags = x.new_empty((planes, width), dtype=torch.int8)
+        lanes = (triton.cdiv(planes * width, LANES),)
+        sizes = (depth, height, width, rows, stride, count, planes)
+        _down[lanes](x, self.shift, self.factor, sums, flags, *sizes, self.type, moments, LANES)
+        self.mean = x.new_empty((planes, count, across), dtype=self.dtype)
+        self.var = x.new_empty((planes, count, across) if moments else 0, dtype=self.dtype)
+        lines = planes * count
+        share = 1.0 / (depth * rows * columns)
+        _along[(triton.cdiv(lines, TILE_ROWS),)](
+            sums, self.mean, self.var, share, width, columns, stride, lines, across,
+            self.type, moments, TILE_ROWS, TILE_COLUMNS,
+        )  # fmt: skip
+        self.spoiled: list[int] = flags.amax(1).nonzero().flatten().tolist()
+
+    def _sampled(self) -> tuple[Tensor, Tensor]:
+        """About each plane's mean, and one over a power of two near its spread, (P,)."""
+        steps = [max(1, n // 16) for n in self.x.shape[2:]]
+        sample = self.x[..., :: steps[0], :: steps[1]].double().flatten(1)
+        mean = sample.mean(1, keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+        largest = (sample - mean).abs().amax(1).nan_to_num(1.0, 1.0, 1.0)
+        mean = mean.flatten().to(self.dtype)
+        exponent = torch.where(largest > 0, largest, 1.0).log2().round().clamp(-30, 120)
+        return mean, torch.exp2(-exponent).to(self.dtype)
+
+    def means(self) -> Tensor:
+        return self.mean / self.factor[:, None, None] + self.shift[:, None, None]
+
+    def variances(self) -> Tensor:
+        return self.var / self.factor[:, None, None].square()
+
+
+def _count(n: int, k: int, stride: int) -> int:
+    return -(-(n - k) // stride) + 1
+
+
+def _stack(x: Tensor) -> Tensor:
+    """(N, K, H, W) or (N, K, D, H, W) as contiguous planes (N·K, D, H, W)."""
+    return x.reshape(x.shape[0] * x.shape[1], -1, *x.shape[-2:]).contiguous()
+
+
+def _placed(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    """``x`` (…, H, W), contiguous, with a contiguous grid of as many planes."""
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    height, width = x.shape[-2:]
+    rows, columns = min(window[0], height), min(window[1], width)
+    kind: Any = tl.float64 if x.dtype == torch.float64 else tl.float32
+    _place[(triton.cdiv(x.numel(), LANES),)](
+        x, grid, out, x.numel(), height, width, rows, columns, stride, grid.shape[-2], grid.shape[-1],
+        OPERATIONS[operation], kind, LANES,
+    )  # fmt: skip
+    return out
+
+
+def _grids(x: Tensor, window: tuple[int, int], stride: int, moments: bool, correction: Correction | None) -> Any:
+    """Variances (or None) and means over the evaluated windows, (N·K, h, w)."""
+    stack = _stack(x)
+    made = _Planes(stack, window, stride, moments)
+    mean, var = made.means(), made.variances() if moments else None
+    per_plane = None if correction is None else correction.per_plane(x.shape[0])
+    if per_plane is not None:
+        mean = per_plane.mean_of(mean)
+    for p in made.spoiled:
+        planes = stack[p : p + 1].unsqueeze(0)
+        if var is not None:
+            again, value = _reference.grid_moments(planes, window, stride)
+            var[p] = again[0, 0]
+        else:
+            value = _reference.grid_means(planes, window, stride)
+        if per_plane is not None:
+            value = per_plane.planes(slice(p, p + 1)).mean_of(value[0])[None]
+        mean[p] = value[0, 0]
+    return var, mean
+
+
+def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
+    """As :func:`tlsc._reference.local_mean`."""
+    _, mean = _grids(x, window, stride, False, correction)
+    return _reference._like(_placed(x.contiguous(), mean, window, stride, "take"), x)
+
+
+def local_var_mean(x: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """As :func:`tlsc._reference.local_var_mean`."""
+    maps = x.contiguous()
+    grids = _grids(x, window, 1, True, None)
+    var, mean = (_reference._like(_placed(maps, grid, window, 1, "take"), x) for grid in grids)
+    return var, mean
+
+
+def local_group_norm(
+    x: Tensor,
+    window: tuple[int, int],
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    correction: Correction | None = None,
+) -> Tensor:
+    """As :func:`tlsc._reference.local_group_norm`."""
+    batch, channels, height, width = x.shape
+    depth = channels // num_groups
+    stack = _stack(x.unflatten(1, (num_groups, depth)))
+    made = _Planes(stack, window, 1, True)
+    ones, zeros = (x.new_full((n,), value, dtype=made.dtype) for n, value in ((channels, 1.0), (channels, 0.0)))
+    affine = [ones if weight is None else weight, zeros if bias is None else bias]
+    plain = [ones[:num_groups], zeros[:num_groups], zeros[:num_groups], ones[:num_groups], zeros[:num_groups]]
+    parameters = torch.cat([values.to(made.dtype) for values in (*affine, *(correction or plain))])
+    out = torch.empty_like(stack)
+    sizes = (stack.numel(), depth, height, width, *made.window, num_groups, float(eps))
+    _normalise[(triton.cdiv(stack.numel(), LANES),)](
+        stack, made.mean, made.var, made.shift, made.factor, parameters, out, *sizes, made.type, LANES
+    )
+    for p in made.spoiled:
+        group = p % num_groups
+        part = slice(group * depth, (group + 1) * depth)
+        corrected = None if correction is None else correction.planes(slice(group, group + 1))
+        scale, offset = (None if values is None else values[part] for values in (weight, bias))
+        planes = stack[p : p + 1]
+        out[p] = _reference.local_group_norm(planes, window, 1, scale, offset, eps, corrected)[0]
+    return _reference._like(out.reshape(batch, channels, height, width), x)
+
+
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    """As :func:`tlsc._reference.grid_means`."""
+    _, mean = _grids(x, window, stride, False, None)
+    means: Tensor = mean.to(x.dtype).reshape(*x.shape[:2], *mean.shape[1:])
+    return means
+
+
+def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+    """As :func:`tlsc._reference.grid_moments`."""
+    grids = _grids(x, window, stride, True, None)
+    var, mean = (grid.to(x.dtype).reshape(*x.shape[:2], *grid.shape[1:]) for grid in grids)
+    return var, mean
+
+
+def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
+    """As :func:`tlsc._reference.meet`."""
+    return _reference._like(_placed(x.contiguous(), grid.contiguous(), window, stride, operation), x)
