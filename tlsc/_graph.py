@@ -44,10 +44,8 @@ _AXES = ((-2, 0), (-1, 1))
 
 
 def applies(x: Tensor) -> bool:
-    """Whether ``x`` is being traced into a graph whose sizes may be free."""
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
-        return True
-    return torch.compiler.is_compiling() and any(not isinstance(n, int) for n in x.shape)
+    """Whether ``x`` is being traced into a graph: its sizes may be free then, which Dynamo does not tell."""
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
 def local_mean(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:
