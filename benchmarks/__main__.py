@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, local_statistics
+from . import attention, kernels, local_statistics
 
 BENCHMARKS = {"attention": attention.main, "local_statistics": local_statistics.main}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("name", choices=BENCHMARKS)
-BENCHMARKS[parser.parse_args().name]()
+parser.add_argument("name", choices=[*BENCHMARKS, "kernels"])
+parser.add_argument("parts", nargs="*", help="of kernels: means, norms, windows, gates, networks; all if none")
+given = parser.parse_args()
+if given.name == "kernels":
+    kernels.main(given.parts)
+elif given.parts:
+    parser.error(f"{given.name} has no parts")
+else:
+    BENCHMARKS[given.name]()

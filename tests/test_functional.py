@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
+import tlsc
 from tlsc import _reference
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
@@ -39,6 +41,17 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WINDOWS = [(3, 3), (1, 4), (4, 1), (2, 6), (6, 8), (7, 4), (5, 30), (12, 12)]
 
 exhaustively = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+
+
+# Every test here on every back end; Triton's interpreter has its own process (tests/test_kernels.py).
+BACKENDS = os.environ.get("TLSC_TEST_BACKENDS", "torch numba").split()
+
+
+@pytest.fixture(autouse=True, scope="module", params=BACKENDS)
+def back_end(request: pytest.FixtureRequest) -> Iterator[str]:
+    name: str = request.param
+    with tlsc.backend(name):
+        yield name
 
 
 @pytest.fixture(autouse=True, scope="module")

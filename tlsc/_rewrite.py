@@ -335,7 +335,7 @@ def local_norm(
 ) -> Tensor:
     """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
     maps = x.reshape(*x.shape[:2], height, width)
-    out = functional._local_group_norm(maps, window, groups or x.shape[1], weight, bias, eps)
+    out = functional._local_group_norm(maps, window, groups, weight, bias, eps)
     return out.reshape(x.shape)
 
 

@@ -116,7 +116,7 @@ def local_instance_norm(
         tensor([[[[-0.8944,  0.0000, -0.9701,  0.9701]]]])
     """
     check_map(x)
-    return _local_group_norm(x, as_pair(window, "window"), x.shape[1], weight, bias, check_eps(eps))
+    return _local_group_norm(x, as_pair(window, "window"), None, weight, bias, check_eps(eps))
 
 
 def local_group_norm(
@@ -169,14 +169,15 @@ def _local_mean(
 def _local_group_norm(
     x: Tensor,
     window: tuple[int, int],
-    num_groups: int,
+    num_groups: int | None,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     correction: Correction | None = None,
 ) -> Tensor:
+    """Group norm; instance norm where ``num_groups`` is None."""
     check_map(x)
-    if x.shape[1] and x.shape[1] % num_groups:
+    if num_groups is not None and x.shape[1] and x.shape[1] % num_groups:
         raise ArgumentValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
@@ -187,10 +188,11 @@ def _local_group_norm(
     plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
     if _covers(window, x) and plain and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
-        if num_groups == x.shape[1]:
+        if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
-    return _dispatch.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
+    groups = x.shape[1] if num_groups is None else num_groups
+    return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
 
 
 def _global_mean(x: Tensor) -> Tensor:

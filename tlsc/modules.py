@@ -165,9 +165,8 @@ class LocalInstanceNorm2d(_LocalModule):
         return self._normalise(input)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        groups = x.shape[1] if x.dim() > 1 else 1
         return functional._local_group_norm(
-            x, self.window, groups, self.weight, self.bias, self.eps, self.correction
+            x, self.window, None, self.weight, self.bias, self.eps, self.correction
         )
 
     def extra_repr(self) -> str:
