@@ -164,7 +164,7 @@ def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: A
         return functions.call(name, compute, there, settings, _SHAPES[name](*tensors, *arguments))
     if functions is not None or torch.onnx.is_in_onnx_export() or _named == "torch" or x.device.type not in DEVICES:
         return _FUNCTIONS[name](_graph, *tensors, *arguments)
-    return getattr(torch.ops.tlsc, name)(*tensors, *arguments)
+    return getattr(torch.ops.tlsc, f"free_{name}" if name in _FREE else name)(*tensors, *arguments)
 
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
@@ -308,6 +308,56 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "non_local": _non_local_by,
 }
 
+
+def _free_grid(name: str) -> Callable[..., Any]:
+    """An operation whose grid gets the size that it has in a graph: its last window, repeated, fills it up."""
+
+    def function(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
+        made = _FUNCTIONS[name](by, x, rows, columns, stride)
+        sides = _graph.grid_shape(x, stride)[-2:]
+        grids = tuple(_filled(grid, sides) for grid in (made if isinstance(made, tuple) else (made,)))
+        return grids if isinstance(made, tuple) else grids[0]
+
+    return function
+
+
+def _filled(grid: Tensor, sides: Sequence[int]) -> Tensor:
+    for dim, n in zip((-2, -1), sides, strict=True):
+        last = grid.narrow(dim, grid.shape[dim] - 1, 1)
+        shape = list(grid.shape)
+        shape[dim] = n - grid.shape[dim]
+        grid = torch.cat([grid, last.expand(shape)], dim)
+    return grid
+
+
+def _emptied(grid: Tensor, windows: Sequence[int], stride: int, sides: Sequence[int]) -> Tensor:
+    """The inverse of :func:`_filled`."""
+    for dim, k, n in zip((-2, -1), windows, sides, strict=True):
+        last = max(n - k, 0)
+        regular = last // stride + 1
+        out = grid.narrow(dim, 0, regular)
+        grid = torch.cat([out, grid.narrow(dim, grid.shape[dim] - 1, 1)], dim) if last % stride else out
+    return grid
+
+
+def _free_meet(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int, operation: str) -> Any:
+    return _meet_by(by, x, _emptied(grid, (rows, columns), stride, x.shape[-2:]), rows, columns, stride, operation)
+
+
+def _free_place(by: Any, grid: Tensor, rows: int, columns: int, stride: int, height: int, width: int) -> Any:
+    grid = _emptied(grid, (rows, columns), stride, (height, width))
+    return _place_by(by, grid, rows, columns, stride, height, width)
+
+
+# In a graph grids have sizes that follow from the map's without a minimum.
+_FREE = {
+    "grid_means": _free_grid("grid_means"),
+    "grid_moments": _free_grid("grid_moments"),
+    "grid_maxima": _free_grid("grid_maxima"),
+    "meet": _free_meet,
+    "place": _free_place,
+}
+
 # Of what is recorded for an ONNX file, the shapes of the results.
 _SHAPES: dict[str, Callable[..., Sequence[Sequence[int]]]] = {
     "local_mean": lambda x, *_: (x.shape,),
@@ -332,11 +382,7 @@ def _like(x: Tensor, *_: Any) -> Tensor:
 
 
 def _grid(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
-    # As many as fit at 0, r, 2r, … and the last one; without a branch, for sizes that are symbols.
-    sizes = [
-        (torch.sym_max(n - k, 0) + stride - 1) // stride + 1
-        for n, k in zip(x.shape[-2:], (rows, columns), strict=True)
-    ]
+    sizes = [(max(n - k, 0) + stride - 1) // stride + 1 for n, k in zip(x.shape[-2:], (rows, columns), strict=True)]
     return x.new_empty((x.shape[0], x.shape[1], *sizes))
 
 
@@ -369,8 +415,18 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _register(name: str) -> None:
-    function = _FUNCTIONS[name]
+def _free_like(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+    return x.new_empty(_graph.grid_shape(x, stride))
+
+
+_FREE_FAKES: dict[str, Callable[..., Any]] = {
+    "grid_means": _free_like,
+    "grid_moments": lambda x, *arguments: (_free_like(x, *arguments), _free_like(x, *arguments)),
+    "grid_maxima": _free_like,
+}
+
+
+def _register(name: str, function: Callable[..., Any], schema: str, fake: Callable[..., Any]) -> None:
 
     def run(*arguments: Any) -> Any:
         detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
@@ -398,10 +454,12 @@ def _register(name: str) -> None:
             result[i] = grad
         return tuple(result)
 
-    operator = torch.library.custom_op(f"tlsc::{name}", run, mutates_args=(), schema=_SCHEMAS[name])
-    operator.register_fake(_FAKES[name])
+    operator = torch.library.custom_op(f"tlsc::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup)
 
 
-for _name in _FUNCTIONS:
-    _register(_name)
+for _name, _function in _FUNCTIONS.items():
+    _register(_name, _function, _SCHEMAS[_name], _FAKES[_name])
+for _name, _function in _FREE.items():
+    _register(f"free_{_name}", _function, _SCHEMAS[_name], _FREE_FAKES.get(_name, _FAKES[_name]))
