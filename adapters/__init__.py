@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from tlsc.adapters.checkpoints import CheckpointError
 from tlsc.adapters.descriptor import Descriptor, Padding
+from tlsc.adapters.ffdnet import FFDNet, load_demo_ffdnet
 from tlsc.adapters.hinet import HINet
+from tlsc.adapters.loading import load, run
 from tlsc.adapters.mprnet import MPRNet
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork, UNet, load_demo_network
 
 __all__ = [
     "DEMO_NETWORKS",
+    "CheckpointError",
     "DemoNetwork",
     "Descriptor",
+    "FFDNet",
     "HINet",
     "MPRNet",
     "Padding",
     "UNet",
+    "load",
+    "load_demo_ffdnet",
     "load_demo_network",
+    "run",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class Descriptor:
         padding: the sizes that it computes at.
         crop: side of the square training crops in pixels, None where it is not known.
         output: which entry of a list of outputs is the result; None for a network that returns the result.
+        call: how to call a network of others on an image, (model, image) -> outputs; None for ``model(image)``.
         source: the package that the code of the network comes from.
     """
 
@@ -67,6 +68,7 @@ class Descriptor:
     padding: Padding = field(default_factory=Padding)
     crop: int | None = None
     output: int | None = None
+    call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     source: str = "tlsc"
 
     @property

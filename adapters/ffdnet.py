@@ -6,14 +6,18 @@ IEEE TIP 2018, arXiv 1710.04026, section III.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tlsc.adapters.architecture import Architecture, Found
+from tlsc.adapters.checkpoints import Weights
+from tlsc.adapters.descriptor import Descriptor
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["FFDNet", "PixelShuffle", "PixelUnshuffle", "load_demo_ffdnet"]
@@ -145,6 +149,13 @@ class FFDNet(nn.Module):
         for into, out in zip(sizes, sizes[1:], strict=False):
             layers += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU()]
         self.model = nn.Sequential(*layers[:-1])
+        self.tlsc = Descriptor(  # type: ignore[assignment]
+            "FFDNet",
+            {"channels": channels, "width": width, "depth": depth},
+            task="denoising",
+            in_channels=channels,
+            out_channels=channels,
+        )
 
     def forward(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         level = self._level(image, sigma)
@@ -204,3 +215,29 @@ def load_demo_ffdnet(form: Form = "shuffle") -> FFDNet:
     model = FFDNet(3, width=convolutions[0].shape[0], depth=len(convolutions), form=form)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _settings(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    kernels = _kernels(state)
+    return {"channels": kernels[-1].shape[0] // 4, "width": kernels[0].shape[0], "depth": len(kernels)}
+
+
+def _kernels(state: Mapping[str, Tensor]) -> list[Tensor]:
+    """The convolutions' weights, in order; none if there is anything else, or a number is missing."""
+    names = [f"model.{2 * index}.{kind}" for index in range(len(state) // 2) for kind in ("weight", "bias")]
+    if len(names) < 4 or set(names) != set(state) or any(state[name].dim() != 4 for name in names[::2]):
+        return []
+    return [state[name] for name in names[::2]]
+
+
+class _FFDNets(Architecture):
+    """Numbered convolutions are what many networks are: only their channels tell this one."""
+
+    def find(self, weights: Weights) -> Iterator[Found]:
+        for found in super().find(weights):
+            kernels = _kernels(found.own.state)
+            if kernels and (kernels[0].shape[1], kernels[-1].shape[0]) in ((5, 4), (15, 12)):
+                yield found
+
+
+ARCHITECTURE = _FFDNets("FFDNet", FFDNet, ("model.0.weight", "model.0.bias", "model.2.weight"), _settings)

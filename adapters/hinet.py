@@ -6,15 +6,19 @@ arXiv 2105.06086. Wiring and parameter names are the published ones, the code is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
+from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["HINet"]
+__all__ = ["ARCHITECTURE", "HINet"]
 
 
 class HINet(nn.Module):
@@ -70,26 +74,12 @@ class HINet(nn.Module):
         if wf % 2 and 0 in normalised:
             raise ArgumentValueError(f"wf must be even to normalise half of level 0, got {wf}")
         channels = [wf * 2**i for i in range(depth)]
-        steps = list(reversed(range(depth - 1)))
         self.conv_01 = nn.Conv2d(in_chn, wf, 3, padding=1)
         self.conv_02 = nn.Conv2d(in_chn, wf, 3, padding=1)
-        for number in (1, 2):
-            down = nn.ModuleList(
-                _Block(
-                    channels[max(i - 1, 0)],
-                    channels[i],
-                    relu_slope,
-                    downsample=i < depth - 1,
-                    fusion=number == 2 and i < depth - 1,
-                    half_norm=i in normalised,
-                )
-                for i in range(depth)
-            )
-            up = nn.ModuleList(_Up(channels[i + 1], channels[i], relu_slope) for i in steps)
-            skip = nn.ModuleList(nn.Conv2d(channels[i], channels[i], 3, padding=1) for i in steps)
-            self.add_module(f"down_path_{number}", down)
-            self.add_module(f"up_path_{number}", up)
-            self.add_module(f"skip_conv_{number}", skip)
+        self.down_path_1 = _down_path(channels, normalised, relu_slope, fusion=False)
+        self.down_path_2 = _down_path(channels, normalised, relu_slope, fusion=True)
+        self.up_path_1, self.skip_conv_1 = _up_path(channels, relu_slope)
+        self.up_path_2, self.skip_conv_2 = _up_path(channels, relu_slope)
         self.sam12 = _SupervisedAttention(wf, in_chn)
         self.cat12 = nn.Conv2d(2 * wf, wf, 1)
         self.last = nn.Conv2d(wf, in_chn, 3, padding=1)
@@ -141,6 +131,28 @@ class HINet(nn.Module):
             x = up(x, skip(features))
         second = self.last(x) + image
         return [stage[..., :height, :width] for stage in (first, second)]
+
+
+def _down_path(channels: list[int], normalised: list[int], relu_slope: float, fusion: bool) -> nn.ModuleList:
+    last = len(channels) - 1
+    return nn.ModuleList(
+        _Block(
+            channels[max(i - 1, 0)],
+            channels[i],
+            relu_slope,
+            downsample=i < last,
+            fusion=fusion and i < last,
+            half_norm=i in normalised,
+        )
+        for i in range(len(channels))
+    )
+
+
+def _up_path(channels: list[int], relu_slope: float) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Steps from the deepest level upwards, and the convolutions that the encoder's features pass."""
+    steps = list(reversed(range(len(channels) - 1)))
+    up = nn.ModuleList(_Up(channels[i + 1], channels[i], relu_slope) for i in steps)
+    return up, nn.ModuleList(nn.Conv2d(channels[i], channels[i], 3, padding=1) for i in steps)
 
 
 class _Block(nn.Module):
@@ -207,3 +219,34 @@ class _SupervisedAttention(nn.Module):
     def forward(self, x: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         restored = self.conv2(x) + image
         return self.conv1(x) * torch.sigmoid(self.conv3(restored)) + x, restored
+
+
+def _settings(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Read off names and shapes; the slope of the ReLUs leaves no trace in them and is taken as published."""
+    wf, in_chn = dimensions(state, ("conv_01.weight", "conv_02.weight"), 4)[:2]
+    depth = count(state, "down_path_1.{}.")
+    levels = [i for i in range(depth) if f"down_path_1.{i}.norm.weight" in state]
+    return {
+        "in_chn": in_chn,
+        "wf": wf,
+        "depth": depth,
+        "hin_position_left": min(levels, default=0),
+        "hin_position_right": max(levels, default=-1),
+        "padder_size": max(16, 2 ** (depth - 1)),
+    }
+
+
+ARCHITECTURE = Architecture(
+    "HINet",
+    HINet,
+    (
+        "conv_01.weight",
+        "conv_02.weight",
+        "down_path_1.0.conv_1.weight",
+        "down_path_2.0.identity.weight",
+        "sam12.conv2.weight",
+        "cat12.weight",
+        "last.weight",
+    ),
+    _settings,
+)

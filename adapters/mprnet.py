@@ -6,17 +6,19 @@ names are the published ones, the code is our own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
+from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["MPRNet"]
+__all__ = ["ARCHITECTURE", "MPRNet"]
 
 
 class MPRNet(nn.Module):
@@ -41,8 +43,8 @@ class MPRNet(nn.Module):
         (N, in_c, H, W) → [stage 3, stage 2, stage 1], each (N, in_c, H, W). The first one is the result.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: a setting is no positive int (the two scales may be 0) or does not fit
-            the others.
+        ArgumentTypeError, ArgumentValueError: a setting is no positive int (the two scales may be 0) or does not
+            fit the others.
 
     Example:
         >>> stages = MPRNet(n_feat=8, scale_unetfeats=4, scale_orsnetfeats=4, num_cab=1)(torch.rand(1, 3, 37, 50))
@@ -82,9 +84,9 @@ class MPRNet(nn.Module):
         kernels = _Kernels(kernel_size, reduction, bias)
         levels = [n_feat, n_feat + scale_unetfeats, n_feat + 2 * scale_unetfeats]
         last = n_feat + scale_orsnetfeats
-        for stage in (1, 2, 3):
-            shallow = nn.Sequential(kernels.conv(in_c, n_feat), kernels.attention_block(n_feat))
-            self.add_module(f"shallow_feat{stage}", shallow)
+        self.shallow_feat1, self.shallow_feat2, self.shallow_feat3 = (
+            nn.Sequential(kernels.conv(in_c, n_feat), kernels.attention_block(n_feat)) for _ in range(3)
+        )
         self.stage1_encoder = _Encoder(levels, kernels, fusion=False)
         self.stage1_decoder = _Decoder(levels, kernels)
         self.stage2_encoder = _Encoder(levels, kernels, fusion=True)
@@ -326,15 +328,13 @@ class _FullResolution(nn.Module):
 
     def __init__(self, levels: Sequence[int], channels: int, number: int, kernels: _Kernels) -> None:
         super().__init__()
-        for i in (1, 2, 3):
-            self.add_module(f"orb{i}", _OriginalResolutionBlock(channels, number, kernels))
-        for name in ("enc", "dec"):
-            self.add_module(f"up_{name}1", _Up(levels[1], levels[0]))
-            ups = nn.Sequential(_Up(levels[2], levels[1]), _Up(levels[1], levels[0]))
-            self.add_module(f"up_{name}2", ups)
-        for i in (1, 2, 3):
-            self.add_module(f"conv_enc{i}", kernels.pointwise(levels[0], channels))
-            self.add_module(f"conv_dec{i}", kernels.pointwise(levels[0], channels))
+        self.orb1, self.orb2, self.orb3 = (_OriginalResolutionBlock(channels, number, kernels) for _ in range(3))
+        self.up_enc1, self.up_dec1 = (_Up(levels[1], levels[0]) for _ in range(2))
+        self.up_enc2, self.up_dec2 = (
+            nn.Sequential(_Up(levels[2], levels[1]), _Up(levels[1], levels[0])) for _ in range(2)
+        )
+        self.conv_enc1, self.conv_enc2, self.conv_enc3 = (kernels.pointwise(levels[0], channels) for _ in range(3))
+        self.conv_dec1, self.conv_dec2, self.conv_dec3 = (kernels.pointwise(levels[0], channels) for _ in range(3))
 
     def forward(self, x: Tensor, encoded: Sequence[Tensor], decoded: Sequence[Tensor]) -> Tensor:
         x = self.orb1(x)
@@ -342,4 +342,65 @@ class _FullResolution(nn.Module):
         x = self.orb2(x)
         x = x + self.conv_enc2(self.up_enc1(encoded[1])) + self.conv_dec2(self.up_dec1(decoded[1]))
         x = self.orb3(x)
-        return x + self.conv_enc3(self.up_enc2(encoded[2])) + self.conv_dec3(self.up_dec2(decoded[2]))
+        out: Tensor = x + self.conv_enc3(self.up_enc2(encoded[2])) + self.conv_dec3(self.up_dec2(decoded[2]))
+        return out
+
+
+def _settings(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    n_feat, in_c, kernel_size, _ = dimensions(state, [f"shallow_feat{i}.0.weight" for i in (1, 2, 3)], 4)
+    (second,) = dimensions(state, [f"stage{i}_encoder.encoder_level2.0.body.0.weight" for i in (1, 2)], 4)[:1]
+    (last,) = dimensions(state, ("concat23.weight", "stage3_orsnet.orb1.body.0.body.0.weight"), 4)[:1]
+    gates = {
+        channels: dimensions(state, names, 4)[0]
+        for channels, names in {
+            n_feat: [f"shallow_feat{i}.1.CA.conv_du.0.weight" for i in (1, 2, 3)],
+            second: [f"stage{i}_encoder.encoder_level2.0.CA.conv_du.0.weight" for i in (1, 2)],
+            2 * second - n_feat: [f"stage{i}_encoder.encoder_level3.0.CA.conv_du.0.weight" for i in (1, 2)],
+            last: [f"stage3_orsnet.orb{i}.body.0.CA.conv_du.0.weight" for i in (1, 2, 3)],
+        }.items()
+    }
+    return {
+        "in_c": in_c,
+        "out_c": dimensions(state, ("tail.weight",), 4)[0],
+        "n_feat": n_feat,
+        "scale_unetfeats": second - n_feat,
+        "scale_orsnetfeats": last - n_feat,
+        "num_cab": count(state, "stage3_orsnet.orb1.body.{}.CA."),
+        "kernel_size": kernel_size,
+        "reduction": _reduction(gates),
+        "bias": any(f"shallow_feat{i}.0.bias" in state for i in (1, 2, 3)),
+    }
+
+
+def _reduction(gates: Mapping[int, int]) -> int:
+    """The reduction that makes gates of these channels this narrow.
+
+    Several can; they describe the same network. One that divides the channels is likelier to be what was written.
+    """
+    fitting = [
+        reduction
+        for reduction in range(1, max(gates) + 1)
+        if all(channels // reduction == hidden for channels, hidden in gates.items())
+    ]
+    exact = [reduction for reduction in fitting if all(channels % reduction == 0 for channels in gates)]
+    first = next(iter(gates))
+    divides = [reduction for reduction in fitting if first % reduction == 0]
+    # Where none fits the shapes contradict each other, which the comparison with the built network will say.
+    return next(iter([*exact, *divides, *fitting]), max(1, first // max(1, gates[first])))
+
+
+ARCHITECTURE = Architecture(
+    "MPRNet",
+    MPRNet,
+    (
+        "shallow_feat1.0.weight",
+        "stage1_encoder.encoder_level1.0.body.0.weight",
+        "stage2_encoder.csff_enc1.weight",
+        "stage2_decoder.decoder_level1.0.body.0.weight",
+        "stage3_orsnet.orb1.body.0.body.0.weight",
+        "concat12.weight",
+        "concat23.weight",
+        "tail.weight",
+    ),
+    _settings,
+)

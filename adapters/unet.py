@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-__all__ = ["DEMO_NETWORKS", "DemoNetwork", "HalfInstanceNorm", "SqueezeExcitation", "UNet", "load_demo_network"]
+from tlsc.adapters.architecture import Architecture, count, dimensions
+from tlsc.adapters.descriptor import Descriptor, Padding
+
+__all__ = [
+    "ARCHITECTURE",
+    "DEMO_NETWORKS",
+    "DemoNetwork",
+    "HalfInstanceNorm",
+    "SqueezeExcitation",
+    "UNet",
+    "load_demo_network",
+]
 
 
 class SqueezeExcitation(nn.Module):
@@ -108,6 +120,8 @@ class UNet(nn.Module):
         torch.Size([1, 3, 37, 50])
     """
 
+    tlsc: Descriptor
+
     def __init__(
         self,
         width: int = 16,
@@ -143,6 +157,17 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, 3, 3, padding=1, padding_mode=padding_mode)
         self.padder_size = 2**levels
         self.padder_mode = "constant" if padding_mode == "zeros" else padding_mode
+        self.tlsc = Descriptor(
+            "UNet",
+            {
+                "width": width,
+                "levels": levels,
+                "squeeze_excitation": tuple(sorted(squeeze_excitation)),
+                "half_norm": tuple(sorted(half_norm)),
+                "padding_mode": padding_mode,
+            },
+            padding=Padding(self.padder_size),
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
@@ -232,3 +257,32 @@ def load_demo_network(name: str) -> UNet:
     model = network.build()
     model.load_state_dict(load_file(network.weights))
     return model.eval()
+
+
+def _settings(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Read off names and shapes; how borders are padded leaves no trace in them, the file's metadata tells."""
+    levels = count(state, "encoder.{}.")
+    noted = ast.literal_eval(metadata.get("settings", "{}"))
+    return {
+        "width": dimensions(state, ("encoder.0.conv_1.weight", "encoder.0.identity.weight"), 4)[0],
+        "levels": levels,
+        "squeeze_excitation": tuple(i for i in range(levels) if f"encoder.{i}.attention.gate.1.weight" in state),
+        "half_norm": tuple(i for i in range(levels) if f"encoder.{i}.norm.norm.weight" in state),
+        "padding_mode": noted.get("padding_mode", "zeros") if isinstance(noted, dict) else "zeros",
+    }
+
+
+ARCHITECTURE = Architecture(
+    "UNet",
+    UNet,
+    (
+        "encoder.0.conv_1.weight",
+        "encoder.0.conv_2.weight",
+        "encoder.0.identity.weight",
+        "decoder.0.conv_1.weight",
+        "down.0.weight",
+        "up.0.weight",
+        "last.weight",
+    ),
+    _settings,
+)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, kernels, local_statistics
+from . import attention, full_size, kernels, local_statistics
 
-BENCHMARKS = {"attention": attention.main, "local_statistics": local_statistics.main}
+BENCHMARKS = {
+    "attention": attention.main,
+    "full_size": full_size.main,
+    "local_statistics": local_statistics.main,
+}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
 parser.add_argument("name", choices=[*BENCHMARKS, "kernels"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+from tlsc.eval import export, restore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    restore.add_command(commands)
+    export.add_command(commands, _size)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
-_EXTRA = ("matplotlib", "skimage", "tqdm")
+_EXTRA = ("onnx", "onnxruntime", "onnxscript", "PIL", "imagecodecs", "matplotlib", "skimage", "tifffile", "tqdm")
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -74,13 +77,13 @@ def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "network",
         help="a demo network by name ('list' prints them), or module:factory, something importable from here "
-        "that returns a torch.nn.Module when called",
+        "that returns a torch.nn.Module when called, or the file of a checkpoint",
     )
     parser.add_argument(
         "--base-size",
         type=_size,
         help="window at the network's input, in pixels: N or HEIGHTxWIDTH (default: the demo network's training "
-        "crop; a network of your own needs one)",
+        "crop, or what is recommended for a checkpoint's architecture; a network of your own needs one)",
     )
     parser.add_argument("--stride", type=int, default=1, help="grid of the strided path; 1 is exact (%(default)s)")
     parser.add_argument(
@@ -113,9 +116,10 @@ def _inspect(args: argparse.Namespace) -> int:
         print(plan)
     if args.influence is not None or args.picture is not None:
         size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
-        before, after = tlsc.influence(model, size), None
+        output = getattr(getattr(model, "tlsc", None), "output", None)
+        before, after = tlsc.influence(model, size, output=output), None
         if plan.converted:
-            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size)
+            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size, output=output)
         data["influence"] = {"before": before.as_dict(), "after": after and after.as_dict()}
         if not args.json:
             print(f"\nbefore: {before}\n")
@@ -131,22 +135,33 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _network(name: str, base_size: int | tuple[int, int] | None) -> tuple[nn.Module, int | tuple[int, int]]:
-    """A demo network, or what module:factory makes, and the window for it."""
-    from tlsc.adapters import DEMO_NETWORKS, load_demo_network
-
-    if name in DEMO_NETWORKS:
-        return load_demo_network(name), base_size or DEMO_NETWORKS[name].crop
-    if ":" not in name:
-        raise ArgumentValueError(
-            f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
-            "Name one of your own as module:factory"
-        )
-    model = _imported(name)
+    """A network by its name, and the window for it."""
+    model, recommended = network_named(name)
+    base_size = base_size or recommended
     if base_size is None:
         raise ArgumentValueError(
             f"{name} needs --base-size: the window in pixels, such as 1.5 times its training crop"
         )
-    return model.eval(), base_size
+    return model, base_size
+
+
+def network_named(name: str) -> tuple[nn.Module, int | None]:
+    """A demo network, a checkpoint's, or what module:factory makes, and the recommended window."""
+    from tlsc.adapters import DEMO_NETWORKS, load, load_demo_ffdnet, load_demo_network
+
+    if name in DEMO_NETWORKS:
+        return load_demo_network(name), DEMO_NETWORKS[name].crop
+    if name == "ffdnet":
+        return load_demo_ffdnet(), None
+    if Path(name).is_file():
+        model = load(name)
+        return model, model.tlsc.base_size  # type: ignore[union-attr, return-value]
+    if ":" in name:
+        return _imported(name).eval(), None
+    raise ArgumentValueError(
+        f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
+        "Name one of your own as module:factory, or a checkpoint's file"
+    )
 
 
 def _imported(name: str) -> nn.Module:

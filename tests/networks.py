@@ -280,6 +280,31 @@ NETWORKS += [
 ]
 
 
+class Result(nn.Module):
+    """A network that returns a list of stages, with its result alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network.tlsc.result(self.network(x))
+
+
+NETWORKS += [
+    Network(
+        "adapters.HINet",
+        lambda: Result(adapters.HINet(wf=4, depth=3, hin_position_left=1, hin_position_right=2, padder_size=4)),
+    ),
+]
+
+# Dozens of sites: it takes part in one or two tests of each invariant.
+MPRNET = Network(
+    "adapters.MPRNet",
+    lambda: Result(adapters.MPRNet(n_feat=4, scale_unetfeats=2, scale_orsnetfeats=2, num_cab=1, reduction=2)),
+)
+
+
 # --------------------------------------------------------------------------------------------- oracles
 
 
@@ -290,20 +315,23 @@ def window_start(position: int, size: int, length: int) -> int:
 
 
 @torch.no_grad()
-def reference_site(original: nn.Module, x: Tensor, window: tuple[int, int]) -> Tensor:
-    """What a converted site means: at every position, ``original`` on the crop that is the position's window."""
+def reference_site(original: nn.Module, x: Tensor, window: tuple[int, int], step: int = 1) -> Tensor:
+    """What a converted site means: at every position, ``original`` on the crop that is the position's window.
+
+    With a ``step`` only every so manieth position on each axis.
+    """
     height, width = x.shape[-2:]
     rows, columns = min(window[0], height), min(window[1], width)
     out = []
-    for i in range(height):
+    for i in range(0, height, step):
         top = window_start(i, window[0], height)
-        for j in range(width):
+        for j in range(0, width, step):
             left = window_start(j, window[1], width)
             y = original(x[..., top : top + rows, left : left + columns])
             # A pool has one value for the window; a norm has one for the position inside it.
             pooled = y.shape[-2:] == (1, 1)
             out.append(y[..., 0, 0] if pooled else y[..., i - top, j - left])
-    return torch.stack(out, -1).unflatten(-1, (height, width))
+    return torch.stack(out, -1).unflatten(-1, (len(range(0, height, step)), -1))
 
 
 @contextmanager

@@ -257,13 +257,14 @@ class _Result(nn.Module):
         super().__init__()
         self.network = network
         self.training = network.training
-        self.result = getattr(describing, "result", None)
+        self.call = getattr(describing, "call", None)
+        self.result = getattr(describing, "output", None)
 
     def forward(self, *args: Any) -> Any:
-        out = self.network(*args)
-        if isinstance(out, (tuple, list)):
-            return out[self.result] if self.result is not None else _flat(out)
-        return out
+        out = self.network(*args) if self.call is None else self.call(self.network, *args)
+        if isinstance(out, Tensor):
+            return out
+        return out[self.result] if self.result is not None else _flat(out)
 
 
 def _flat(out: Any) -> list[Tensor]:
@@ -328,7 +329,10 @@ def _step(multiple: int | tuple[int, int] | None, describing: Any) -> tuple[int,
     """Of which numbers the sides must be multiples; a network that pads by itself takes any."""
     if multiple is not None:
         return as_pair(multiple, "multiple")
-    return 1, 1
+    padding = getattr(describing, "padding", None)
+    if padding is None or padding.inside:
+        return 1, 1
+    return padding.multiple, padding.multiple
 
 
 def _conversion(model: nn.Module) -> tuple[tuple[int, int] | None, int]:
