@@ -189,7 +189,12 @@ class FFDNet(nn.Module):
             return level.reshape(1, 1, 1, 1)
         if level.dim() == 1 and level.shape[0] == batch:
             return level.reshape(batch, 1, 1, 1)
-        if level.dim() == 4 and level.shape[0] == batch and level.shape[1] == 1 and level.shape[2:] == image.shape[2:]:
+        if (
+            level.dim() == 4
+            and level.shape[0] == batch
+            and level.shape[1] == 1
+            and level.shape[2:] == image.shape[2:]
+        ):
             return level
         raise ArgumentValueError(
             f"sigma must be a number, ({batch},) or ({batch}, 1, {height}, {width}) for this image, "

@@ -17,7 +17,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
         description="Export to ONNX with dynamic batch, height and width, and compare ONNX Runtime with PyTorch at "
         "several sizes before the file is put in place.",
     )
-    parser.add_argument("network", metavar="CHECKPOINT", help="a checkpoint's file, a demo network or module:factory")
+    parser.add_argument(
+        "network", metavar="CHECKPOINT", help="a checkpoint's file, a demo network or module:factory"
+    )
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
     parser.add_argument(
         "--base-size", type=size, help="convert with this window at the input, in pixels: N or HEIGHTxWIDTH"

@@ -97,7 +97,9 @@ def _pass_image_through(model: FFDNet) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the network, and write its weights."""
-    parser = argparse.ArgumentParser(prog="python -m tlsc.eval.train_ffdnet", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tlsc.eval.train_ffdnet", description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("--steps", type=int, default=16000, help="optimiser steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (%(default)s)")

@@ -123,7 +123,9 @@ def test_the_weights_that_come_along_remove_noise() -> None:
             out = model(torch.from_numpy(noisy).permute(2, 0, 1)[None], sigma)[0].permute(1, 2, 0).numpy()
         ours, before = (peak_signal_noise_ratio(clean, x, data_range=1) for x in (out, noisy))
         variation = max(
-            peak_signal_noise_ratio(clean, denoise_tv_chambolle(noisy, weight=w * sigma, channel_axis=2), data_range=1)
+            peak_signal_noise_ratio(
+                clean, denoise_tv_chambolle(noisy, weight=w * sigma, channel_axis=2), data_range=1
+            )
             for w in (1.0, 1.5, 2.0)
         )
         assert ours > before + 5

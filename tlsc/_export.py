@@ -52,7 +52,9 @@ class Export:
         rows = [(f"{n}×{h}×{w}", f"{error:.1e}") for (n, h, w), error in self.errors.items()]
         size = self.path.stat().st_size / 1e6
         head = f"{self.path}: {size:.1f} MB, opset {self.opset}, {sum(self.operators.values())} operators"
-        return head + "\n\n" + tabulate(rows, headers=["batch×height×width", "difference / range"], tablefmt="simple")
+        return (
+            head + "\n\n" + tabulate(rows, headers=["batch×height×width", "difference / range"], tablefmt="simple")
+        )
 
 
 def export(
@@ -216,7 +218,9 @@ class _Exporter:
                 functions.put_into(program.model, int(program.model.opset_imports[""]))
                 return program
         except Exception as error:
-            raise ExportError(f"{type(self.model.network).__name__} cannot be exported: {_reason(error)}") from error
+            raise ExportError(
+                f"{type(self.model.network).__name__} cannot be exported: {_reason(error)}"
+            ) from error
 
     def verify(self, path: Path, sizes: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], float]:
         import onnxruntime

@@ -239,4 +239,3 @@ def _shift(groups: Tensor) -> Tensor:
     dtype = torch.promote_types(groups.dtype, torch.float32)
     mean = groups.detach().mean((2, 3, 4), keepdim=True, dtype=dtype)
     return torch.where(mean.abs() < float("inf"), mean, torch.zeros_like(mean))
-

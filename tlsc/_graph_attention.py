@@ -26,9 +26,7 @@ def sliding(
     columns = _Axis.of(width, window[1], stride[1], q.device)
     a, b = (_parts(x.to(compute), rows, columns) for x in (q, k))
     gram = _window_sums(a @ b.transpose(-2, -1), rows, columns)
-    lengths = [
-        _window_sums(x.square().sum(-1), rows, columns).clamp(min=eps * eps).sqrt() for x in (a, b)
-    ]
+    lengths = [_window_sums(x.square().sum(-1), rows, columns).clamp(min=eps * eps).sqrt() for x in (a, b)]
     cosines = gram / (lengths[0].unsqueeze(-1) * lengths[1].unsqueeze(-2))
     weights = (cosines * scale.to(compute).reshape(-1, 1, 1, 1, 1)).softmax(-1)
     weights = weights.index_select(2, rows.served_by).index_select(3, columns.served_by)
@@ -37,9 +35,7 @@ def sliding(
     return out.index_select(-2, rows.back).index_select(-1, columns.back).to(v.dtype)
 
 
-def non_local(
-    q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, softmax: bool
-) -> Tensor:
+def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, softmax: bool) -> Tensor:
     """As :func:`tlsc.attention.local_non_local`, but with all weights at once, as many as the global block has."""
     height, width = q.shape[2:]
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -48,7 +48,9 @@ class Functions:
         Two calls are of one function where operation, settings, and the tensors' dtypes and channels agree. Of maps
         (four dimensions or more) the first and the last two axes are free.
         """
-        forms = tuple((t.dtype, *(-1 if _is_free(d, t) else int(n) for d, n in enumerate(t.shape))) for t in tensors)
+        forms = tuple(
+            (t.dtype, *(-1 if _is_free(d, t) else int(n) for d, n in enumerate(t.shape))) for t in tensors
+        )
         key = operation, tuple(settings), forms
         if key not in self._names:
             name = f"{operation}_{len(self._names)}"
