@@ -7,6 +7,7 @@ IEEE TIP 2018, arXiv 1710.04026, section III.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -51,7 +52,7 @@ class _Reorganisation(nn.Module):
 
 
 class PixelUnshuffle(_Reorganisation):
-    """Each 2×2 block of pixels becomes channels: (0, 0), (0, 1), (1, 0), (1, 1) of the first channel, then the next.
+    """Each 2×2 block becomes channels: pixels (0, 0), (0, 1), (1, 0), (1, 1) of a channel, then the next.
 
     Args:
         channels: C, of the input.
@@ -117,8 +118,8 @@ class FFDNet(nn.Module):
         form: of the reorganisation and its inverse, see :class:`PixelUnshuffle`. The weights are the same.
 
     Shape:
-        image (N, C, H, W), any size from 1×1, values in [0, 1]; sigma, the standard deviation of the noise in the same
-        unit (25/255, not 25): a number, a tensor () or (N,), or a map (N, 1, H, W), averaged over 2×2 blocks.
+        image (N, C, H, W), any size from 1×1, values in [0, 1]; sigma, the standard deviation of the noise in the
+        same unit (25/255, not 25): a number, a tensor () or (N,), or a map (N, 1, H, W), averaged over 2×2 blocks.
         Output (N, C, H, W).
 
     Raises:
@@ -146,7 +147,7 @@ class FFDNet(nn.Module):
         self.channels = channels
         sizes = [5 * channels, *[width] * (depth - 1), 4 * channels]
         layers: list[nn.Module] = []
-        for into, out in zip(sizes, sizes[1:], strict=False):
+        for into, out in pairwise(sizes):
             layers += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU()]
         self.model = nn.Sequential(*layers[:-1])
         self.tlsc = Descriptor(  # type: ignore[assignment]

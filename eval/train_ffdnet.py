@@ -83,7 +83,7 @@ def _recoloured(crops: Tensor) -> Tensor:
 
 
 def _pass_image_through(model: FFDNet) -> None:
-    """Start as the identity: 4·C hidden channels carry the image, raised so that ReLU does not cut negative noise."""
+    """Start as the identity: 4·C hidden channels carry the image, raised so that ReLU cuts no negative noise."""
     carried = 4 * model.channels
     layers = [layer for layer in model.model if isinstance(layer, nn.Conv2d)]
     with torch.no_grad():

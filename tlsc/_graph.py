@@ -1,15 +1,15 @@
 """Local statistics for graphs that must hold at every image size: no branch on a size, no cumulative sum.
 
-Used where a model is traced (``torch.export``, ONNX, ``torch.compile`` with symbolic sizes). Whether the window covers
-the map is not known then, so it must not be asked. Instead every axis is continued by a constant number of the
-operation's neutral element, and there is a window of the full, constant size ``k`` for each position it can start at.
-Those that reach beyond the map's end are never read, except where the window is larger than the map: then the one at 0
-holds all of it. Sizes in the graph stay sums of an axis and a constant, without minima or maxima: tracing would take
-minutes to reason about those.
+Used where a model is traced (``torch.export``, ONNX, ``torch.compile`` with symbolic sizes). Whether the window
+covers the map is not known then, so it must not be asked. Instead every axis is continued by a constant number of
+the operation's neutral element, and there is a window of the full, constant size ``k`` for each position it can
+start at. Those that reach beyond the map's end are never read, except where the window is larger than the map:
+then the one at 0 holds all of it. Sizes in the graph stay sums of an axis and a constant, without minima or
+maxima: tracing would take minutes to reason about those.
 
-Window sums are built by doubling: sums of 1, 2, 4, … neighbours, of which those that make up ``k`` are added. No term
-outside a window takes part in its sum, rounding errors are those of pairwise summation (so float32 does), and the graph
-holds additions, slices and gathers, which every runtime has and none gets wrong.
+Window sums are built by doubling: sums of 1, 2, 4, … neighbours, of which those that make up ``k`` are added. No
+term outside a window takes part in its sum, rounding errors are those of pairwise summation (so float32 does), and
+the graph holds additions, slices and gathers, which every runtime has and none gets wrong.
 
 On a grid of stride ``r`` stand the windows at 0, r, 2r, … and behind them the one that is flush with the border.
 """

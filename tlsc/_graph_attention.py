@@ -1,7 +1,8 @@
 """Local attention for graphs that must hold at every image size: see :mod:`tlsc._graph`.
 
-The windows are those of :mod:`tlsc.attention`. What is a loop over rectangles there is a gather into blocks of constant
-size here, and a 0/1 matrix, built from the length of the axis, that says which blocks make up which window.
+The windows are those of :mod:`tlsc.attention`. What is a loop over rectangles there is a gather into blocks of
+constant size here, and a 0/1 matrix, built from the length of the axis, that says which blocks make up which
+window.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
 class _Axis:
     """How the evaluated windows lie on an axis, in blocks of ``size``.
 
-    Sums: the blocks are gathered by ``held`` (positions) and ``mask`` (1 where a position counts); row ``w`` of
-    ``windows`` has a 1 for each block of window ``w``. The last window may start inside a block, and all may end inside
-    one: such parts stand behind the whole blocks, as blocks of their own.
+Sums: the blocks are gathered by ``held`` (positions) and ``mask`` (1 where a position counts); row ``w`` of
+    ``windows`` has a 1 for each block of window ``w``. The last window may start inside a block, and all may end
+    inside one: such parts stand behind the whole blocks, as blocks of their own.
 
     Results: blocks gathered by ``served``, each served by one window, ``served_by``; position ``i`` then stands at
     ``back[i]``. The block in which the last window takes over in the middle is there twice.
