@@ -8,6 +8,8 @@ from tlsc.adapters.ffdnet import FFDNet, load_demo_ffdnet
 from tlsc.adapters.hinet import HINet
 from tlsc.adapters.loading import load, run
 from tlsc.adapters.mprnet import MPRNet
+from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
+from tlsc.adapters.nlm_net import NLMNet
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork, UNet, load_demo_network
 
 __all__ = [
@@ -18,10 +20,13 @@ __all__ = [
     "FFDNet",
     "HINet",
     "MPRNet",
+    "NLMNet",
+    "NonLocalMeans",
     "Padding",
     "UNet",
     "load",
     "load_demo_ffdnet",
     "load_demo_network",
+    "nonlocal_means",
     "run",
 ]

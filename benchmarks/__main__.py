@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, full_size, kernels, local_statistics
+from . import attention, full_size, kernels, local_statistics, nlm
 
 BENCHMARKS = {
     "attention": attention.main,
     "full_size": full_size.main,
     "local_statistics": local_statistics.main,
+    "nlm": nlm.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

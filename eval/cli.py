@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
-from tlsc.eval import export, restore
+from tlsc.eval import export, harness, nlm, restore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    harness.add_commands(commands)
+    nlm.add_command(commands)
     restore.add_command(commands)
     export.add_command(commands, _size)
     args = parser.parse_args(argv)
@@ -40,7 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
-_EXTRA = ("onnx", "onnxruntime", "onnxscript", "PIL", "imagecodecs", "matplotlib", "skimage", "tifffile", "tqdm")
+_EXTRA = (
+    "PIL",
+    "imagecodecs",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "scipy",
+    "skimage",
+    "tifffile",
+    "tqdm",
+)
 
 
 def _fail(message: str, status: int = 1) -> int:

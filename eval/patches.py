@@ -1,14 +1,22 @@
-"""Restore an image whole, patch by patch, or in overlapping tiles."""
+"""Restore an image whole, patch by patch, or in overlapping tiles; in bands of rows where it is large."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["restore"]
+from tlsc.errors import TLSCError
+
+__all__ = ["ResultSizeError", "bands", "restore"]
 
 # Pixels that go through the network at once; bounds memory.
 _PIXELS = 512 * 512
+
+
+class ResultSizeError(TLSCError, ValueError):
+    """A network returned an image whose size is not a multiple of its input's; the message names both."""
 
 
 def restore(model: nn.Module, image: Tensor, patch_size: int | None = None, overlap: int = 0) -> Tensor:
@@ -19,16 +27,16 @@ def restore(model: nn.Module, image: Tensor, patch_size: int | None = None, over
     the patch's edge over ``overlap`` pixels; with ``overlap=0`` the later patch wins.
 
     Args:
-        model: maps (N, C, H, W) to the same shape, in evaluation mode.
+        model: maps (N, C, H, W) to (N, C, s·H, s·W) with a fixed integer s, in evaluation mode.
         image: (1, C, H, W).
         patch_size: side of a patch in pixels; None for the whole image at once.
         overlap: pixels that neighbours share, less than ``patch_size``.
 
     Returns:
-        (1, C, H, W).
+        (1, C, s·H, s·W).
 
     Raises:
-        ValueError: ``image`` has another shape, or the sizes cannot be used.
+        ValueError: ``image`` has another shape, the sizes cannot be used, or the network returned another size.
 
     Example:
         >>> image = torch.rand(1, 3, 70, 100)
@@ -37,33 +45,117 @@ def restore(model: nn.Module, image: Tensor, patch_size: int | None = None, over
     """
     if image.dim() != 4 or image.shape[0] != 1:
         raise ValueError(f"image must have shape (1, C, H, W), got {tuple(image.shape)}")
+    height, width = image.shape[2:]
+
+    def cut(top: int, bottom: int, left: int, right: int) -> Tensor:
+        return image[..., top:bottom, left:right]
+
+    return torch.cat(list(bands(model, cut, height, width, patch_size, overlap)), dim=2)
+
+
+def bands(
+    model: Callable[[Tensor], Tensor],
+    cut: Callable[[int, int, int, int], Tensor],
+    height: int,
+    width: int,
+    patch_size: int | None = None,
+    overlap: int = 0,
+) -> Iterator[Tensor]:
+    """What :func:`restore` returns, from top to bottom, a band of rows at a time.
+
+    Only one row of patches and its results are held, so that neither image has to fit in memory.
+
+    Args:
+        model: as for :func:`restore`.
+        cut: ``(top, bottom, left, right)`` to that part of the image, (1, C, bottom − top, right − left).
+        height: of the image.
+        width: of the image.
+        patch_size: as for :func:`restore`.
+        overlap: likewise.
+
+    Yields:
+        (1, C, rows, s·width).
+
+    Example:
+        >>> image = torch.rand(1, 3, 70, 100)
+        >>> parts = bands(nn.Identity(), lambda t, b, l, r: image[..., t:b, l:r], 70, 100, 32, 8)
+        >>> [part.shape[2] for part in parts]
+        [24, 14, 32]
+    """
     if patch_size is not None and (patch_size < 1 or not 0 <= overlap < patch_size):
         raise ValueError(
             f"patch_size must be positive and overlap at least 0 and less, got {patch_size} and {overlap}"
         )
-    height, width = image.shape[2:]
-    with torch.no_grad():
-        if patch_size is None or patch_size >= max(height, width):
-            return model(image)  # type: ignore[no-any-return]
-        size = min(patch_size, height), min(patch_size, width)
-        places = [
-            (top, left) for top in _starts(height, size[0], overlap) for left in _starts(width, size[1], overlap)
-        ]
-        weight = _ramp(size[0], overlap).unsqueeze(1) * _ramp(size[1], overlap)
-        out = torch.zeros_like(image)
-        total = torch.zeros_like(image[:, :1])
-        batch = max(1, _PIXELS // (size[0] * size[1]))
-        for first in range(0, len(places), batch):
-            chosen = places[first : first + batch]
-            patches = torch.cat([image[..., y : y + size[0], x : x + size[1]] for y, x in chosen])
-            for (top, left), result in zip(chosen, model(patches), strict=True):
-                place = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-                if overlap:
-                    out[place] += result * weight
-                    total[place] += weight
-                else:
-                    out[place] = result
-        return out / total if overlap else out
+    if patch_size is None or patch_size >= max(height, width):
+        with torch.no_grad():
+            whole = cut(0, height, 0, width)
+            result = model(whole)
+            _scale(whole, result)
+            yield result
+        return
+    size = min(patch_size, height), min(patch_size, width)
+    tops, lefts = _starts(height, size[0], overlap), _starts(width, size[1], overlap)
+    pending: tuple[Tensor, Tensor] | None = None
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        with torch.no_grad():
+            out, scale = _row(model, cut, top, lefts, size, overlap, width)
+            weight = _ramp(size[0] * scale, overlap * scale)[:, None] if overlap else None
+            total = None
+            if weight is not None:
+                across = torch.zeros(1, width * scale)
+                for left in lefts:
+                    across[:, left * scale : (left + size[1]) * scale] += _ramp(size[1] * scale, overlap * scale)
+                total = weight * across
+                out = out * weight
+                if pending is not None:
+                    shared = pending[0].shape[2]
+                    out[..., :shared, :] += pending[0]
+                    total[:shared] += pending[1]
+            done = (following - top) * scale
+            rows = out[..., :done, :] if total is None else out[..., :done, :] / total[:done]
+            if total is not None:
+                pending = out[..., done:, :].clone(), total[done:].clone()
+        yield rows
+
+
+def _row(
+    model: Callable[[Tensor], Tensor],
+    cut: Callable[[int, int, int, int], Tensor],
+    top: int,
+    lefts: list[int],
+    size: tuple[int, int],
+    overlap: int,
+    width: int,
+) -> tuple[Tensor, int]:
+    """The results of a row of patches, blended (not yet divided) or one over the other, and the network's scale."""
+    out, scale = torch.empty(0), 1
+    batch = max(1, _PIXELS // (size[0] * size[1]))
+    for first in range(0, len(lefts), batch):
+        chosen = lefts[first : first + batch]
+        patches = torch.cat([cut(top, top + size[0], left, left + size[1]) for left in chosen])
+        results = model(patches)
+        if first == 0:
+            scale = _scale(patches, results)
+            out = torch.zeros(1, results.shape[1], size[0] * scale, width * scale, dtype=results.dtype)
+        for left, result in zip(chosen, results, strict=True):
+            place = (..., slice(left * scale, (left + size[1]) * scale))
+            if overlap:
+                out[place] += result * _ramp(size[1] * scale, overlap * scale)
+            else:
+                out[place] = result
+    return out, scale
+
+
+def _scale(patches: Tensor, results: Tensor) -> int:
+    """By how much a network enlarges."""
+    given, got = patches.shape, results.shape
+    scale = got[2] // given[2] if len(got) == 4 else 0
+    if scale < 1 or got[0] != given[0] or tuple(got[2:]) != (given[2] * scale, given[3] * scale):
+        raise ResultSizeError(
+            f"the network returned {tuple(got)} for {tuple(given)}: height and width must be that of its input or "
+            "a multiple of it"
+        )
+    return scale
 
 
 def _starts(length: int, size: int, overlap: int) -> list[int]:

@@ -150,7 +150,7 @@ def check_writable(path: Path, bits: int = 8, alpha: bool = False) -> None:
         >>> check_writable(Path("a.jpg"), bits=16)
         Traceback (most recent call last):
         ...
-        tlsc.eval.images.ImageError: a.jpg: JPEG holds 8 bits per channel, the image has 16: write PNG or TIFF
+        tlsc.eval.photo_files.ImageError: a.jpg: JPEG holds 8 bits per channel, the image has 16: write PNG or TIFF
     """
     if path.suffix.lower() not in WRITABLE:
         raise ImageError(f"{path}: unknown format {path.suffix!r}; there are {', '.join(WRITABLE)}")

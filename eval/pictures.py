@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-__all__ = ["Curve", "Row", "draw_comparison", "draw_curves"]
+__all__ = ["COLOURS", "MARKERS", "Curve", "Row", "busiest", "draw_comparison", "draw_curves", "new_figure", "save"]
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Row:
     pictures: dict[str, NDArray[np.float32]]
 
 
-_COLOURS = ("#222222", "#0b6fb8", "#22a06b", "#d98200", "#b03a9a")
-_MARKERS = "osD^v"
+COLOURS = ("#222222", "#0b6fb8", "#22a06b", "#d98200", "#b03a9a")
+MARKERS = "osD^v"
 
 
 def draw_curves(
@@ -45,7 +45,7 @@ def draw_curves(
     A variant measured on whole images only is drawn as a level line.
     """
     columns = 2
-    figure = _figure(13, 4.6 * math.ceil(len(curves) / columns))
+    figure = new_figure(13, 4.6 * math.ceil(len(curves) / columns))
     for index, (network, own) in enumerate(curves.items()):
         axes = figure.add_subplot(math.ceil(len(curves) / columns), columns, index + 1)
         sizes = max((curve.sizes for curve in own), key=len)
@@ -55,13 +55,13 @@ def draw_curves(
             if len(curve.sizes) == 1:
                 axes.axhline(curve.psnrs[0], linestyle=":", linewidth=1.8, color="#777777", label=curve.name)
                 continue
-            style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "label": curve.name}
+            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": curve.name}
             places = [whole if size is None else size for size in curve.sizes]
             first = number == 0
             axes.plot(
                 places,
                 curve.psnrs,
-                marker=_MARKERS[number % len(_MARKERS)],
+                marker=MARKERS[number % len(MARKERS)],
                 markersize=6 if first else 4.5,
                 linewidth=2.4 if first else 1.6,
                 linestyle="--" if "stride" in curve.name else "-",
@@ -84,20 +84,20 @@ def draw_curves(
         axes.legend(fontsize=8)
     figure.suptitle("PSNR against the size of the test patches", fontsize=13)
     figure.supxlabel(protocol, fontsize=8, color="#555555")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_comparison(path: Path, rows: list[Row]) -> None:
     """For each row the whole images, and under them the square where the second and third differ most."""
     columns = max(len(row.pictures) for row in rows)
-    figure = _figure(3.1 * columns, 5.4 * len(rows))
+    figure = new_figure(3.1 * columns, 5.4 * len(rows))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, row in zip(parts, rows, strict=True):
         part.suptitle(row.title, fontsize=12)
         pictures = list(row.pictures.values())
         height, width = pictures[0].shape[:2]
-        side = min(height, width) // 4
-        top, left = _busiest(np.abs(pictures[1] - pictures[2]).mean(-1), side)
+        side = max(1, min(height, width) // 4)
+        top, left = busiest(np.abs(pictures[1] - pictures[2]).mean(-1), side)
         grid = part.subplots(2, columns, squeeze=False, height_ratios=(height / width, 1))
         for above, below, (caption, picture) in zip(*grid, row.pictures.items(), strict=True):
             above.imshow(picture, interpolation="lanczos")
@@ -107,10 +107,10 @@ def draw_comparison(path: Path, rows: list[Row]) -> None:
         for axes in grid.flat:
             axes.set_xticks([])
             axes.set_yticks([])
-    _save(figure, path)
+    save(figure, path)
 
 
-def _busiest(difference: NDArray[np.float32], side: int) -> tuple[int, int]:
+def busiest(difference: NDArray[np.float32], side: int) -> tuple[int, int]:
     """Top left corner of the square of ``side`` with the largest sum."""
     table = np.pad(difference.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
@@ -118,11 +118,13 @@ def _busiest(difference: NDArray[np.float32], side: int) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of that size in inches, which needs no screen."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as the picture that the name asks for."""
     figure.savefig(path, dpi=110)

@@ -11,8 +11,9 @@ triton    NVIDIA GPU, not float64         NVIDIA GPU; the CPU where Triton's int
 
 Called with plain tensors and nothing to differentiate, a kernel is called directly. To autograd and to
 ``torch.compile`` the operations are known as ``torch.ops.tlsc.*``: opaque, with shapes for fake tensors, and with
-the derivatives of :mod:`tlsc._reference`, which runs again in the backward pass (and so twice differentiable). Where
-a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's operations are used.
+the derivatives of :mod:`tlsc._reference`, which runs again in the backward pass (and so twice differentiable).
+Where a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's operations are
+used.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -441,10 +442,14 @@ PIECE = 2**20
 
 def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
     """Modules that treat each position alike, one behind the other, on a grid (N, K, h, w), some rows at a time."""
-    if grid.dim() != 4 or _reference._is_traced(grid) or torch.is_grad_enabled():
-        return _through(modules, grid)
-    rows = max(1, PIECE // max(1, math.prod(grid.shape[1:]) // grid.shape[2]))
-    if grid.shape[2] <= rows or any(is_hooked(part) for module in modules for part in module.modules()):
+    plain = grid.dim() == 4 and not _reference._is_traced(grid) and not torch.is_grad_enabled()
+    plain = plain and grid.numel() > 0
+    if not plain or any(is_hooked(part) for module in modules for part in module.modules()):
+        for module in modules:
+            grid = module(grid)
+        return grid
+    rows = max(1, PIECE * grid.shape[2] // math.prod(grid.shape[1:]))
+    if grid.shape[2] <= rows:
         return _through(modules, grid)
     out = None
     for n in range(grid.shape[0]):
@@ -457,10 +462,29 @@ def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
     return out
 
 
-def _through(modules: tuple[nn.Module, ...], x: Tensor) -> Tensor:
+def _through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The modules one behind the other; 1×1 convolutions as matrix products, which are several times faster."""
     for module in modules:
-        x = module(x)
+        if type(module) is nn.Sequential:
+            x = _through(module, x)
+        elif _is_product(module) and not torch.is_autocast_enabled(x.device.type):
+            x = _product(module, x)
+        else:
+            x = module(x)
     return x
+
+
+def _is_product(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return type(module) is nn.Conv2d and module.groups == 1 and "forward" not in module.__dict__
+
+
+def _product(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    weight = convolution.weight.flatten(1).expand(x.shape[0], -1, -1)
+    if convolution.bias is None:
+        out = torch.bmm(weight, x.flatten(2))
+    else:
+        out = torch.baddbmm(convolution.bias[:, None], weight, x.flatten(2))
+    return torch.unflatten(out, 2, x.shape[2:])
 
 
 def spread(

@@ -44,19 +44,19 @@ def why_not(x: Tensor) -> str | None:
     return f"runs on {'the CPU (interpreted)' if INTERPRETED else 'CUDA devices'}, and the tensor is on {x.device}"
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _plus(high, low, value):  # type: ignore[no-untyped-def]
+@triton.jit
+def _plus(high, low, value):
     """A pair of floats plus a float, by Knuth's two-sum."""
     total = high + value
     part = total - high
     return total, low + ((high - (total - part)) + (value - part))
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _down(
     x, shift, factor, sums, flags, depth, height, width, rows, stride, count, planes,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, LANES: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Sums of ``rows`` neighbours down every column, at the evaluated starts: (2 or 4, P, count, W)."""
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     there = lane < planes * width
@@ -81,7 +81,7 @@ def _down(
                 if MOMENTS:
                     high2, low2 = _plus(high2, low2, -(old * old))
         start = i - rows + 1
-        if start >= 0:
+        if start >= 0:  # noqa: SIM102
             if start % stride == 0 or start == height - rows:
                 place = out + ((start + stride - 1) // stride) * width
                 tl.store(place, high, mask=there)
@@ -96,11 +96,11 @@ def _down(
     tl.store(flags + lane, tl.where(end - end == 0, 0, 1).to(tl.int8), mask=there)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _along(
     sums, mean, var, share, width, columns, stride, lines, across,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """From sums down the columns to each evaluated window's mean, and variance: (P·count, across)."""
     line = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = line < lines
@@ -144,19 +144,19 @@ def _along(
             high2, low2 = _plus(high2, low2, tl.sum(change, 1))
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _start(position, n, k):  # type: ignore[no-untyped-def]
+@triton.jit
+def _start(position, n, k):
     """Where the window of a position starts."""
     start = position - (k - 1) // 2
     start = tl.where(start > 0, start, 0)
     return tl.where(start < n - k, start, n - k)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _normalise(
     x, mean, var, shift, factor, parameters, out, elements, depth, height, width, rows, columns, groups, eps,
     TYPE: tl.constexpr, LANES: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Every position by its window's moments, in units of its plane's scale, so that nothing overflows.
 
     ``parameters``: (2, C) weight and bias, then (5, G) the correction.
@@ -192,11 +192,11 @@ def _normalise(
     tl.store(out + lane, value.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
+@triton.jit
 def _place(
     x, grid, out, elements, height, width, rows, columns, stride, count, across,
     OPERATION: tl.constexpr, TYPE: tl.constexpr, LANES: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """``x`` with the value of each position's window, linear between the evaluated ones around it."""
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     there = lane < elements
@@ -209,7 +209,9 @@ def _place(
     at = grid + (plane * count + top) * across + left
     # A share of zero does not read: zero times NaN would be NaN.
     value = _mix(at, down, part, across, there, TYPE)
-    value = tl.where(right, (1 - part2) * value + part2 * _mix(at + 1, down, part, across, there & right, TYPE), value)
+    value = tl.where(
+        right, (1 - part2) * value + part2 * _mix(at + 1, down, part, across, there & right, TYPE), value
+    )
     if OPERATION != 0:
         given = tl.load(x + lane, mask=there, other=0.0).to(TYPE)
         if OPERATION == 1:
@@ -221,8 +223,8 @@ def _place(
     tl.store(out + lane, value.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _between(start, last, stride, count, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _between(start, last, stride, count, TYPE: tl.constexpr):
     """The evaluated window at or before ``start``, and the next one's share; the last lies on no multiple."""
     before = start // stride
     origin = before * stride
@@ -231,8 +233,8 @@ def _between(start, last, stride, count, TYPE: tl.constexpr):  # type: ignore[no
     return tl.where(start == last, count - 1, before), tl.where(start == last, part * 0, part)
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _mix(at, down, part, across, there, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _mix(at, down, part, across, there, TYPE: tl.constexpr):
     value = tl.load(at, mask=there, other=0.0).to(TYPE)
     below = tl.load(at + across, mask=there & down, other=0.0).to(TYPE)
     return tl.where(down, (1 - part) * value + part * below, value)
@@ -353,7 +355,7 @@ def local_group_norm(
     """As :func:`tlsc._reference.local_group_norm`."""
     batch, channels, height, width = x.shape
     depth = channels // num_groups
-    stack = _stack(x.unflatten(1, (num_groups, depth)))
+    stack = _stack(torch.unflatten(x, 1, (num_groups, depth)))
     made = _Planes(stack, window, 1, True)
     ones, zeros = (x.new_full((n,), value, dtype=made.dtype) for n, value in ((channels, 1.0), (channels, 0.0)))
     affine = [ones if weight is None else weight, zeros if bias is None else bias]

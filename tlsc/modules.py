@@ -165,9 +165,7 @@ class LocalInstanceNorm2d(_LocalModule):
         return self._normalise(input)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return functional._local_group_norm(
-            x, self.window, None, self.weight, self.bias, self.eps, self.correction
-        )
+        return functional._local_group_norm(x, self.window, None, self.weight, self.bias, self.eps, self.correction)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, window={self.window}, eps={self.eps}, affine={self.affine}"

@@ -1,0 +1,507 @@
+"""The CPU kernels of :mod:`tlsc.adapters.nlm`, loaded when first used: they need Numba.
+
+The work is cut into strips of rows. A strip owns the pairs (position, shift) whose position lies in it, and is run
+by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
+strips run first and the odd ones after them: no two threads ever write the same row, and the order of the additions
+(hence the result, to the last bit) does not depend on the number of threads. Threads are Python's own over kernels
+that release the GIL: numba's thread pools abort the process after a fork or when entered twice.
+
+Loops are short and over rows, with few arrays each, because that is what LLVM vectorises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+from torch import Tensor
+
+__all__ = ["backward", "forward"]
+
+Array = npt.NDArray[Any]
+
+STRIP_ROWS = 64  # measured: 32 to 128 are alike, 512 takes half as long again, out of the cache
+SMALL = 2**22  # elements times shifts that are not worth a second thread
+
+
+def _compiled(function: Any) -> Any:
+    # No nnan, ninf or reassoc: a NaN has to stay one. Where no cache can be written, compile once a process.
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+@intrinsic
+def _power_of_two(typing_context: Any, shifted: Any) -> Any:
+    """2^n from ``n + 1.5 · 2^mantissa``, whose low bits are the integer n."""
+    if shifted == types.float32:
+        integer, real, exponent_bias, mantissa = ir.IntType(32), ir.FloatType(), 127, 23
+    else:
+        integer, real, exponent_bias, mantissa = ir.IntType(64), ir.DoubleType(), 1023, 52
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], integer)
+        bits = builder.add(bits, ir.Constant(integer, exponent_bias))
+        bits = builder.shl(bits, ir.Constant(integer, mantissa))
+        return builder.bitcast(bits, real)
+
+    return shifted(shifted), generate
+
+
+def _exp_minus(t: Any) -> Any:
+    """exp(−t) for t ≥ 0, to the last bits of its type; in a form that LLVM vectorises, unlike ``math.exp``."""
+    raise NotImplementedError
+
+
+@overload(_exp_minus, inline="always", jit_options={"fastmath": {"contract"}})
+def _overload_exp_minus(t: Any) -> Any:
+    single = t == types.float32
+    real: Any = np.float32 if single else np.float64
+    # ln 2 in two parts, the first with few bits, so that n · high is exact.
+    high = real(0.693359375 if single else 6.93147180369123816490e-01)
+    low = real(math.log(2) - 0.693359375 if single else 1.90821492927058770002e-10)
+    inverse, zero = real(1 / math.log(2)), real(0)
+    offset, end = real(1.5 * 2.0 ** (23 if single else 52)), real(87 if single else 708)
+    power_of_two: Any = _power_of_two
+    c = [real(1 / math.factorial(i)) for i in range(14)]
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c
+
+    def short(t: Any) -> Any:
+        far = t > end
+        x = -(end if far else t)
+        shifted = x * inverse + offset
+        n = shifted - offset
+        r = (x - n * high) - n * low
+        p = ((((((c7 * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1) * r + c0
+        return zero if far else p * power_of_two(shifted)
+
+    def long(t: Any) -> Any:
+        far = t > end
+        x = -(end if far else t)
+        shifted = x * inverse + offset
+        n = shifted - offset
+        r = (x - n * high) - n * low
+        p = (((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7
+        p = ((((((p * r + c6) * r + c5) * r + c4) * r + c3) * r + c2) * r + c1) * r + c0
+        return zero if far else p * power_of_two(shifted)
+
+    return short if single else long
+
+
+@_compiled
+def _squared_difference(a: Array, b: Array, out: Array) -> None:
+    for j in range(out.size):
+        d = a[j] - b[j]
+        out[j] = d * d
+
+
+@_compiled
+def _add(a: Array, b: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] = a[j] + b[j]
+
+
+@_compiled
+def _accumulate(a: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] += a[j]
+
+
+@_compiled
+def _row_sums(row: Array, spare: Array, out: Array, size: int) -> None:
+    """``out[j] = Σ row[j : j + size]`` from sums of 1, 2, 4, … elements; overwrites ``row`` and ``spare``.
+
+    Additions alone, so that equal patches have distance exactly 0 and a NaN stays in its windows; a running sum
+    that also subtracts has neither.
+    """
+    n = out.size
+    done = 0
+    length = 1
+    a = row
+    b = spare
+    while True:
+        if size & length:
+            if done == 0:
+                out[:] = a[:n]
+            else:
+                _accumulate(a[done : done + n], out)
+            done += length
+        if done == size:
+            return
+        valid = n + size - 2 * length
+        _add(a[:valid], a[length : length + valid], b[:valid])
+        a, b = b, a
+        length *= 2
+
+
+@_compiled
+def _column_sums(rows: Array, spare: Array, count: int, size: int, n: int) -> None:
+    """``rows[i] = Σ rows[i : i + size]`` for ``count`` rows, n wide: three additions an element for any size.
+
+    Within blocks of ``size`` rows the sums to the block's end are formed in place, from below; a window is one of
+    them plus the beginning of the next block, which ``spare`` accumulates. ``rows`` has ``count + size - 1`` rows.
+    """
+    for start in range(0, count, size):
+        for i in range(start + size - 2, start - 1, -1):
+            _accumulate(rows[i + 1, :n], rows[i, :n])
+        spare[:n] = 0
+        for i in range(start + 1, min(start + size, count)):
+            _accumulate(rows[i + size - 1, :n], spare[:n])
+            _accumulate(spare[:n], rows[i, :n])
+
+
+@_compiled
+def _squared_column_distances(
+    y: Array, dy: int, dx: int, top: int, rows: int, left: int, wide: int, patch: int, out: Array, spare: Array
+) -> None:
+    """Squared differences to the shift (dy, dx), summed over columns of a patch around rows top, top + 1, …"""
+    for i in range(rows + patch - 1):
+        k = top - patch // 2 + i
+        _squared_difference(y[k, left : left + wide], y[k + dy, left + dx : left + dx + wide], out[i, :wide])
+    _column_sums(out, spare, rows, patch, wide)
+
+
+@_compiled
+def _weights(squared: Array, inverse: Any, out: Array) -> None:
+    for j in range(out.size):
+        out[j] = _exp_minus(np.sqrt(squared[j]) * inverse)
+
+
+@_compiled
+def _weights_of_map(squared: Array, inverse: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] = _exp_minus(np.sqrt(squared[j]) * inverse[j])
+
+
+@_compiled
+def _add_weighted_difference(weight: Array, there: Array, here: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] += weight[j] * (there[j] - here[j])
+
+
+@_compiled
+def _add_product(weight: Array, value: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] += weight[j] * value[j]
+
+
+@_compiled
+def _forward_strip(
+    x: Array, y: Array, inverse: Array, search: int, patch: int, first: int, last: int, num: Array, den: Array
+) -> None:
+    """Adds the pairs whose position lies in rows [first, last) of the extended image to ``num`` and ``den``."""
+    channels, height, width = x.shape
+    radius, half = search // 2, patch // 2
+    margin = radius + half
+    is_map = inverse.size > 1
+    rows = np.empty((last - first + patch - 1, width), x.dtype)
+    spare = np.empty(width, x.dtype)
+    distance = np.empty(width, x.dtype)
+    weight = np.empty((2, width), x.dtype)
+    for dy in range(radius + 1):
+        low = max(first, margin - dy)
+        high = min(last, height - margin)
+        for dx in range(-radius if dy else 1, radius + 1):
+            if low >= high:
+                continue
+            a = margin - max(dx, 0)
+            b = width - margin + max(-dx, 0)
+            n = b - a
+            wide = n + patch - 1
+            _squared_column_distances(y, dy, dx, low, high - low, a - half, wide, patch, rows, spare)
+            for i in range(high - low):
+                p, q = low + i, low + i + dy
+                squared = distance[:n]
+                _row_sums(rows[i], spare, squared, patch)
+                if is_map:
+                    _weights_of_map(squared, inverse[p, a:b], weight[0, :n])
+                    _weights_of_map(squared, inverse[q, a + dx : b + dx], weight[1, :n])
+                    here, there = weight[0, :n], weight[1, :n]
+                else:
+                    _weights(squared, inverse[0, 0], weight[0, :n])
+                    here = there = weight[0, :n]
+                for c in range(channels):
+                    at_p, at_q = x[c, p, a:b], x[c, q, a + dx : b + dx]
+                    _add_weighted_difference(here, at_q, at_p, num[c, p, a:b])
+                    _add_weighted_difference(there, at_p, at_q, num[c, q, a + dx : b + dx])
+                _accumulate(here, den[p, a:b])
+                _accumulate(there, den[q, a + dx : b + dx])
+
+
+@_compiled
+def _add_products_of_differences(g: Array, there: Array, here: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] += g[j] * (there[j] - here[j])
+
+
+@_compiled
+def _times(a: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] *= a[j]
+
+
+@_compiled
+def _add_root_product(a: Array, squared: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] += a[j] * np.sqrt(squared[j])
+
+
+@_compiled
+def _distance_gradient(squared: Array, a: Array, b: Array, scale_a: Any, scale_b: Any, out: Array) -> None:
+    zero = squared.dtype.type(0)
+    for j in range(out.size):
+        g = -(a[j] * scale_a + b[j] * scale_b)
+        out[j] = zero if squared[j] == zero else g / np.sqrt(squared[j])
+
+
+@_compiled
+def _distance_gradient_of_map(
+    squared: Array, a: Array, b: Array, scale_a: Array, scale_b: Array, out: Array
+) -> None:
+    zero = squared.dtype.type(0)
+    for j in range(out.size):
+        g = -(a[j] * scale_a[j] + b[j] * scale_b[j])
+        out[j] = zero if squared[j] == zero else g / np.sqrt(squared[j])
+
+
+@_compiled
+def _add_luma_gradient(g: Array, here: Array, there: Array, spare: Array, out: Array, out_there: Array) -> None:
+    for j in range(spare.size):
+        spare[j] = g[j] * (here[j] - there[j])
+    for j in range(out.size):
+        out[j] += spare[j]
+    for j in range(out_there.size):
+        out_there[j] -= spare[j]
+
+
+@_compiled
+def _backward_strip(
+    x: Array,
+    y: Array,
+    inverse: Array,
+    search: int,
+    patch: int,
+    first: int,
+    last: int,
+    g: Array,
+    g_mean: Array,
+    needs_image: bool,
+    grad_x: Array,
+    grad_y: Array,
+    grad_h: Array,
+) -> None:
+    """Adds what the pairs of rows [first, last) contribute. ``g`` is the gradient over the weights' sum, zero
+    outside the image; ``g_mean`` its product with (mean − x), summed over channels. ``grad_h`` lacks 1/h²."""
+    channels, height, width = x.shape
+    radius, half = search // 2, patch // 2
+    margin = radius + half
+    is_map = inverse.size > 1
+    rows = np.empty((last - first + patch - 1, width), x.dtype)
+    flow = np.empty((last - first + 2 * (patch - 1), width), x.dtype)
+    spare = np.empty((2, width + patch), x.dtype)
+    distance = np.empty(width, x.dtype)
+    weight = np.empty((2, width), x.dtype)
+    grad_weight = np.empty((2, width), x.dtype)
+    for dy in range(radius + 1):
+        low = max(first, margin - dy)
+        high = min(last, height - margin)
+        for dx in range(-radius if dy else 1, radius + 1):
+            if low >= high:
+                continue
+            a = margin - max(dx, 0)
+            b = width - margin + max(-dx, 0)
+            n = b - a
+            wide = n + patch - 1
+            _squared_column_distances(y, dy, dx, low, high - low, a - half, wide, patch, rows, spare[0])
+            if needs_image:
+                flow[: patch - 1] = 0
+                flow[high - low + patch - 1 : high - low + 2 * (patch - 1)] = 0
+            for i in range(high - low):
+                p, q = low + i, low + i + dy
+                squared = distance[:n]
+                _row_sums(rows[i], spare[0], squared, patch)
+                if is_map:
+                    _weights_of_map(squared, inverse[p, a:b], weight[0, :n])
+                    _weights_of_map(squared, inverse[q, a + dx : b + dx], weight[1, :n])
+                    here, there = weight[0, :n], weight[1, :n]
+                else:
+                    _weights(squared, inverse[0, 0], weight[0, :n])
+                    here = there = weight[0, :n]
+                from_p, from_q = grad_weight[0, :n], grad_weight[1, :n]
+                _negative(g_mean[p, a:b], from_p)
+                _negative(g_mean[q, a + dx : b + dx], from_q)
+                for c in range(channels):
+                    at_p, at_q = x[c, p, a:b], x[c, q, a + dx : b + dx]
+                    g_p, g_q = g[c, p, a:b], g[c, q, a + dx : b + dx]
+                    _add_products_of_differences(g_p, at_q, at_p, from_p)
+                    _add_products_of_differences(g_q, at_p, at_q, from_q)
+                    if needs_image:
+                        _add_product(here, g_p, grad_x[c, q, a + dx : b + dx])
+                        _add_product(there, g_q, grad_x[c, p, a:b])
+                _times(here, from_p)
+                _times(there, from_q)
+                _add_root_product(from_p, squared, grad_h[p, a:b])
+                _add_root_product(from_q, squared, grad_h[q, a + dx : b + dx])
+                if needs_image:
+                    out = flow[i + patch - 1, :n]
+                    if is_map:
+                        scale_p, scale_q = inverse[p, a:b], inverse[q, a + dx : b + dx]
+                        _distance_gradient_of_map(squared, from_p, from_q, scale_p, scale_q, out)
+                    else:
+                        _distance_gradient(squared, from_p, from_q, inverse[0, 0], inverse[0, 0], out)
+            if needs_image:
+                _column_sums(flow, spare[0], high - low + patch - 1, patch, n)
+                left = a - half
+                right = left + wide
+                for i in range(high - low + patch - 1):
+                    p, q = low - half + i, low - half + i + dy
+                    padded = spare[0, : wide + patch - 1]
+                    padded[: patch - 1] = 0
+                    padded[patch - 1 : wide] = flow[i, :n]
+                    padded[wide:] = 0
+                    _row_sums(padded, spare[1], flow[i, :wide], patch)
+                    _add_luma_gradient(
+                        flow[i, :wide],
+                        y[p, left:right],
+                        y[q, left + dx : right + dx],
+                        spare[0, :wide],
+                        grad_y[p, left:right],
+                        grad_y[q, left + dx : right + dx],
+                    )
+
+
+@_compiled
+def _negative(a: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] = -a[j]
+
+
+# The kernels: strips [start, stop) of all those of one parity, counted through the batch.
+
+
+@_compiled
+def _forward(
+    x: Array,
+    y: Array,
+    inverse: Array,
+    search: int,
+    patch: int,
+    num: Array,
+    den: Array,
+    size: int,
+    parity: int,
+    start: int,
+    stop: int,
+) -> None:
+    margin = search // 2 + patch // 2
+    begin, end = patch // 2, x.shape[2] - margin
+    strips = (-((begin - end) // size) + 1 - parity) // 2
+    for unit in range(start, stop):
+        n = unit // strips
+        first = begin + (2 * (unit % strips) + parity) * size
+        _forward_strip(x[n], y[n], inverse[n], search, patch, first, min(first + size, end), num[n], den[n])
+
+
+@_compiled
+def _backward(
+    x: Array,
+    y: Array,
+    inverse: Array,
+    search: int,
+    patch: int,
+    g: Array,
+    g_mean: Array,
+    needs_image: bool,
+    grad_x: Array,
+    grad_y: Array,
+    grad_h: Array,
+    size: int,
+    parity: int,
+    start: int,
+    stop: int,
+) -> None:
+    margin = search // 2 + patch // 2
+    begin, end = patch // 2, x.shape[2] - margin
+    strips = (-((begin - end) // size) + 1 - parity) // 2
+    for unit in range(start, stop):
+        n = unit // strips
+        first = begin + (2 * (unit % strips) + parity) * size
+        last = min(first + size, end)
+        _backward_strip(
+            x[n],
+            y[n],
+            inverse[n],
+            search,
+            patch,
+            first,
+            last,
+            g[n],
+            g_mean[n],
+            needs_image,
+            grad_x[n],
+            grad_y[n],
+            grad_h[n],
+        )
+
+
+def _share_out(kernel: Callable[..., None], args: tuple[Any, ...], units: int, elements: int) -> None:
+    """Calls ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses."""
+    threads = min(torch.get_num_threads(), units, elements // SMALL)
+    if threads <= 1:
+        kernel(*args, 0, units)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(kernel, *args, unit, unit + 1) for unit in range(units)]:
+            future.result()
+
+
+def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: int, patch: int) -> None:
+    """All strips of all images, even ones first."""
+    margin = search // 2 + patch // 2
+    size = max(STRIP_ROWS, margin + patch)  # what one strip writes must end before the next but one begins
+    strips = -((patch // 2 + margin - x.shape[2]) // size)
+    for parity in (0, 1):
+        units = x.shape[0] * ((strips + 1 - parity) // 2)
+        if units:
+            _share_out(kernel, (*args, size, parity), units, x.numel() * search**2)
+
+
+def forward(x: Tensor, y: Tensor, inverse: Tensor, search: int, patch: int, num: Tensor, den: Tensor) -> None:
+    """Adds all pairs but the zero shift to ``num`` (N, C, H, W) and ``den`` (N, H, W), in extended coordinates."""
+    args = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (num, den)))
+    _run(_forward, args, x, search, patch)
+
+
+def backward(
+    x: Tensor,
+    y: Tensor,
+    inverse: Tensor,
+    search: int,
+    patch: int,
+    g: Tensor,
+    g_mean: Tensor,
+    needs_image: bool,
+    grad_x: Tensor,
+    grad_y: Tensor,
+    grad_h: Tensor,
+) -> None:
+    """Adds all pairs but the zero shift to the three gradients, as :func:`_backward_strip` says."""
+    given = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (g, g_mean)), needs_image)
+    _run(_backward, (*given, *(_array(t) for t in (grad_x, grad_y, grad_h))), x, search, patch)
+
+
+def _array(tensor: Tensor) -> Array:
+    """Its memory as an array; all are contiguous, or what is written would be lost."""
+    array: Array = tensor.detach().numpy()
+    return array

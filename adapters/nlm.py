@@ -1,0 +1,517 @@
+"""Non-local means as a differentiable layer, in memory that does not depend on its window or its patch.
+
+Autograd would store a few planes for each of the ``search_window²`` shifts. Here the backward pass computes them
+again. It is one custom operator with two implementations: plain PyTorch, on any device, and Numba kernels for the
+CPU (:mod:`tlsc.adapters._nlm_numba`), loaded when first used.
+
+Both go through half of the shifts only: the distance of p to p + s is the distance of p + s to p. Both sum patches
+by additions alone, from sums of 1, 2, 4, … elements or from block sums, so that the cost hardly depends (PyTorch:
+on the logarithm) or does not depend on the patch, equal patches have distance exactly 0, and a NaN stays where it
+is. And both add up ``weight · (neighbour − x)``, so that a constant image stays exactly what it is.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tlsc._arguments import FLOATING, as_positive_int, check_map
+from tlsc._reference import _is_traced
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+
+__all__ = ["NonLocalMeans", "SecondDerivativeError", "nonlocal_means"]
+
+Border = Literal["circular", "reflect"]
+Implementation = Literal["auto", "torch", "numba"]
+
+LUMA = (0.299, 0.587, 0.114)
+# Down to here 1/(h · distance) is finite in float32. No image resolves differences of 1e-12.
+ZERO_STRENGTH = 1e-12
+STRIP_ROWS = 128
+# Without compilation Python itself would run the kernels.
+HAS_NUMBA = bool(importlib.util.find_spec("numba")) and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+
+
+class SecondDerivativeError(TLSCError, NotImplementedError):
+    """Non-local means were to be differentiated twice."""
+
+
+def nonlocal_means(
+    x: Tensor,
+    h: Tensor | float,
+    search_window: int = 11,
+    patch: int = 5,
+    border: Border = "circular",
+    *,
+    implementation: Implementation = "auto",
+) -> Tensor:
+    """Non-local means: every pixel becomes a mean of its neighbours, weighted by how alike their patches look.
+
+    For each shift in a ``search_window × search_window`` window, ``distance = sqrt(Σ (y − shifted y)²)`` over a
+    ``patch × patch`` patch of the luma ``y = 0.299 R + 0.587 G + 0.114 B`` (of one channel: the channel itself),
+    and ``weight = exp(−distance / max(h, 0))``. The result is ``Σ weight · shifted x / Σ weight``, clamped to
+    [0, 1].
+
+    ``h ≤ 0`` (in fact ≤ 1e-12) is the limit: only neighbours at distance 0 count, and ``h`` has gradient 0. A
+    distance of 0, as that of the zero shift, contributes 0 to the gradients although its square root has none. A
+    NaN reaches the pixels whose search window, with its patches, contains it.
+
+    Args:
+        x: image (N, 3, H, W) or (N, 1, H, W), nominally in [0, 1]; float16, bfloat16, float32 or float64 (the
+            first two are computed in float32).
+        h: strength, in units of ``x`` times ``patch``: a number or a tensor of one element for all, (N, 1, 1, 1)
+            for each image, or a map (N, 1, H, W).
+        search_window: side of the window of shifts, in pixels; odd.
+        patch: side of the compared patches, in pixels; odd.
+        border: what lies outside the image: ``"circular"``, its other side; ``"reflect"``, its mirror image about
+            the centre of the border pixels. The image may be smaller than the window.
+        implementation: ``"torch"``, ``"numba"`` (CPU only; compiled when first used), or ``"auto"``:
+            Numba on the CPU where it is installed.
+
+    Returns:
+        Same shape, dtype and memory format as ``x``. It can be differentiated once, with respect to ``x`` and
+        ``h``, at a memory cost independent of ``search_window`` and ``patch``.
+
+    Raises:
+        ArgumentTypeError: ``x`` is not a floating tensor, ``h`` is neither a number nor a floating tensor,
+            ``search_window`` or ``patch`` is not an int.
+        ArgumentValueError: ``x`` has not 4 dimensions, 1 or 3 channels and at least one pixel; ``h`` has another
+            shape than listed, or another device; ``search_window`` or ``patch`` is even or below 1; ``border`` or
+            ``implementation`` is not one of those named; Numba is asked for off the CPU.
+        ModuleNotFoundError: ``implementation="numba"`` and Numba is not installed.
+        SecondDerivativeError: it is differentiated twice (a NotImplementedError, from ``backward``).
+
+    Source:
+        Buades, Coll, Morel, "A non-local algorithm for image denoising", CVPR 2005, with the distance instead of
+        its square in the exponent.
+
+    Example:
+        >>> x = torch.tensor([[[[0.2, 0.4, 0.2, 0.9]]]])
+        >>> nonlocal_means(x, h=0.2, search_window=3, patch=1)
+        tensor([[[[0.2570, 0.3155, 0.2570, 0.8577]]]])
+    """
+    _check_image(x)
+    window = _as_odd(search_window, "search_window")
+    side = _as_odd(patch, "patch")
+    _check_choice(border, "border", Border)
+    dtype = _working_dtype(x)
+    strength = _strength(h, x).to(dtype)
+    chosen = _choose(implementation, x)
+    if x.shape[0] == 0:
+        return (x * strength.sum()).clamp(0, 1)
+    margin = window // 2 + side // 2
+    image = _extend(x.to(dtype), margin, border)
+    luma = _luma(image)
+    mean, _ = _filter(image, luma, strength, window, side, chosen)
+    result: Tensor = mean.to(x.dtype).clamp(0, 1)
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return result.contiguous(memory_format=torch.channels_last)
+    return result
+
+
+class NonLocalMeans(nn.Module):
+    """Non-local means with a learnable strength: :func:`nonlocal_means` as a layer.
+
+    Args:
+        h: initial strength, a number or a tensor of one element, which becomes the parameter ``h``, a scalar; in
+            units of the image times ``patch``. None for a layer without parameter, which is given its strength.
+        search_window: side of the window of shifts, in pixels; odd.
+        patch: side of the compared patches, in pixels; odd.
+        border: ``"circular"`` or ``"reflect"``.
+        implementation: ``"auto"``, ``"torch"`` or ``"numba"``.
+
+    Shape:
+        (N, 3, H, W) → (N, 3, H, W), or the same with one channel. ``forward(x, h)`` takes a strength for each image
+        (N, 1, 1, 1) or pixel (N, 1, H, W) in place of the parameter.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: as :func:`nonlocal_means`; ``h`` is missing in ``forward`` of a
+            layer without parameter.
+
+    Example:
+        >>> layer = NonLocalMeans(h=0.2, search_window=3, patch=1)
+        >>> layer(torch.tensor([[[[0.2, 0.4, 0.2, 0.9]]]])).detach()
+        tensor([[[[0.2570, 0.3155, 0.2570, 0.8577]]]])
+        >>> layer(torch.rand(2, 3, 8, 8), torch.full((2, 1, 8, 8), 0.1)).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    h: nn.Parameter | None
+
+    def __init__(
+        self,
+        h: float | Tensor | None,
+        search_window: int = 11,
+        patch: int = 5,
+        border: Border = "circular",
+        *,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__()
+        self.search_window = _as_odd(search_window, "search_window")
+        self.patch = _as_odd(patch, "patch")
+        _check_choice(border, "border", Border)
+        _check_choice(implementation, "implementation", Implementation)
+        self.border: Border = border
+        self.implementation: Implementation = implementation
+        self._given: float | None = None
+        if h is None:
+            self.register_parameter("h", None)
+        elif isinstance(h, Tensor):
+            if h.dtype not in FLOATING:
+                raise ArgumentTypeError(f"h must be a number or a floating tensor, got {h.dtype}")
+            if h.numel() != 1:
+                raise ArgumentValueError(f"h must have one element, got shape {tuple(h.shape)}")
+            self.h = nn.Parameter(h.detach().clone().reshape(()))
+        else:
+            self._given = _as_number(h, "h")
+            self.h = nn.Parameter(torch.tensor(self._given))
+
+    def forward(self, x: Tensor, h: Tensor | float | None = None) -> Tensor:
+        strength = self.h if h is None else h
+        if strength is None:
+            raise ArgumentValueError("h must be given: this layer was built with h=None and has no strength")
+        return nonlocal_means(
+            x, strength, self.search_window, self.patch, self.border, implementation=self.implementation
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NonLocalMeans:
+        unchanged = self._unchanged()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if unchanged and self.h is not None and self._given is not None:
+            # ``NonLocalMeans(0.1).double()`` has the strength 0.1, not its float32 rounding.
+            with torch.no_grad():
+                self.h.fill_(self._given)
+        return self
+
+    def _unchanged(self) -> bool:
+        if self._given is None or self.h is None or _is_traced(self.h):
+            return False
+        return self.h.item() == torch.tensor(self._given, dtype=self.h.dtype).item()
+
+    def extra_repr(self) -> str:
+        return f"search_window={self.search_window}, patch={self.patch}, border={self.border!r}"
+
+
+def _check_image(x: Any) -> None:
+    check_map(x)
+    if x.shape[1] not in (1, 3):
+        raise ArgumentValueError(f"x must have 1 or 3 channels, got {x.shape[1]}: shape {tuple(x.shape)}")
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _as_odd(value: Any, name: str) -> int:
+    number = as_positive_int(value, name)
+    if number % 2 == 0:
+        raise ArgumentValueError(f"{name} must be odd, so that it has a centre, got {number}")
+    return number
+
+
+def _as_number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, (str, complex)):
+        raise ArgumentTypeError(f"{name} must be a number or a floating tensor, got {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"{name} must be a number or a floating tensor, got {value!r}") from None
+
+
+def _check_choice(value: Any, name: str, choices: Any) -> None:
+    names = get_args(choices)
+    if value not in names:
+        raise ArgumentValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}")
+
+
+def _choose(implementation: Implementation, x: Tensor) -> str:
+    _check_choice(implementation, "implementation", Implementation)
+    if implementation == "numba" and x.device.type not in ("cpu", "meta"):
+        raise ArgumentValueError(f'implementation="numba" runs on the CPU, but x is on {x.device}; use "torch"')
+    if implementation != "auto":
+        return implementation
+    return "numba" if x.device.type == "cpu" and HAS_NUMBA else "torch"
+
+
+def _strength(h: Any, x: Tensor) -> Tensor:
+    """``h`` as (N, 1, 1) or (N, H, W)."""
+    if not isinstance(h, Tensor):
+        return torch.full((x.shape[0], 1, 1), _as_number(h, "h"), dtype=_working_dtype(x), device=x.device)
+    if h.dtype not in FLOATING:
+        raise ArgumentTypeError(f"h must be a number or a floating tensor, got {h.dtype}")
+    n, _, height, width = x.shape
+    if h.device != x.device:
+        raise ArgumentValueError(f"h is on {h.device} but x is on {x.device}; move one of them")
+    if h.shape in ((), (1,)):
+        return h.reshape(1, 1, 1).expand(n, 1, 1)
+    if h.shape in ((n, 1, 1, 1), (n, 1, height, width)):
+        return h.squeeze(1)
+    raise ArgumentValueError(
+        f"h must be one number, ({n}, 1, 1, 1) or ({n}, 1, {height}, {width}) for this x, got {tuple(h.shape)}"
+    )
+
+
+def _extend(x: Tensor, margin: int, border: Border) -> Tensor:
+    """``x`` continued by ``margin`` pixels on each side, also where it is smaller than that."""
+    for dim in (2, 3):
+        size = x.shape[dim]
+        index = torch.arange(-margin, size + margin, device=x.device)
+        if border == "circular":
+            index = index % size
+        else:
+            period = max(2 * (size - 1), 1)
+            index = index % period
+            index = torch.minimum(index, period - index) if size > 1 else index * 0
+        x = x.index_select(dim, index)
+    return x
+
+
+def _luma(x: Tensor) -> Tensor:
+    if x.shape[1] == 1:
+        return x[:, 0].clone()
+    r, g, b = x.unbind(1)
+    return r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
+
+
+# The operator: everything between the extended image and the mean before clamping.
+
+
+@torch.library.custom_op("tlsc::nonlocal_means", mutates_args=())
+def _filter(
+    image: Tensor, luma: Tensor, h: Tensor, search_window: int, patch: int, implementation: str
+) -> tuple[Tensor, Tensor]:
+    """Mean (N, C, H, W) and sum of weights (N, H, W) of the inner part of ``image``, ``luma`` (both extended)."""
+    margin = search_window // 2 + patch // 2
+    weighted = torch.zeros_like(image, memory_format=torch.contiguous_format)
+    weights = torch.ones_like(luma, memory_format=torch.contiguous_format)  # that of the zero shift
+    inverse = _inverse(h, margin)
+    if implementation == "numba":
+        from tlsc.adapters import _nlm_numba
+
+        _nlm_numba.forward(image, luma, inverse, search_window, patch, weighted, weights)
+    else:
+        _torch_forward(image, luma, inverse, search_window, patch, weighted, weights)
+    total = _inner(weights, margin).contiguous()
+    return _inner(image, margin) + _inner(weighted, margin) / total.unsqueeze(1), total
+
+
+@torch.library.custom_op("tlsc::nonlocal_means_backward", mutates_args=())
+def _filter_backward(
+    grad: Tensor,
+    image: Tensor,
+    luma: Tensor,
+    h: Tensor,
+    mean: Tensor,
+    total: Tensor,
+    search_window: int,
+    patch: int,
+    implementation: str,
+    needs_image: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of image, luma and h; the first two are empty unless ``needs_image``."""
+    margin = search_window // 2 + patch // 2
+    g = _pad(grad / total.unsqueeze(1), margin)
+    g_mean = (_inner(g, margin) * (mean - _inner(image, margin))).sum(1)
+    g_mean = _pad(g_mean, margin)
+    grad_image = g.clone() if needs_image else g.new_empty((*g.shape[:2], 0, 0))
+    grad_luma = luma.new_zeros(luma.shape if needs_image else (luma.shape[0], 0, 0))
+    grad_h = luma.new_zeros(luma.shape)
+    inverse = _inverse(h, margin)
+    if implementation == "numba":
+        from tlsc.adapters import _nlm_numba
+
+        _nlm_numba.backward(
+            image, luma, inverse, search_window, patch, g, g_mean, needs_image, grad_image, grad_luma, grad_h
+        )
+    else:
+        _torch_backward(
+            image, luma, inverse, search_window, patch, g, g_mean, needs_image, grad_image, grad_luma, grad_h
+        )
+    grad_h = _inner(grad_h, margin)
+    if h.shape[1:] == (1, 1):
+        grad_h = grad_h.sum((1, 2), keepdim=True)
+    grad_h = torch.where(h <= ZERO_STRENGTH, torch.zeros_like(h), grad_h / h / h)
+    return grad_image, grad_luma, grad_h
+
+
+@_filter.register_fake
+def _(image: Tensor, luma: Tensor, h: Tensor, search_window: int, patch: int, implementation: str) -> Any:
+    margin = search_window // 2 + patch // 2
+    n, c, height, width = image.shape
+    shape = (n, c, height - 2 * margin, width - 2 * margin)
+    return image.new_empty(shape), luma.new_empty((n, *shape[2:]))
+
+
+@_filter_backward.register_fake
+def _(
+    grad: Tensor,
+    image: Tensor,
+    luma: Tensor,
+    h: Tensor,
+    mean: Tensor,
+    total: Tensor,
+    search_window: int,
+    patch: int,
+    implementation: str,
+    needs_image: bool,
+) -> Any:
+    if needs_image:
+        return image.new_empty(image.shape), luma.new_empty(luma.shape), h.new_empty(h.shape)
+    return image.new_empty((*image.shape[:2], 0, 0)), luma.new_empty((luma.shape[0], 0, 0)), h.new_empty(h.shape)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    image, luma, h, search_window, patch, implementation = inputs
+    mean, total = output
+    ctx.mark_non_differentiable(total)
+    ctx.save_for_backward(image, luma, h, mean, total)
+    ctx.settings = (search_window, patch, implementation)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+    needs_image = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    grads = _filter_backward(grad, *ctx.saved_tensors, *ctx.settings, needs_image)
+    image, luma = grads[:2] if needs_image else (None, None)
+    return image, luma, grads[2], None, None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise SecondDerivativeError(
+        "nonlocal_means can be differentiated once only: its backward pass computes again what autograd would "
+        "store, outside autograd. Call backward or grad on it without create_graph=True."
+    )
+
+
+_filter.register_autograd(_backward, setup_context=_setup_context)
+_filter_backward.register_autograd(_no_second_derivative)
+
+
+def _inner(x: Tensor, margin: int) -> Tensor:
+    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin]
+
+
+def _pad(x: Tensor, margin: int) -> Tensor:
+    return torch.nn.functional.pad(x, (margin,) * 4).contiguous()
+
+
+def _inverse(h: Tensor, margin: int) -> Tensor:
+    """1/h, as far as a map as the extended image; the largest number for the limit of h → 0."""
+    inverse = torch.where(h <= ZERO_STRENGTH, torch.finfo(h.dtype).max, 1 / h)
+    return inverse.contiguous() if h.shape[1:] == (1, 1) else _pad(inverse, margin)
+
+
+# Plain PyTorch.
+
+
+def _torch_forward(
+    x: Tensor, y: Tensor, inverse: Tensor, search: int, patch: int, num: Tensor, den: Tensor
+) -> None:
+    for pair in _pairs(y, inverse, search, patch):
+        step = x[pair.q] - x[pair.p]
+        num[pair.p] += pair.weight_p.unsqueeze(1) * step
+        num[pair.q] -= pair.weight_q.unsqueeze(1) * step
+        den[pair.p] += pair.weight_p
+        den[pair.q] += pair.weight_q
+
+
+def _torch_backward(
+    x: Tensor,
+    y: Tensor,
+    inverse: Tensor,
+    search: int,
+    patch: int,
+    g: Tensor,
+    g_mean: Tensor,
+    needs_image: bool,
+    grad_x: Tensor,
+    grad_y: Tensor,
+    grad_h: Tensor,
+) -> None:
+    half = patch // 2
+    for pair in _pairs(y, inverse, search, patch):
+        g_p, g_q = g[pair.p], g[pair.q]
+        step = x[pair.q] - x[pair.p]
+        from_p = ((g_p * step).sum(1) - g_mean[pair.p]) * pair.weight_p
+        from_q = (-(g_q * step).sum(1) - g_mean[pair.q]) * pair.weight_q
+        grad_h[pair.p] += from_p * pair.distance
+        grad_h[pair.q] += from_q * pair.distance
+        if not needs_image:
+            continue
+        grad_x[pair.q] += pair.weight_p.unsqueeze(1) * g_p
+        grad_x[pair.p] += pair.weight_q.unsqueeze(1) * g_q
+        flow = from_p * pair.inverse_p + from_q * pair.inverse_q
+        flow = torch.where(pair.distance == 0, 0.0, flow / pair.distance)
+        flow = _box_sums(torch.nn.functional.pad(flow, (2 * half,) * 4), patch) * pair.difference
+        grad_y[pair.wide_p] -= flow
+        grad_y[pair.wide_q] += flow
+
+
+class _Pair(NamedTuple):
+    """All positions p and their neighbours q = p + shift, for one shift: where they are, and what weighs them."""
+
+    p: tuple[Any, ...]
+    q: tuple[Any, ...]
+    wide_p: tuple[Any, ...]  # the same with half a patch around them
+    wide_q: tuple[Any, ...]
+    difference: Tensor  # of the luma, wide_p minus wide_q
+    distance: Tensor
+    inverse_p: Tensor
+    inverse_q: Tensor
+    weight_p: Tensor  # of q in the mean at p
+    weight_q: Tensor  # of p in the mean at q
+
+
+def _pairs(y: Tensor, inverse: Tensor, search: int, patch: int) -> Iterator[_Pair]:
+    """Half of the shifts but zero. Both p and q lie inside the image, or one does, or (in corners) neither."""
+    radius, half = search // 2, patch // 2
+    margin = radius + half
+    height, width = y.shape[1:]
+    is_map = inverse.shape[1:] != (1, 1)
+    strip = STRIP_ROWS if y.device.type == "cpu" else height  # planes that fit the cache
+    shifts = [(dy, dx) for dy in range(radius + 1) for dx in range(-radius if dy else 1, radius + 1)]
+    for first in range(half, height - margin, strip):
+        for dy, dx in shifts:
+            low, high = max(first, margin - dy), min(first + strip, height - margin)
+            if low >= high:
+                continue
+            box = (low, high, margin - max(dx, 0), width - margin + max(-dx, 0))
+            p, q = _box(box), _box(box, dy, dx)
+            wide_p, wide_q = _box(box, grow=half), _box(box, dy, dx, grow=half)
+            difference = y[wide_p] - y[wide_q]
+            distance = _box_sums(difference.square(), patch).sqrt_()
+            inverse_p = inverse[p] if is_map else inverse
+            weight_p = (distance * inverse_p).neg_().exp_()
+            inverse_q = inverse[q] if is_map else inverse
+            weight_q = (distance * inverse_q).neg_().exp_() if is_map else weight_p
+            yield _Pair(p, q, wide_p, wide_q, difference, distance, inverse_p, inverse_q, weight_p, weight_q)
+
+
+def _box(box: tuple[int, int, int, int], dy: int = 0, dx: int = 0, grow: int = 0) -> tuple[Any, ...]:
+    top, bottom, left, right = box
+    return (..., slice(top + dy - grow, bottom + dy + grow), slice(left + dx - grow, right + dx + grow))
+
+
+def _box_sums(x: Tensor, size: int) -> Tensor:
+    """Sums over all ``size × size`` boxes inside."""
+    return _window_sums(_window_sums(x, size, -2), size, -1)
+
+
+def _window_sums(x: Tensor, size: int, dim: int) -> Tensor:
+    """Sums over all windows of ``size`` along ``dim``, from sums of 1, 2, 4, … elements: additions alone."""
+    count = x.shape[dim] - size + 1
+    total, done, length = None, 0, 1
+    while True:
+        if size & length:
+            part = x.narrow(dim, done, count)
+            total = part if total is None else total + part
+            done += length
+        if done == size and total is not None:
+            return total
+        x = x.narrow(dim, 0, x.shape[dim] - length) + x.narrow(dim, length, x.shape[dim] - length)
+        length *= 2

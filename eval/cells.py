@@ -1,0 +1,141 @@
+"""The ways to run a network that are compared: as trained or converted, whole or in patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+import tlsc
+from tlsc.errors import ArgumentValueError
+
+__all__ = ["ORIGINAL", "Cell", "as_cell", "cells_of", "shown_size"]
+
+Size = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to run a network.
+
+    Attributes:
+        base_size: window of the converted network at its input in pixels; None is the network as trained.
+        stride: of the strided path; 1 is exact.
+        patch_size: side of the patches that images are cut into; None is the whole image.
+        overlap: pixels that neighbouring patches share.
+
+    Example:
+        >>> print(Cell(96), "|", Cell(patch_size=64, overlap=16), "|", Cell(96, 4, 64))
+        base size 96, whole | original, tiles of 64, overlap 16 | base size 96, stride 4, patches of 64
+    """
+
+    base_size: Size | None = None
+    stride: int = 1
+    patch_size: int | None = None
+    overlap: int = 0
+
+    @property
+    def variant(self) -> str:
+        """The network's state in words."""
+        if self.base_size is None:
+            return "original"
+        return f"base size {shown_size(self.base_size)}" + (f", stride {self.stride}" if self.stride > 1 else "")
+
+    @property
+    def size(self) -> str:
+        """The patch size as it stands in tables."""
+        return "whole" if self.patch_size is None else str(self.patch_size)
+
+    def __str__(self) -> str:
+        if self.patch_size is None:
+            return f"{self.variant}, whole"
+        if self.overlap:
+            return f"{self.variant}, tiles of {self.patch_size}, overlap {self.overlap}"
+        return f"{self.variant}, patches of {self.patch_size}"
+
+    @property
+    def as_trained(self) -> Cell:
+        """The same patches with the original network."""
+        return Cell(None, 1, self.patch_size, self.overlap)
+
+    def equals_original(self, height: int, width: int) -> bool:
+        """Whether all that the network sees of an image of that size fits its window: then nothing is converted."""
+        if self.base_size is None:
+            return False
+        window = (self.base_size,) * 2 if isinstance(self.base_size, int) else self.base_size
+        sizes = (height, width) if self.patch_size is None else (self.patch_size,) * 2
+        return all(min(size, n) <= k for size, n, k in zip(sizes, (height, width), window, strict=True))
+
+
+ORIGINAL = Cell()
+"""The network as trained, on whole images: what all others are compared with."""
+
+
+def shown_size(size: Size) -> str:
+    """``96`` or ``96x128``."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+@contextmanager
+def as_cell(model: nn.Module, cell: Cell) -> Iterator[nn.Module]:
+    """The model as a cell has it; as before afterwards."""
+    if cell.base_size is None:
+        yield model
+        return
+    with tlsc.converted(model, cell.base_size, stride=cell.stride):
+        yield model
+
+
+def cells_of(
+    model: nn.Module,
+    base_sizes: Iterable[Size],
+    strides: Iterable[int],
+    patches: Iterable[tuple[int | None, int]],
+    converted_patches: bool = False,
+    whole: bool = True,
+) -> tuple[list[Cell], list[str]]:
+    """What to compare, and remarks on what is left out.
+
+    Args:
+        model: is planned, not changed.
+        base_sizes: windows to convert with.
+        strides: of the strided path.
+        patches: patch sizes with overlaps; None is the whole image.
+        converted_patches: whether converted networks run on patches, too.
+        whole: whether whole images are among them.
+
+    Raises:
+        ArgumentValueError: a size, stride or overlap that cannot be used.
+    """
+    cuts = [cut for cut in dict.fromkeys([*patches, (None, 0)]) if whole or cut[0] is not None]
+    if not cuts:
+        raise ArgumentValueError("without whole images at least one patch size is needed")
+    for size, overlap in cuts:
+        if size is not None and (size < 1 or not 0 <= overlap < size):
+            raise ArgumentValueError(
+                f"patches of {size} with overlap {overlap}: overlap must be at least 0 and less"
+            )
+    # Whole images last, smaller patches first.
+    cuts.sort(key=lambda cut: (cut[0] is None, cut[0] or 0, cut[1]))
+    cells = [Cell(None, 1, size, overlap) for size, overlap in cuts]
+    remarks = []
+    for base_size in dict.fromkeys(base_sizes):
+        for stride in dict.fromkeys(strides):
+            try:
+                plan = tlsc.plan(model, base_size, stride=stride)
+            except tlsc.NoSiteError:
+                return cells, ["the network has no global layer that is known: nothing to convert"]
+            if not plan.converted:
+                reasons = "; ".join(dict.fromkeys(site.reason for site in plan.left)) or "it has no global layer"
+                return cells, [f"nothing to convert: {reasons}"]
+            if stride > 1 and not any(site.action == "strided" for site in plan):
+                remarks.append(f"stride {stride}: no site of this network has a strided form, so it is left out")
+                continue
+            for site in plan.left:
+                if site.action == "left global":
+                    remarks.append(f"{site.path or 'the model'} stays global: {site.reason}")
+            own = cuts if converted_patches or not whole else [(None, 0)]
+            cells += [Cell(base_size, stride, size, overlap) for size, overlap in own]
+    return cells, list(dict.fromkeys(remarks))

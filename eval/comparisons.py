@@ -1,0 +1,142 @@
+"""Pictures of the images on which two ways to run a network differ most, restored once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlsc.eval.cells import Cell, as_cell
+from tlsc.eval.datasets import ImagePair
+from tlsc.eval.images import Pixels, as_float, with_channels
+from tlsc.eval.outputs import Outcome
+from tlsc.eval.pictures import Row, busiest, draw_comparison
+from tlsc.eval.runner import Job, restored
+from tlsc.eval.verdict import Verdict
+
+__all__ = ["Comparison", "compare", "draw", "shown_cells"]
+
+_IMAGES = 3
+_LARGEST = 16e6
+"""Pixels; larger images are not restored again as a whole."""
+_SIDE, _VIEW = 320, 1024
+
+Picture = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One image in several states, cut to where two of them differ most.
+
+    Attributes:
+        image: its name.
+        crops: (height, width, 3) in [0, 1] by caption: input, each way to run the network with its PSNR, target.
+        views: the same, larger.
+        place: left, top, width and height of the crops in pixels of the target.
+        before, after: captions of the two that differ most.
+    """
+
+    image: str
+    crops: dict[str, Picture]
+    views: dict[str, Picture]
+    place: tuple[int, int, int, int]
+    before: str
+    after: str
+
+
+def shown_cells(verdict: Verdict) -> list[Cell]:
+    """What a reader wants to see next to the baseline: the best, then the best converted, the best in tiles."""
+    ranked = sorted(
+        (cell for cell, found in verdict.changes.items() if found.images),
+        key=lambda cell: verdict.changes[cell].mean,
+        reverse=True,
+    )
+    chosen = [
+        *ranked[:1],
+        *[cell for cell in ranked if cell.base_size is not None and cell.patch_size is None][:1],
+        *[cell for cell in ranked if cell.base_size is None and cell.patch_size is not None][:1],
+    ]
+    return list(dict.fromkeys(chosen))
+
+
+def compare(job: Job, outcome: Outcome) -> list[Comparison]:
+    """The images whose PSNR differs most between the baseline and the first of :func:`shown_cells`.
+
+    An image that cannot be restored again is left out.
+    """
+    verdict = outcome.verdict
+    cells = shown_cells(verdict)
+    if not cells:
+        return []
+    gains = verdict.gain_table[cells[0]]
+    by_size = {pair.name: pair for pair in job.data.pairs}
+    order = sorted(range(len(gains)), key=lambda i: -abs(gains[i]) if math.isfinite(gains[i]) else 0.0)
+    names = [verdict.images[i] for i in order]
+    chosen = [n for n in names if (size := by_size[n].size) is not None and math.prod(size) <= _LARGEST][:_IMAGES]
+    results: dict[str, dict[Cell, Picture]] = {name: {} for name in chosen}
+    for cell in (verdict.baseline, *cells):
+        try:
+            with as_cell(job.network.model, cell):
+                for name in chosen:
+                    given, _ = job.data.load(by_size[name])
+                    results[name][cell] = np.concatenate(list(restored(job.network, cell, given)))
+        except Exception:  # it worked before: perhaps there is less memory now. A picture less.
+            continue
+    psnrs = {(record.cell, record.image): record.psnr for record in outcome.records}
+    return [
+        _comparison(job, by_size[name], verdict.baseline, cells[0], own, psnrs)
+        for name, own in results.items()
+        if verdict.baseline in own and cells[0] in own
+    ]
+
+
+def _comparison(
+    job: Job,
+    pair: ImagePair,
+    baseline: Cell,
+    best: Cell,
+    own: dict[Cell, Picture],
+    psnrs: dict[tuple[str, str], float],
+) -> Comparison:
+    given, target = job.data.load(pair)
+    states = {"input": _shown(given, target.shape)}
+    names = {}
+    for cell, picture in own.items():
+        psnr = psnrs[str(cell), pair.name]
+        names[cell] = f"{cell}: {psnr:.2f} dB"
+        states[names[cell]] = _shown(picture, target.shape)
+    states["target"] = _shown(target, target.shape)
+    height, width = target.shape[:2]
+    difference = np.abs(states[names[baseline]] - states[names[best]]).mean(-1)
+    side = min(_SIDE, height, width)
+    top, left = busiest(difference, side)
+    crops = {name: picture[top : top + side, left : left + side] for name, picture in states.items()}
+    high, wide = min(_VIEW, height), min(_VIEW, width)
+    y = min(max(0, top + side // 2 - high // 2), height - high)
+    x = min(max(0, left + side // 2 - wide // 2), width - wide)
+    views = {name: picture[y : y + high, x : x + wide] for name, picture in states.items()}
+    return Comparison(pair.name, crops, views, (left, top, side, side), names[baseline], names[best])
+
+
+def _shown(pixels: Pixels, shape: Sequence[int]) -> Picture:
+    """As a picture of the target's size, in colour, in [0, 1]."""
+    picture = np.clip(as_float(with_channels(pixels, 3)), 0, 1)
+    factor = shape[0] // picture.shape[0]
+    if factor > 1:
+        picture = picture.repeat(factor, 0).repeat(factor, 1)
+    return np.asarray(picture[: shape[0], : shape[1]], dtype=np.float32)
+
+
+def draw(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """All comparisons in one picture: views, and crops under them."""
+    rows = []
+    for found in comparisons:
+        order = ["input", found.before, found.after]
+        pictures = {name: found.views[name] for name in [*order, *(n for n in found.views if n not in order)]}
+        captions = {name.replace(", ", "\n").replace(": ", "\n"): picture for name, picture in pictures.items()}
+        rows.append(Row(found.image, captions))
+    draw_comparison(path, rows)

@@ -1,0 +1,244 @@
+"""The network under test, by name: a demo network, a checkpoint, or something that can be imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tlsc.errors import ArgumentTypeError, ArgumentValueError
+
+__all__ = ["Network", "checksum", "load_network"]
+
+
+@dataclass
+class Network:
+    """A restorer and what has to be known to run it; call it with (N, C, H, W) on the CPU to get the result there.
+
+    Attributes:
+        name: as given.
+        model: in evaluation mode; this object is converted and reverted.
+        description: one line.
+        crop: side of its training crops in pixels, None where it is not known.
+        base_size: the recommended window, None where it is not known.
+        scale: output pixels per input pixel.
+        channels: of its images, 1 or 3.
+        output: which entry of a list or dictionary of outputs is the result; None for the only one.
+        pad_to: images are mirrored to a multiple of this and cut back; 1 where the model takes any size.
+        padding: of the model's descriptor; None for networks without one, or where ``pad_to`` was given.
+    """
+
+    name: str
+    model: nn.Module
+    description: str = ""
+    crop: int | None = None
+    base_size: int | None = None
+    scale: int = 1
+    channels: int = 3
+    output: int | str | None = None
+    pad_to: int = 1
+    padding: Any = None
+
+    @property
+    def reference(self) -> Tensor:
+        """A tensor on the model's device, of its floating point type."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        like = self.reference
+        height, width = image.shape[2:]
+        image = image.to(like.device, like.dtype)
+        if self.padding is not None and self.output is None:
+            from tlsc import adapters
+
+            return adapters.run(self.model, image).float().cpu()
+        padded = self._padded(image)
+        out = self._result(self.model(padded))
+        if padded.shape[2:] != image.shape[2:]:
+            # By how much it enlarges, whatever is known of it: a wrong scale must not pass for a border.
+            down, across = (n // k for n, k in zip(out.shape[2:], padded.shape[2:], strict=True))
+            out = out[..., : height * down, : width * across]
+        return out.float().cpu()
+
+    def taken(self, size: Any) -> Any:
+        """A base size, or the next larger one that the network takes."""
+        height, width = (size, size) if isinstance(size, int) else size
+        if self.padding is not None and not self.padding.inside:
+            height, width = self.padding.padded(height, width)
+        height, width = (n + -n % self.pad_to for n in (height, width))
+        return height if height == width else (height, width)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        height, width = image.shape[2:]
+        more = (height, width) if self.padding is None else self.padding.padded(height, width)
+        down, right = (n + -n % self.pad_to - k for n, k in zip(more, (height, width), strict=True))
+        mode = "reflect" if down < height and right < width else "replicate"
+        return F.pad(image, (0, right, 0, down), mode=mode) if down or right else image
+
+    def _result(self, outputs: Any) -> Tensor:
+        found = outputs
+        if isinstance(outputs, (list, tuple, Mapping)):
+            found = self._chosen(outputs)
+        if not isinstance(found, Tensor) or found.dim() != 4:
+            shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ArgumentTypeError(
+                f"{self.name} returned {shown}, not a batch of images; --output names the result"
+            )
+        return found
+
+    def _chosen(self, outputs: Any) -> Any:
+        if self.output is None and len(outputs) == 1:
+            return next(iter(outputs.values() if isinstance(outputs, Mapping) else outputs))
+        there = (
+            f"keys {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else f"{len(outputs)} entries"
+        )
+        if self.output is None:
+            raise ArgumentValueError(f"{self.name} returned {there}: name the result with --output")
+        try:
+            return outputs[self.output]
+        except (IndexError, KeyError, TypeError) as error:
+            raise ArgumentValueError(f"{self.name} has no output {self.output!r}: it returned {there}") from error
+
+
+def load_network(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    output: str | None = None,
+    pad_to: int | None = None,
+    crop: int | None = None,
+    scale: int | None = None,
+) -> Network:
+    """A demo network by its name, a checkpoint by its path, or ``module:factory``.
+
+    Args:
+        name: a key of ``DEMO_NETWORKS``; a file that :func:`tlsc.adapters.load` can read; or ``module:factory``,
+            importable from the current directory, that returns a module when called.
+        device: where it runs.
+        dtype: "float32", "float16", "bfloat16" or "float64".
+        output: entry of a list (a number) or dictionary (a key) of outputs that is the result; by default what is
+            known of the network.
+        pad_to: sizes it takes are multiples of this; by default what is known of the network.
+        crop: side of its training crops; by default what is known of the network.
+        scale: output pixels per input pixel; by default what is known of the network, or 1.
+
+    Raises:
+        ArgumentValueError: there is no such network, device or dtype.
+
+    Example:
+        >>> network = load_network("se")
+        >>> network.crop, network.base_size, network(torch.rand(1, 3, 30, 41)).shape
+        (64, 96, torch.Size([1, 3, 30, 41]))
+    """
+    from tlsc.adapters import DEMO_NETWORKS
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ArgumentValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
+    place = _device(device)
+    if name in DEMO_NETWORKS:
+        network = _demo(name)
+    elif Path(name).is_file():
+        network = _checkpoint(name)
+    elif ":" in name:
+        network = _imported(name)
+    else:
+        raise ArgumentValueError(
+            f"no network {name!r}: neither a demo network ({', '.join(DEMO_NETWORKS)}), nor a file, nor "
+            "module:factory"
+        )
+    network.model.to(place, kind).eval()
+    if output is not None:
+        network.output = int(output) if output.lstrip("-").isdecimal() else output
+    if pad_to is not None:
+        network.pad_to, network.padding = pad_to, None
+    if scale is not None:
+        network.scale = scale
+    if crop is not None:
+        network.crop, network.base_size = crop, crop * 3 // 2
+    return network
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentValueError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+def _demo(name: str) -> Network:
+    from tlsc.adapters import DEMO_NETWORKS, load_demo_network
+
+    known = DEMO_NETWORKS[name]
+    model = load_demo_network(name)
+    return Network(name, model, known.description, known.crop, known.crop * 3 // 2, pad_to=1)
+
+
+def _checkpoint(path: str) -> Network:
+    from tlsc import adapters
+
+    network = _described(path, adapters.load(path))
+    assert network is not None
+    return network
+
+
+def _imported(name: str) -> Network:
+    from tlsc.eval.cli import _imported as imported
+
+    model = imported(name)
+    network = _described(name, model)
+    return network if network is not None else Network(name, model, type(model).__name__, channels=_channels(model))
+
+
+def _described(name: str, model: nn.Module) -> Network | None:
+    """What the descriptor at ``model.tlsc`` says, if there is one (see ``tlsc.adapters.load``)."""
+    from tlsc.adapters import Descriptor
+
+    known = getattr(model, "tlsc", None)
+    if not isinstance(known, Descriptor):
+        return None
+    task = f", {known.task}" if known.task else ""
+    return Network(
+        name,
+        model,
+        f"{known.architecture}{task}",
+        known.crop,
+        known.base_size,
+        known.scale,
+        known.in_channels,
+        padding=known.padding,
+    )
+
+
+def _channels(model: nn.Module) -> int:
+    """1 for a network whose first convolution takes one channel, else 3."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def checksum(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of a model's state.
+
+    Example:
+        >>> one, other = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        >>> checksum(one) == checksum(one), checksum(one) == checksum(other)
+        (True, False)
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        if not isinstance(value, Tensor):
+            continue
+        digest.update(f"{key}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""The files of a run: results.csv, timings.csv, results.json and the table that is printed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from tlsc.eval.cells import Cell, shown_size
+from tlsc.eval.datasets import Dataset
+from tlsc.eval.files import replacing
+from tlsc.eval.metrics import Protocol
+from tlsc.eval.records import Record
+from tlsc.eval.verdict import Change, Summary, Verdict
+
+__all__ = ["Outcome", "as_json", "head", "sweep_table", "table", "versions", "write_results", "write_timings"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a run found out.
+
+    Attributes:
+        command: "eval" or "sweep".
+        network: its name and description.
+        data: with what was bad.
+        protocol: of all figures.
+        cells: in order.
+        records: by cell, then by image.
+        summaries: one per cell.
+        verdict: what to do.
+        settings: everything that figures depend on.
+        processes: that shared the work.
+        device: in words.
+    """
+
+    command: str
+    network: str
+    data: Dataset
+    protocol: Protocol
+    cells: Sequence[Cell]
+    records: Sequence[Record]
+    summaries: Sequence[Summary]
+    verdict: Verdict
+    settings: Mapping[str, Any]
+    processes: int
+    device: str
+
+    @property
+    def failed(self) -> list[Record]:
+        """The records without figures."""
+        return [record for record in self.records if not record.good]
+
+
+_PLACE = ("image", "network", "variant", "base_size", "stride", "patch_size", "overlap")
+
+
+def write_results(path: Path, outcome: Outcome) -> None:
+    """A row per image, variant and patch size, then one per bad pair. No times: equal runs give equal bytes."""
+    lpips = any(record.lpips is not None for record in outcome.records)
+    names = [
+        *_PLACE,
+        "protocol",
+        "crop_border",
+        "psnr_db",
+        "ssim",
+        *(["lpips"] if lpips else []),
+        "status",
+        "message",
+    ]
+    protocol = [outcome.protocol.name, outcome.protocol.crop_border]
+    rows: list[list[Any]] = []
+    cells = {str(cell): cell for cell in outcome.cells}
+    for record in outcome.records:
+        figures = [_decimal(record.psnr, 8), _decimal(record.ssim, 10)]
+        if lpips:
+            figures.append("" if record.lpips is None else _decimal(record.lpips, 8))
+        place = _place(record.image, outcome.settings["network"], cells[record.cell])
+        rows.append([*place, *protocol, *figures, record.status, record.message])
+    for bad in outcome.data.bad:
+        empty = [""] * (len(names) - 4)
+        rows.append([bad.name, outcome.settings["network"], *empty, bad.kind, bad.reason])
+    _write_csv(path, names, rows)
+
+
+def write_timings(path: Path, outcome: Outcome) -> None:
+    """Seconds and peak memory for each row of results.csv that was measured."""
+    cells = {str(cell): cell for cell in outcome.cells}
+    rows = [
+        [
+            *_place(record.image, outcome.settings["network"], cells[record.cell]),
+            f"{record.seconds:.6f}",
+            f"{record.megapixels:.6f}",
+            f"{record.seconds / record.megapixels:.6f}",
+            "" if record.peak is None else record.peak,
+        ]
+        for record in outcome.records
+        if record.seconds is not None and record.megapixels
+    ]
+    _write_csv(path, [*_PLACE, "seconds", "megapixels", "seconds_per_megapixel", "peak_bytes"], rows)
+
+
+def _place(image: str, network: str, cell: Cell) -> list[Any]:
+    base_size = "" if cell.base_size is None else shown_size(cell.base_size)
+    return [image, network, cell.variant, base_size, cell.stride, cell.size, cell.overlap]
+
+
+def _decimal(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else "inf" if math.isinf(value) else f"{value:.{digits}f}"
+
+
+def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    with replacing(path) as new:
+        # Names of files that are not Unicode come back as they are.
+        new.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+# -------------------------------------------------------------------------------------------------------- JSON
+
+
+def as_json(outcome: Outcome, date: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Figures, settings, versions and checksums: enough to repeat the run. Infinite PSNR is "inf", NaN null."""
+    verdict = outcome.verdict
+    cells = {str(cell): cell for cell in outcome.cells}
+    report = {
+        "command": ["tlsc", *arguments],
+        "date": date,
+        "settings": dict(outcome.settings),
+        "versions": versions(),
+        "machine": {
+            "device": outcome.device,
+            "processes": outcome.processes,
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        },
+        "protocol": outcome.protocol.description,
+        "data": {
+            "folder": outcome.data.name,
+            "layout": outcome.data.layout,
+            "degradation": outcome.data.synthesis.description if outcome.data.synthesis else None,
+            "images": len(outcome.data.pairs),
+            "bad": [asdict(bad) for bad in outcome.data.bad],
+            "failed": len({record.image for record in outcome.failed}),
+            "checksum_sha256": outcome.data.checksum,
+            "pairs": [
+                {"name": p.name, "input": p.input and str(p.input), "target": str(p.target), "rule": p.rule}
+                for p in outcome.data.pairs
+            ],
+        },
+        "verdict": {
+            "recommendation": verdict.recommendation,
+            "best": str(verdict.best),
+            "baseline": str(verdict.baseline),
+            "intervals": verdict.interval,
+            "remarks": list(verdict.remarks),
+            "gain_db": [{"cell": str(cell), **_change(found)} for cell, found in verdict.changes.items()],
+        },
+        "means": [{**asdict(found), "cell": str(found.cell)} for found in outcome.summaries],
+        "results": [
+            {**asdict(record), "variant": cells[record.cell].variant, "patch_size": cells[record.cell].size}
+            for record in outcome.records
+        ],
+    }
+    return _strict(report)  # type: ignore[no-any-return]
+
+
+def _change(found: Change) -> dict[str, Any]:
+    return {
+        "mean": found.mean,
+        "interval": [found.low, found.high],
+        "images": found.images,
+        "infinite": found.infinite,
+    }
+
+
+def _strict(value: Any) -> Any:
+    """Without what JSON has no word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that figures depend on."""
+    found = {}
+    for name in (
+        "tlsc",
+        "torch",
+        "numpy",
+        "scipy",
+        "scikit-image",
+        "pillow",
+        "numba",
+        "triton",
+        "spandrel",
+        "pyiqa",
+    ):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- what is said
+
+
+def head(outcome: Outcome) -> list[str]:
+    """What was measured, on what and how; with what was left out."""
+    data = outcome.data
+    lines = [
+        f"Network: {outcome.network}",
+        f"Data: {data.name}: {data.layout}, {_count(len(data.pairs), 'image')}",
+    ]
+    if data.synthesis is not None:
+        lines.append(f"Degradation: {data.synthesis.description}; seed {data.seed}")
+    lines.append(f"Protocol: {outcome.protocol.description}.")
+    if data.bad:
+        kinds = {
+            kind: sum(bad.kind == kind for bad in data.bad) for kind in dict.fromkeys(b.kind for b in data.bad)
+        }
+        lines.append(
+            f"Skipped as bad: {len(data.bad)} (" + ", ".join(f"{n} {kind}" for kind, n in kinds.items()) + ")"
+        )
+    failed = outcome.failed
+    if failed:
+        lines.append(f"Failed: {len(failed)} of {len(outcome.records)} results")
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+HEADERS = ("variant", "patch size", "overlap", "PSNR, dB", "SSIM", "gain, dB", "s/megapixel", "peak, MB")
+
+
+def rows(outcome: Outcome) -> list[list[str]]:
+    """A row per cell, in the order of ``HEADERS`` (and LPIPS, failures, where there are any)."""
+    changes = outcome.verdict.changes
+    found = []
+    for own in outcome.summaries:
+        same = "as original" if own.cell.base_size is not None and own.images else ""
+        gain = str(changes[own.cell]).replace(" dB", "") if own.cell in changes else same
+        found.append(
+            [
+                own.cell.variant,
+                own.cell.size,
+                str(own.cell.overlap) if own.cell.patch_size is not None else "",
+                own.shown_psnr,
+                "–" if math.isnan(own.ssim) else f"{own.ssim:.4f}",
+                "baseline" if own.cell == outcome.verdict.baseline else gain,
+                "" if own.seconds is None else f"{own.seconds:.2f}",
+                "" if own.peak is None else f"{own.peak / 1e6:.0f}",
+                *(["" if own.lpips is None else f"{own.lpips:.4f}"] if _has_lpips(outcome) else []),
+                *([str(own.failed) if own.failed else ""] if outcome.failed else []),
+            ]
+        )
+    return found
+
+
+def _has_lpips(outcome: Outcome) -> bool:
+    return any(own.lpips is not None for own in outcome.summaries)
+
+
+def headers(outcome: Outcome) -> list[str]:
+    """The names of the columns of :func:`rows`."""
+    more = (["LPIPS"] if _has_lpips(outcome) else []) + (["failed"] if outcome.failed else [])
+    return [*HEADERS, *more]
+
+
+def table(outcome: Outcome) -> str:
+    """The figures of all cells."""
+    align = ("left", *["right"] * (len(headers(outcome)) - 1))
+    return str(tabulate(rows(outcome), headers=headers(outcome), disable_numparse=True, colalign=align))
+
+
+def sweep_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """Mean PSNR by variant and patch size: names of the columns, and rows."""
+    cuts = list(dict.fromkeys((cell.patch_size, cell.overlap) for cell in outcome.cells))
+    means = {own.cell: own.shown_psnr for own in outcome.summaries}
+    states = dict.fromkeys((cell.base_size, cell.stride) for cell in outcome.cells)
+    names = ["whole" if size is None else f"{size}" + (f"/{overlap}" if overlap else "") for size, overlap in cuts]
+    body = []
+    for base_size, stride in states:
+        own = [Cell(base_size, stride, size, overlap) for size, overlap in cuts]
+        body.append([Cell(base_size, stride).variant, *(means.get(cell, "") for cell in own)])
+    return ["PSNR in dB at patch size", *names], body

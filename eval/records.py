@@ -1,0 +1,168 @@
+"""What a run has measured so far: appended as it is made, read again by a run that goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.files import replacing
+
+__all__ = ["Record", "Records", "open_run"]
+
+_SETTINGS, _PARTS = "run.json", "parts"
+
+Key = tuple[str, str]
+"""A cell, in words, and an image."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image, restored in one way.
+
+    Attributes:
+        cell: in words.
+        image: name of the pair.
+        status: "ok"; "as original" where the patches fit the window, so that nothing was converted; "failed"; or
+            the kind of a bad pair ("unmatched", "unreadable", ...), with an empty ``cell``.
+        psnr: in dB, infinite for identical images; NaN where it failed.
+        ssim: NaN where the image is smaller than SSIM's window, or it failed.
+        lpips: None where it was not asked for.
+        seconds: for the network and the blending of its results, not for reading and comparing.
+        megapixels: of the input.
+        peak: bytes in use at most while it ran; None where it cannot be measured.
+        message: what went wrong.
+    """
+
+    cell: str
+    image: str
+    status: str = "ok"
+    psnr: float = math.nan
+    ssim: float = math.nan
+    lpips: float | None = None
+    seconds: float | None = None
+    megapixels: float = 0.0
+    peak: int | None = None
+    message: str = ""
+
+    @property
+    def key(self) -> Key:
+        """What it is a record of."""
+        return self.cell, self.image
+
+    @property
+    def good(self) -> bool:
+        """Whether it has figures."""
+        return self.status in ("ok", "as original")
+
+    def as_original(self, cell: str) -> Record:
+        """The same figures for a cell in which this image is treated as by the original."""
+        return replace(self, cell=cell, status="as original" if self.good else self.status, seconds=None, peak=None)
+
+
+class Records:
+    """The records of one process in a file of its own: every line is whole as soon as it is written.
+
+    Args:
+        folder: of the run.
+        rank: of the process.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        path = folder / _PARTS / f"{rank:04d}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_half_a_line(path)
+        self._file = path.open("ab", buffering=0)
+        self.new: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Write a record."""
+        # One call, so that a line is never mixed with another's.
+        self._file.write((json.dumps(asdict(record)) + "\n").encode())
+        self.new.append(record)
+
+    def close(self) -> None:
+        """No more records."""
+        self._file.close()
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """Cut what a killed process has left behind its last whole line."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole != len(content):
+        os.truncate(path, whole)
+
+
+def merged(records: Iterable[Record]) -> dict[Key, Record]:
+    """One record for each key: one with figures, if there is one."""
+    found: dict[Key, Record] = {}
+    for record in records:
+        if record.key not in found or (record.good and not found[record.key].good):
+            found[record.key] = record
+    return found
+
+
+def read_records(folder: Path) -> list[Record]:
+    """What the processes of earlier runs wrote to a folder on this machine; half a last line is left out."""
+    records = []
+    for path in sorted((folder / _PARTS).glob("*.jsonl")):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                records.append(Record(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue  # written by a killed process on a disk that lost a part of it: done again
+    return records
+
+
+def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make a folder ready for a run, or for one that goes on. Called by one process.
+
+    Args:
+        folder: made if it is not there.
+        settings: everything that figures depend on; a run only goes on with the same.
+        resume: go on with a run in the folder, if there is one.
+        overwrite: throw away a run in the folder, if there is one.
+
+    Raises:
+        ArgumentValueError: there is a run and neither is asked for, or its settings are others.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _SETTINGS
+    wanted = json.loads(json.dumps(settings))
+    if path.exists() and not overwrite:
+        if not resume:
+            raise ArgumentValueError(
+                f"{folder} holds a run: go on with it (--resume), throw it away (--overwrite), or name another "
+                "--out"
+            )
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArgumentValueError(f"{path} is damaged: --overwrite starts again") from error
+        differing = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
+        if differing:
+            changes = "; ".join(
+                f"{key}: {_short(before.get(key))}, now {_short(wanted.get(key))}" for key in differing
+            )
+            raise ArgumentValueError(
+                f"{folder} holds a run with other settings ({changes}): --overwrite, or another --out"
+            )
+        return
+    for part in (folder / _PARTS).glob("*.jsonl"):
+        part.unlink()
+    with replacing(path) as new:
+        new.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,195 @@
+"""report.html: one page with tables, plots and before/after sliders, which loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tlsc.eval.comparisons import Comparison
+from tlsc.eval.files import replacing
+from tlsc.eval.outputs import Outcome, head, headers, rows, sweep_table
+
+__all__ = ["write_report"]
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --accent: #0b6fb8; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+.verdict { border-left: .4rem solid var(--accent); padding: .6rem 1rem; font-size: 1.1rem; background: #8881; }
+.small { font-size: .85rem; opacity: .8; }
+.scroll { overflow-x: auto; max-height: 36rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+tr.best td { font-weight: 700; }
+img.plot { max-width: 100%; background: #fff; }
+figure { margin: 1.5rem 0; }
+.compare { position: relative; display: inline-block; width: 100%; max-width: 40rem; line-height: 0; --at: 50%; }
+.compare img { width: 100%; image-rendering: pixelated; display: block; }
+.compare .before { position: absolute; inset: 0; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
+.compare .bar { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px;
+  background: #ffd400; pointer-events: none; }
+.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0;
+  cursor: ew-resize; }
+.compare input:focus-visible ~ .bar { outline: 2px solid var(--accent); }
+.choose { display: flex; justify-content: space-between; max-width: 40rem; gap: 1rem; margin-bottom: .3rem; }
+.choose select { max-width: 100%; font: inherit; font-size: .85rem; }
+.store { display: none; }
+"""
+
+_SCRIPT = """
+for (const figure of document.querySelectorAll("figure.pair")) {
+  const box = figure.querySelector(".compare");
+  const range = box.querySelector("input");
+  const move = () => box.style.setProperty("--at", range.value + "%");
+  range.addEventListener("input", move);
+  move();
+  const stored = figure.querySelectorAll(".store img");
+  for (const side of ["before", "after"]) {
+    const select = figure.querySelector("select." + side);
+    const show = () => { box.querySelector("img." + side).src = stored[select.value].src; };
+    select.addEventListener("change", show);
+    show();
+  }
+}
+"""
+
+
+def write_report(
+    path: Path, outcome: Outcome, plots: Sequence[tuple[str, Path]], comparisons: Sequence[Comparison]
+) -> None:
+    """Write the page. Its content security policy allows its own style and script, by hash, and inline images.
+
+    Args:
+        path: of the file.
+        outcome: what to show.
+        plots: caption and PNG file of each.
+        comparisons: for the sliders.
+    """
+    verdict = outcome.verdict
+    title = f"tlsc {outcome.command}: {outcome.network}"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="verdict">{escape(verdict.recommendation)}</p>',
+        f'<p class="small">Gains: {escape(verdict.interval)}.</p>' if verdict.interval else "",
+        _list(verdict.remarks),
+        "<h2>What was measured</h2>",
+        _list(head(outcome)),
+        "<h2>Figures</h2>",
+        _cells_table(outcome),
+        "<p class='small'>Gain: mean over images of PSNR minus the baseline's, with its interval. Time: median "
+        f"over images, on {escape(outcome.device)}. Peak: of the process (or the GPU) while the network ran, all "
+        "images.</p>",
+    ]
+    if outcome.command == "sweep":
+        parts += ["<h2>PSNR by patch size</h2>", _table(*sweep_table(outcome))]
+    for caption, file in plots:
+        source = base64.b64encode(file.read_bytes()).decode()
+        parts.append(
+            f'<figure><img class="plot" alt="{escape(caption)}" src="data:image/png;base64,{source}">'
+            f'<figcaption class="small">{escape(caption)}</figcaption></figure>'
+        )
+    if comparisons:
+        parts.append("<h2>Where the results differ most</h2>")
+        parts.append('<p class="small">Drag, or use the arrow keys. Choose what stands left and right.</p>')
+        parts += [_pair(number, found) for number, found in enumerate(comparisons)]
+    parts += [_bad(outcome), _per_image(outcome)]
+    with replacing(path) as new:
+        new.write_text(_page(title, "\n".join(parts)), encoding="utf-8", errors="replace")
+
+
+def _page(title: str, body: str) -> str:
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n"
+        f"<script>{_SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _table(names: Sequence[str], body: Sequence[Sequence[str]], best: int | None = None) -> str:
+    heads = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = []
+    for number, row in enumerate(body):
+        cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
+        lines.append(f'<tr class="best">{cells}</tr>' if number == best else f"<tr>{cells}</tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    )
+
+
+def _cells_table(outcome: Outcome) -> str:
+    cells = [found.cell for found in outcome.summaries]
+    best = cells.index(outcome.verdict.best) if outcome.verdict.best in cells else None
+    return _table(headers(outcome), rows(outcome), best)
+
+
+def _pair(number: int, found: Comparison) -> str:
+    names = list(found.crops)
+    stored = "".join(
+        f'<img alt="{escape(name)}" src="{_inline(picture)}">' for name, picture in found.crops.items()
+    )
+    left, top, width, height = found.place
+    selects = "".join(
+        f'<select class="{side}" aria-label="{side}, image {number + 1}">'
+        + "".join(
+            f'<option value="{i}"{" selected" if name == chosen else ""}>{escape(name)}</option>'
+            for i, name in enumerate(names)
+        )
+        + "</select>"
+        for side, chosen in (("before", found.before), ("after", found.after))
+    )
+    caption = f"{found.image}: {width}×{height} pixels at ({left}, {top})"
+    return (
+        f'<figure class="pair"><div class="choose">{selects}</div><div class="compare">'
+        f'<img class="after" alt="right: {escape(found.image)}">'
+        f'<img class="before" alt="left: {escape(found.image)}">'
+        '<input type="range" min="0" max="100" value="50" step="any" aria-label="where left ends and right begins">'
+        f'<div class="bar"></div></div><div class="store">{stored}</div>'
+        f'<figcaption class="small">{escape(caption)}</figcaption></figure>'
+    )
+
+
+def _inline(picture: NDArray[np.float32]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _bad(outcome: Outcome) -> str:
+    lines = [str(bad) for bad in outcome.data.bad]
+    lines += [f"failed: {r.image} ({r.cell}): {r.message}" for r in outcome.failed]
+    return f"<h2>Left out: {len(lines)}</h2>{_list(lines)}" if lines else ""
+
+
+def _per_image(outcome: Outcome) -> str:
+    table: dict[str, dict[str, str]] = {}
+    for record in outcome.records:
+        table.setdefault(record.image, {})[record.cell] = f"{record.psnr:.2f}" if record.good else record.status
+    names = [str(cell) for cell in outcome.cells]
+    body = [[image, *(own.get(name, "") for name in names)] for image, own in table.items()]
+    shown = _table(["image", *names], body)
+    return f"<h2>PSNR of every image, dB</h2><details><summary>Show</summary>{shown}</details>"

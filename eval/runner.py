@@ -1,0 +1,282 @@
+"""Running a network in all cells over all images: shared by processes, resumable, one failure at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from tlsc.eval.cells import Cell, as_cell
+from tlsc.eval.datasets import Dataset, ImagePair
+from tlsc.eval.distributed import Team
+from tlsc.eval.images import Pixels, as_float
+from tlsc.eval.metrics import Protocol, Scorer, lpips_metric
+from tlsc.eval.networks import Network
+from tlsc.eval.patches import bands
+from tlsc.eval.records import Record, Records, merged, read_records
+
+__all__ = ["Job", "fixed_arithmetic", "restored", "run"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured: every cell on every image."""
+
+    network: Network
+    data: Dataset
+    cells: Sequence[Cell]
+    protocol: Protocol
+    lpips: bool = False
+
+
+@contextmanager
+def fixed_arithmetic(threads: int) -> Iterator[None]:
+    """Arithmetic that does not depend on how many processes share the work: threads fixed, no tuning by trial.
+
+    Sums over a map are divided among threads, so that results depend on their number in the last digits.
+
+    Args:
+        threads: of each process, on the CPU.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(job: Job, folder: Path, team: Team, resume: bool) -> list[Record]:
+    """Measure what is not yet measured; returns the records of all processes in canonical order, in all processes.
+
+    Images are dealt out to the processes; each has every image of its share in every cell. What one image does to
+    one process (an error, too little memory) becomes a record; the others go on.
+
+    Args:
+        job: the same in all processes.
+        folder: of the run, see :func:`tlsc.eval.records.open_run`.
+        team: the processes.
+        resume: read what earlier runs wrote to ``folder``.
+    """
+    earlier = [record for found in team.gather(read_records(folder) if resume else []) for record in found]
+    done = {key: record for key, record in merged(earlier).items() if record.good}
+    todo = _todo(job, done)
+    total = sum(len(cells) for _, work in todo for _, cells in work)
+    records = Records(folder, team.rank)
+    try:
+        with tqdm(
+            total=total + len(done),
+            initial=len(done),
+            desc=job.network.name,
+            unit="result",
+            smoothing=0,
+            mininterval=0.5,
+            disable=not team.leads,
+        ) as progress:
+            work = _Work(job, records, team, progress, len(done))
+            for state, shares in todo:
+                work.through(state, shares[team.rank :: team.size])
+            work.wait(total)
+    finally:
+        records.close()
+    new = [record for found in team.gather(records.new) for record in found]
+    return _in_order(job, merged([*done.values(), *new]))
+
+
+Share = tuple[ImagePair, list[Cell]]
+"""An image and what is to be done with it while the network is in one state."""
+
+
+def _todo(job: Job, done: dict[Any, Record]) -> list[tuple[Cell, list[Share]]]:
+    """For each state of the network the images, each with the cells that have no figures yet."""
+    states = dict.fromkeys(Cell(cell.base_size, cell.stride) for cell in job.cells)
+    todo = []
+    for state in states:
+        own = [cell for cell in job.cells if Cell(cell.base_size, cell.stride) == state]
+        shares = []
+        for pair in job.data.pairs:
+            left = [c for c in own if (str(c), pair.name) not in done and not _as_original(job, c, pair)]
+            if left:
+                shares.append((pair, left))
+        todo.append((state, shares))
+    return todo
+
+
+def _as_original(job: Job, cell: Cell, pair: ImagePair) -> bool:
+    """Whether a cell's figures are those of the original (invariant I1, tested on every network): it is not run."""
+    if cell.base_size is None or cell.as_trained not in job.cells or pair.size is None:
+        return False
+    return cell.equals_original(*pair.size)
+
+
+@dataclass
+class _Work:
+    """What one process does: its share of the images, a record for each cell, whatever happens."""
+
+    job: Job
+    records: Records
+    team: Team
+    progress: Any
+    before: int
+    _lpips: Any = None
+
+    def through(self, state: Cell, shares: list[Share]) -> None:
+        """All images of a share, with the network in one state."""
+        if not shares:
+            return
+        if self.job.lpips and self._lpips is None:
+            self._lpips = lpips_metric(self.job.network.reference.device)
+        self.progress.set_postfix_str(state.variant, refresh=False)
+        left = [(cell, pair) for pair, cells in shares for cell in cells]
+        try:
+            with as_cell(self.job.network.model, state):
+                for pair, cells in shares:
+                    for record in self._attempts(pair, cells):
+                        self._add(record)
+                        left.pop(0)
+        except OSError:
+            raise  # the records cannot be written
+        except Exception as error:  # the network cannot be converted: no image has a figure
+            for cell, pair in left:
+                self._add(Record(str(cell), pair.name, "failed", message=_line(error)))
+
+    def _attempts(self, pair: ImagePair, cells: list[Cell]) -> Iterator[Record]:
+        try:
+            given, target = self.job.data.load(pair)
+        except Exception as error:
+            yield from (Record(str(cell), pair.name, "failed", message=_line(error)) for cell in cells)
+            return
+        for cell in cells:
+            try:
+                record = _measured(self.job, cell, pair.name, given, target, self._lpips)
+            except Exception as error:
+                record = Record(str(cell), pair.name, "failed", message=_line(error))
+            yield record
+
+    def _add(self, record: Record) -> None:
+        self.records.add(record)
+        self._show(self.team.count(1))
+
+    def _show(self, count: int) -> None:
+        if count + self.before > self.progress.n:
+            self.progress.update(count + self.before - self.progress.n)
+
+    def wait(self, total: int) -> None:
+        """Keep the bar moving while others still work."""
+        while self.team.leads and (count := self.team.count(0)) < total:
+            self._show(count)
+            time.sleep(0.2)
+        self._show(total)
+
+
+def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lpips: Any) -> Record:
+    meter = _Meter(job.network.reference.device)
+    scorer = Scorer(job.protocol, *target.shape[:2])
+    row, kept = 0, []
+    for rows in meter.timed(restored(job.network, cell, given)):
+        expected = target[row : row + len(rows)]
+        if rows.shape != expected.shape:
+            raise ValueError(
+                f"the network made rows of {rows.shape[1]} pixels and {rows.shape[2]} channels, {row + len(rows)} "
+                f"of them so far; the target is {target.shape[0]}×{target.shape[1]} with {target.shape[2]} channels"
+            )
+        scorer.add(rows, expected)
+        row += len(rows)
+        if lpips is not None:
+            kept.append(rows)
+    if row != len(target):
+        raise ValueError(f"the network made {row} rows, the target has {len(target)}")
+    figures = scorer.figures()
+    perceived = lpips(np.concatenate(kept), target) if lpips is not None else None
+    return Record(
+        str(cell), name, "ok", figures.psnr, figures.ssim, perceived, meter.seconds, _megapixels(given), meter.peak
+    )
+
+
+def restored(network: Network, cell: Cell, given: Pixels) -> Iterator[NDArray[np.float32]]:
+    """The result in bands of rows, (rows, width, channels); the model is as ``cell`` has it already."""
+
+    def cut(top: int, bottom: int, left: int, right: int) -> torch.Tensor:
+        part = np.ascontiguousarray(np.moveaxis(as_float(given[top:bottom, left:right]), 2, 0))
+        return torch.from_numpy(part).unsqueeze(0)
+
+    for part in bands(network, cut, given.shape[0], given.shape[1], cell.patch_size, cell.overlap):
+        yield np.moveaxis(part[0].numpy(), 0, 2)
+
+
+def _megapixels(pixels: Pixels) -> float:
+    return float(pixels.shape[0] * pixels.shape[1] / 1e6)
+
+
+def _line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()[:300] if lines else 'no message'}"
+
+
+def _in_order(job: Job, found: dict[tuple[str, str], Record]) -> list[Record]:
+    """By cell, then by image; what equals the original takes the original's figures."""
+    records = []
+    for cell in job.cells:
+        for pair in job.data.pairs:
+            source = cell.as_trained if _as_original(job, cell, pair) else cell
+            record = found[str(source), pair.name]
+            records.append(record if source is cell else record.as_original(str(cell)))
+    return records
+
+
+# ------------------------------------------------------------------------------------------------------ meters
+
+
+class _Meter:
+    """Seconds spent, and bytes in use at most: of the GPU, or of the process where Linux tells."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds = 0.0
+        self.peak: int | None = None
+
+    def timed(self, parts: Iterable[Any]) -> Iterator[Any]:
+        cuda = self._device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        measurable = cuda or _forget_peak()
+        iterator = iter(parts)
+        while True:
+            start = time.perf_counter()
+            part = next(iterator, None)
+            self.seconds += time.perf_counter() - start
+            if measurable:
+                self.peak = torch.cuda.max_memory_allocated(self._device) if cuda else _peak()
+            if part is None:
+                return
+            yield part
+
+
+def _forget_peak() -> bool:
+    """Give freed memory back and start the peak of this process again; only Linux can."""
+    if platform.system() != "Linux":
+        return False
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def _peak() -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,455 @@
+"""``tlsc shift``: how far the statistics at a network's sites move from training crops to whole images.
+
+This is the paper's explanation of why results get worse on whole images (Chu et al., ECCV 2022, section 3),
+measured on the user's own network and images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+import tlsc
+from tlsc._probe import _STATISTICS, _takes_all
+from tlsc.errors import ArgumentValueError
+
+if TYPE_CHECKING:
+    from tlsc import Plan, Site
+    from tlsc.eval.datasets import Dataset
+    from tlsc.eval.networks import Network
+
+__all__ = ["CONDITIONS", "Samples", "Shift", "distance", "measure", "run", "shifts", "watching"]
+
+CONDITIONS = ("crops", "whole, global", "whole, local")
+"""Crops of the training size; whole images as the network as trained sees them; as the converted one does."""
+FILES = ("shift.csv", "shift.json", "shift.png")
+_GRID = 4
+"""Windows on each axis that stand for all windows of a whole image."""
+
+
+@dataclass
+class Samples:
+    """Statistics at a site: (samples, channels) each.
+
+    Attributes:
+        mean: over a map, or a window of it.
+        std: biased, likewise.
+    """
+
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far one statistic of one site is from what it is on training crops.
+
+    Attributes:
+        site: its path; sites at one path are numbered.
+        statistic: "mean" or "standard deviation".
+        whole: distance on whole images, as trained.
+        local: distance on whole images, converted.
+        noise: distance between two halves of the crops: what is left where nothing differs.
+    """
+
+    site: str
+    statistic: str
+    whole: float
+    local: float
+    noise: float
+
+
+def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Wasserstein distance of each channel's samples, in standard deviations of ``one``, averaged over channels.
+
+    Args:
+        one: (samples, channels), the reference.
+        other: (samples, channels).
+
+    Example:
+        >>> crops = np.random.default_rng(0).normal(size=(500, 2))
+        >>> round(distance(crops, crops + 3 * crops.std(0)), 6)
+        3.0
+    """
+    from scipy.stats import wasserstein_distance
+
+    found = []
+    for a, b in zip(one.T, other.T, strict=True):
+        spread = float(a.std())
+        moved = float(wasserstein_distance(a, b))
+        # A channel that never varies on crops has no unit; its own size is the next best.
+        found.append(moved / (spread or abs(float(a.mean())) or 1.0))
+    return float(np.mean(found))
+
+
+# -------------------------------------------------------------------------------------------------- what is seen
+
+
+class _Maps(TorchFunctionMode):
+    """Keeps the maps of which a statistic over all positions is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _STATISTICS and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
+            if _takes_all(name, args[0].shape, 0 if first is None else first.numel(), kwargs or {}, args):
+                self.seen.append(args[0])
+        return out
+
+
+@contextmanager
+def watching(
+    model: nn.Module, plan: Plan, classes: dict[str, type[nn.Module]]
+) -> Iterator[dict[int, list[Tensor]]]:
+    """The maps that reach the sites of a plan while the model runs, by the site's number in the plan.
+
+    A site that is a module of its own is watched. One inside a ``forward`` that was rewritten is seen by running
+    the original ``forward`` beside it, on the same arguments.
+
+    Args:
+        model: as trained or converted.
+        plan: of the model.
+        classes: the owners' classes before the model was converted, by path.
+    """
+    maps: dict[int, list[Tensor]] = defaultdict(list)
+    own: dict[str, list[int]] = defaultdict(list)
+    with ExitStack() as stack:
+        for number, site in enumerate(plan):
+            if not site.converted:
+                continue
+            if site.owner is not None:
+                own[site.owner].append(number)
+            if site.owner != site.path:
+                module = model.get_submodule(site.path)
+                stack.callback(module.register_forward_pre_hook(_keep(maps[number])).remove)
+        for path, numbers in own.items():
+            inside = [maps[number] for number in numbers if plan[number].path == path]
+            module = model.get_submodule(path)
+            replayed = type(module) is not classes[path]
+            if inside or replayed:
+                hook = _replay(classes[path], inside)
+                stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield maps
+
+
+def _keep(maps: list[Tensor]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            maps.append(args[0])
+
+    return hook
+
+
+def _replay(original: type[nn.Module], inside: list[list[Tensor]]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with _Maps() as seen:
+            original.forward(module, *args, **kwargs)
+        # In the order of the calls, which is the plan's.
+        for maps, found in zip(inside, seen.seen, strict=False):
+            maps.append(found)
+
+    return hook
+
+
+def _statistics(x: Tensor, window: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Mean and biased standard deviation over a map, or over windows evenly spread over it: (samples, channels)."""
+    parts = [x]
+    if window is not None:
+        k = [min(n, size) for n, size in zip(window, x.shape[2:], strict=True)]
+        starts = [
+            sorted({round(i * (n - size) / (_GRID - 1)) for i in range(_GRID)})
+            for n, size in zip(x.shape[2:], k, strict=True)
+        ]
+        parts = [x[..., top : top + k[0], left : left + k[1]] for top in starts[0] for left in starts[1]]
+    found = [torch.var_mean(part.double(), dim=(2, 3), correction=0) for part in parts]
+    variance, mean = (torch.cat(values).cpu() for values in zip(*found, strict=True))
+    return mean, variance.sqrt()
+
+
+def measure(
+    network: Network,
+    data: Dataset,
+    base_size: Any,
+    crop: int,
+    crops: int = 8,
+    seed: int = 0,
+    progress: Any = iter,
+) -> tuple[Plan, dict[int, dict[str, Samples]]]:
+    """The statistics at all sites that become local, under each of ``CONDITIONS``, by the site's number.
+
+    Args:
+        network: as trained; it is converted and reverted.
+        data: the inputs of its pairs are used.
+        base_size: window at the input in pixels.
+        crop: side of the training crops in pixels.
+        crops: how many of them from each image, at random.
+        seed: of their places.
+        progress: wraps the pairs, which are gone through twice.
+
+    Raises:
+        ArgumentValueError: nothing becomes local.
+    """
+    model = network.model
+    plan = tlsc.plan(model, base_size)
+    if not plan.converted:
+        raise ArgumentValueError(f"{network.name}: no site becomes local, so there is nothing to compare")
+    owners = {site.owner for site in plan if site.owner is not None}
+    classes = {path: type(model.get_submodule(path)) for path in owners}
+    found: dict[int, dict[str, list[tuple[Tensor, Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    with torch.no_grad(), watching(model, plan, classes) as maps:
+        for pair in progress(data.pairs):
+            image = _tensor(data, pair)
+            for top, left in _places(image, crop, crops, seed, pair.name):
+                network(image[..., top : top + crop, left : left + crop])
+                _collect(found, maps, "crops", None)
+            network(image)
+            _collect(found, maps, "whole, global", None)
+    with torch.no_grad(), tlsc.converted(model, base_size), watching(model, plan, classes) as maps:
+        for pair in progress(data.pairs):
+            network(_tensor(data, pair))
+            _collect(found, maps, "whole, local", plan)
+    samples = {n: {name: _joined(values) for name, values in own.items()} for n, own in sorted(found.items())}
+    return plan, samples
+
+
+def _tensor(data: Dataset, pair: Any) -> Tensor:
+    from tlsc.eval.images import as_float
+
+    given, _ = data.load(pair)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(as_float(given), 2, 0))).unsqueeze(0)
+
+
+def _places(image: Tensor, crop: int, crops: int, seed: int, name: str) -> list[tuple[int, int]]:
+    from tlsc.eval.synthesis import generator
+
+    rng = generator(seed, f"crops of {name}")
+    high, wide = (max(0, n - crop) for n in image.shape[2:])
+    return [(int(rng.integers(high + 1)), int(rng.integers(wide + 1))) for _ in range(crops)]
+
+
+def _collect(found: Any, maps: dict[int, list[Tensor]], condition: str, plan: Plan | None) -> None:
+    for number, seen in maps.items():
+        for x in seen:
+            found[number][condition].append(_statistics(x, None if plan is None else plan[number].window))
+        seen.clear()
+
+
+def _joined(values: Sequence[tuple[Tensor, Tensor]]) -> Samples:
+    mean, std = (torch.cat(parts).numpy() for parts in zip(*values, strict=True))
+    return Samples(mean, std)
+
+
+def shifts(plan: Plan, samples: dict[int, dict[str, Samples]]) -> list[Shift]:
+    """Distances from the training crops, two for each site."""
+    found = []
+    for number, own in samples.items():
+        crops = own["crops"]
+        for statistic, name in (("mean", "mean"), ("std", "standard deviation")):
+            reference, whole, local = (getattr(own[condition], statistic) for condition in CONDITIONS)
+            noise = distance(reference[::2], reference[1::2]) if len(crops.mean) > 3 else float("nan")
+            found.append(
+                Shift(_name(plan, number), name, distance(reference, whole), distance(reference, local), noise)
+            )
+    return found
+
+
+def _name(plan: Plan, number: int) -> str:
+    site: Site = plan[number]
+    same = [n for n, other in enumerate(plan) if other.path == site.path]
+    path = site.path or "(the model)"
+    return path if len(same) == 1 else f"{path} #{same.index(number) + 1}"
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command, with its parsed arguments."""
+    from tqdm import tqdm
+
+    from tlsc.eval.files import replacing
+    from tlsc.eval.harness import load_data, named_network
+    from tlsc.eval.runner import fixed_arithmetic
+
+    if args.crops < 1 or args.threads < 1:
+        raise ArgumentValueError(f"--crops and --threads must be at least 1, got {args.crops} and {args.threads}")
+    network = named_network(args)
+    if network.crop is None:
+        raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")
+    base_size = network.taken(args.base_size or network.base_size)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with replacing(args.out / FILES[0]):  # can it be written to?
+        pass
+    data = load_data(args, network)
+    with fixed_arithmetic(args.threads):
+        plan, samples = measure(
+            network,
+            data,
+            base_size,
+            network.crop,
+            args.crops,
+            args.seed,
+            lambda pairs: tqdm(pairs, desc=network.name, unit="image"),
+        )
+    found = shifts(plan, samples)
+    _write(args.out, found, plan, samples, network, data)
+    _say(args.out, found, plan, samples, network, data)
+    return 0
+
+
+def _table(found: Sequence[Shift]) -> tuple[list[str], list[list[str]]]:
+    names = ["site", "statistic", *CONDITIONS[1:], "crops, two halves"]
+    rows = [[one.site, one.statistic, f"{one.whole:.3f}", f"{one.local:.3f}", f"{one.noise:.3f}"] for one in found]
+    return names, rows
+
+
+_CONVENTION = (
+    "Wasserstein distance from the statistics on training crops, per channel in standard deviations over the "
+    "crops, mean over channels"
+)
+
+
+def _finding(found: Sequence[Shift]) -> str:
+    closer = sum(one.local < one.whole for one in found)
+    whole, local = (float(np.mean([getattr(one, name) for one in found])) for name in ("whole", "local"))
+    verb = "closer to" if local < whole else "further from"
+    return (
+        f"Converting brings statistics {verb} those of training crops: mean distance {whole:.2f} on whole images, "
+        f"{local:.2f} converted; closer in {closer} of {len(found)} statistics."
+    )
+
+
+def _say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Network, data: Dataset) -> None:
+    from tabulate import tabulate
+
+    from tlsc.eval.cells import shown_size
+
+    names, rows = _table(found)
+    print(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
+    print(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
+    print(tabulate(rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * 3)))
+    print(f"\n{_CONVENTION}.")
+    for number, site in enumerate(plan):
+        if number not in samples:
+            reason = site.reason or "its input is not a map"
+            print(f"- {site.path or 'the model'} was not measured: {reason}")
+    print(f"\n{_finding(found)}\n\nWritten to {out}: {', '.join(FILES)}")
+
+
+def _write(
+    out: Path,
+    found: Sequence[Shift],
+    plan: Plan,
+    samples: dict[int, dict[str, Samples]],
+    network: Network,
+    data: Dataset,
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from tlsc.eval.files import replacing
+    from tlsc.eval.networks import checksum
+    from tlsc.eval.outputs import versions
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["site", "statistic", "whole_global", "whole_local", "noise"])
+    for one in found:
+        figures = (f"{value:.8f}" for value in (one.whole, one.local, one.noise))
+        writer.writerow([one.site, one.statistic, *figures])
+    with replacing(out / FILES[0]) as new:
+        new.write_text(text.getvalue(), encoding="utf-8")
+    report = {
+        "network": network.name,
+        "weights_sha256": checksum(network.model),
+        "crop": network.crop,
+        "convention": _CONVENTION,
+        "finding": _finding(found),
+        "data": {"folder": data.name, "images": len(data.pairs), "bad": [str(bad) for bad in data.bad]},
+        "files_sha256": data.checksum,
+        "plan": plan.as_dict(),
+        "versions": versions(),
+        "shifts": [asdict(one) for one in found],
+        "samples": {
+            _name(plan, number): {
+                condition: {
+                    "count": len(value.mean),
+                    "mean_per_channel": value.mean.mean(0).tolist(),
+                    "std_per_channel": value.std.mean(0).tolist(),
+                }
+                for condition, value in own.items()
+            }
+            for number, own in samples.items()
+        },
+    }
+    with replacing(out / FILES[1]) as new:
+        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(out / FILES[2]) as new:
+        _draw(new, found, plan, samples, network)
+
+
+def _draw(
+    path: Path, found: Sequence[Shift], plan: Plan, samples: dict[int, dict[str, Samples]], network: Network
+) -> None:
+    """Distances of all sites; under them what the statistics of the sites that move most look like."""
+    from tlsc.eval.pictures import COLOURS, new_figure, save
+
+    moved = {number: max(s.whole for s in found if s.site == _name(plan, number)) for number in samples}
+    shown = sorted(sorted(moved, key=lambda number: -moved[number])[:4])
+    figure = new_figure(11, 3.4 + 2.4 * len(shown))
+    grid = figure.add_gridspec(1 + len(shown), 2)
+    for column, statistic in enumerate(("mean", "standard deviation")):
+        own = [one for one in found if one.statistic == statistic]
+        axes = figure.add_subplot(grid[0, column])
+        places = np.arange(len(own))
+        axes.bar(places - 0.2, [one.whole for one in own], 0.4, color=COLOURS[3], label=CONDITIONS[1])
+        axes.bar(places + 0.2, [one.local for one in own], 0.4, color=COLOURS[1], label=CONDITIONS[2])
+        axes.plot(places, [one.noise for one in own], "k_", markersize=18, label="crops, two halves")
+        axes.set_xticks(places, [one.site for one in own], rotation=20, ha="right", fontsize=7)
+        axes.set_title(f"{statistic}: distance from training crops", fontsize=10)
+        axes.legend(fontsize=7)
+        for row, number in enumerate(shown):
+            axes = figure.add_subplot(grid[1 + row, column])
+            _histogram(axes, samples[number], "mean" if column == 0 else "std")
+            axes.set_title(f"{_name(plan, number)}: {statistic}", fontsize=9)
+            axes.set_xlabel("standard deviations from the mean over crops, all channels", fontsize=7)
+    figure.suptitle(
+        f"Statistics at the sites of {network.name}: crops of {network.crop} and whole images", fontsize=11
+    )
+    save(figure, path)
+
+
+def _histogram(axes: Any, own: dict[str, Samples], statistic: str) -> None:
+    from tlsc.eval.pictures import COLOURS
+
+    reference = getattr(own["crops"], statistic)
+    spread = reference.std(0)
+    known = spread > 0
+    if not known.any():
+        return
+    bins = np.linspace(-6, 6, 61)
+    for condition, colour in zip(CONDITIONS, (COLOURS[0], COLOURS[3], COLOURS[1]), strict=True):
+        values = (getattr(own[condition], statistic)[:, known] - reference.mean(0)[known]) / spread[known]
+        axes.hist(
+            np.clip(values, -6, 6).ravel(), bins, density=True, histtype="step", color=colour, label=condition
+        )
+    axes.legend(fontsize=7)
