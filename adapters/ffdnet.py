@@ -150,7 +150,7 @@ class FFDNet(nn.Module):
         for into, out in pairwise(sizes):
             layers += [nn.Conv2d(into, out, 3, padding=1), nn.ReLU()]
         self.model = nn.Sequential(*layers[:-1])
-        self.tlsc = Descriptor(  # type: ignore[assignment]
+        self.tlsc = Descriptor(
             "FFDNet",
             {"channels": channels, "width": width, "depth": depth},
             task="denoising",

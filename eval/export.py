@@ -43,7 +43,7 @@ def _export(args: argparse.Namespace) -> int:
     if type(model).__name__ == "FFDNet":
         import torch
 
-        channels = model.channels
+        channels: Any = model.channels
 
         def example(height: int, width: int) -> Any:
             return torch.zeros(1, channels, height, width), torch.full((1,), 0.1)

@@ -92,6 +92,7 @@ def _pass_image_through(model: FFDNet) -> None:
             for channel in range(carried):
                 layer.weight[channel] *= 0.1
                 layer.weight[channel, first + channel, 1, 1] += 1.0
+                assert layer.bias is not None
                 layer.bias[channel] = 0.5 if index == 0 else (-0.5 if index == len(layers) - 1 else 0.0)
 
 

@@ -34,7 +34,15 @@ NAMES = [
     "revert",
 ]
 FUNCTIONAL = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]
-ERRORS = ["ArgumentTypeError", "ArgumentValueError", "ExportError", "NoSiteError", "ProbeError", "TLSCError", "TLSCWarning"]
+ERRORS = [
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "ExportError",
+    "NoSiteError",
+    "ProbeError",
+    "TLSCError",
+    "TLSCWarning",
+]
 
 _OPTIONS = (
     "stride: 'int' = 1, example_input: 'Any' = None, include: 'Selection | None' = None, "

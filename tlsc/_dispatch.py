@@ -351,7 +351,7 @@ def _free_place(by: Any, grid: Tensor, rows: int, columns: int, stride: int, hei
 
 
 # In a graph grids have sizes that follow from the map's without a minimum.
-_FREE = {
+_FREE: dict[str, Callable[..., Any]] = {
     "grid_means": _free_grid("grid_means"),
     "grid_moments": _free_grid("grid_moments"),
     "grid_maxima": _free_grid("grid_maxima"),
@@ -398,7 +398,8 @@ _SCHEMAS = {
     "place": "(Tensor grid, SymInt rows, SymInt columns, SymInt stride, SymInt height, SymInt width) -> Tensor",
     "transposed_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns, "
     "SymInt stride_rows, SymInt stride_columns) -> Tensor",
-    "non_local": "(Tensor v, Tensor q, Tensor k, SymInt rows, SymInt columns, float scale, str weighting) -> Tensor",
+    "non_local": "(Tensor v, Tensor q, Tensor k, SymInt rows, SymInt columns, float scale, str weighting) "
+    "-> Tensor",
     "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
 }
 
@@ -460,7 +461,7 @@ def _register(name: str, function: Callable[..., Any], schema: str, fake: Callab
     operator.register_autograd(backward, setup_context=setup)
 
 
-for _name, _function in _FUNCTIONS.items():
-    _register(_name, _function, _SCHEMAS[_name], _FAKES[_name])
-for _name, _function in _FREE.items():
-    _register(f"free_{_name}", _function, _SCHEMAS[_name], _FREE_FAKES.get(_name, _FAKES[_name]))
+for _name in _FUNCTIONS:
+    _register(_name, _FUNCTIONS[_name], _SCHEMAS[_name], _FAKES[_name])
+for _name in _FREE:
+    _register(f"free_{_name}", _FREE[_name], _SCHEMAS[_name], _FREE_FAKES.get(_name, _FAKES[_name]))

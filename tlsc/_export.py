@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +52,8 @@ class Export:
         rows = [(f"{n}×{h}×{w}", f"{error:.1e}") for (n, h, w), error in self.errors.items()]
         size = self.path.stat().st_size / 1e6
         head = f"{self.path}: {size:.1f} MB, opset {self.opset}, {sum(self.operators.values())} operators"
-        return (
-            head + "\n\n" + tabulate(rows, headers=["batch×height×width", "difference / range"], tablefmt="simple")
-        )
+        table: str = tabulate(rows, headers=["batch×height×width", "difference / range"], tablefmt="simple")
+        return f"{head}\n\n{table}"
 
 
 def export(
@@ -215,6 +214,7 @@ class _Exporter:
                     opset_version=opset,
                     verbose=False,
                 )
+                assert program is not None
                 functions.put_into(program.model, int(program.model.opset_imports[""]))
                 return program
         except Exception as error:
@@ -343,7 +343,7 @@ def _conversion(model: nn.Module) -> tuple[tuple[int, int] | None, int]:
     for part in model.modules():
         made_for = part.__dict__.get("_tlsc_made_for")
         if made_for is not None:
-            return made_for
+            return cast("tuple[tuple[int, int], int]", made_for)
     return None, 1
 
 

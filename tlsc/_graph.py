@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -152,17 +153,16 @@ def grid_shape(x: Tensor, stride: int) -> tuple[int, ...]:
     return *x.shape[:2], *sides
 
 
-def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, int]:
+def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, Any]:
     """Where the window of each of ``n`` positions starts, and where the last one does."""
     inside = torch.sym_min(k, n)
     last = n - inside
     return (torch.arange(n, device=device) - (inside - 1) // 2).clamp(min=0).clamp(max=last), last
 
 
-def positions(x: Tensor, window: Window) -> int:
+def positions(x: Tensor, window: Window) -> Any:
     """How many positions of the map (…, H, W) a window holds."""
-    count: int = torch.sym_min(window[0], x.shape[-2]) * torch.sym_min(window[1], x.shape[-1])
-    return count
+    return torch.sym_min(window[0], x.shape[-2]) * torch.sym_min(window[1], x.shape[-1])
 
 
 def _moments(centred: Tensor, window: Window, stride: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,8 @@ def _means(x: Tensor, window: Window, stride: int) -> Tensor:
     out = x
     for dim, axis in _AXES:
         out = _sums(out, window[axis], dim, stride)
-    return out / positions(x, window)
+    means: Tensor = out / positions(x, window)
+    return means
 
 
 def _sums(x: Tensor, k: int, dim: int, stride: int) -> Tensor:
@@ -185,7 +186,7 @@ def _sums(x: Tensor, k: int, dim: int, stride: int) -> Tensor:
     whole, rest = k // stride, k % stride
     count = n // stride + 1  # windows on the grid; the last may start at n and hold nothing
     blocks = _longer(x, (whole + 2) * stride, dim, 0.0).narrow(dim, 0, (count + whole) * stride)
-    blocks = blocks.unflatten(dim, (count + whole, stride))
+    blocks = torch.unflatten(blocks, dim, (count + whole, stride))
     inner = -1 if dim == -1 else -2
     parts = []
     if whole:

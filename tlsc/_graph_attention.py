@@ -8,6 +8,7 @@ window.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
     """As :func:`tlsc.attention.local_non_local`, but with all weights at once, as many as the global block has."""
     height, width = q.shape[2:]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    inside, count = None, 1
+    count: Any = 1
+    inside = None
     for n, size, shape in ((height, window[0], (height, 1, height, 1)), (width, window[1], (1, width, 1, width))):
         start = window_starts(n, size, q.device)[0].unsqueeze(1)
         at = torch.arange(n, device=q.device)
@@ -55,19 +57,19 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
     else:
         weights = scores.masked_fill(~inside, 0.0) / count
     out = (weights @ v.flatten(2).to(dtype).transpose(1, 2)).transpose(1, 2)
-    return out.unflatten(2, (height, width)).to(v.dtype)
+    return torch.unflatten(out, 2, (height, width)).to(v.dtype)
 
 
 @dataclass(frozen=True)
 class _Axis:
     """How the evaluated windows lie on an axis, in blocks of ``size``.
 
-Sums: the blocks are gathered by ``held`` (positions) and ``mask`` (1 where a position counts); row ``w`` of
-    ``windows`` has a 1 for each block of window ``w``. The last window may start inside a block, and all may end
-    inside one: such parts stand behind the whole blocks, as blocks of their own.
+    Sums: the blocks are gathered by ``held`` (positions) and ``mask`` (1 where a position counts); row ``w`` of
+    ``windows`` has a 1 for each block of window ``w``. The last window may start inside a block, and all may
+    end inside one: such parts stand behind the whole blocks, as blocks of their own.
 
-    Results: blocks gathered by ``served``, each served by one window, ``served_by``; position ``i`` then stands at
-    ``back[i]``. The block in which the last window takes over in the middle is there twice.
+    Results: blocks gathered by ``served``, each served by one window, ``served_by``; position ``i`` then stands
+    at ``back[i]``. The block in which the last window takes over in the middle is there twice.
     """
 
     size: int
@@ -142,13 +144,15 @@ def _parts(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
 
 def _blocks(x: Tensor, height: int, width: int) -> Tensor:
     """(N, heads, c, H, W) as (N, heads, down, across, c, height·width)."""
-    x = x.unflatten(-1, (x.shape[-1] // width, width)).unflatten(-3, (x.shape[-2] // height, height))
+    x = torch.unflatten(x, -1, (x.shape[-1] // width, width))
+    x = torch.unflatten(x, -3, (x.shape[-3] // height, height))
     return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(-2)
 
 
 def _joined(x: Tensor, height: int, width: int) -> Tensor:
     """The inverse of :func:`_blocks`."""
-    return x.unflatten(-1, (height, width)).permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2)
+    x = torch.unflatten(x, -1, (height, width))
+    return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2)
 
 
 def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
@@ -157,4 +161,4 @@ def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
     down, across = rows.windows.to(x.dtype), columns.windows.to(x.dtype)
     x = (across @ x.flatten(4)).transpose(2, 3)
     x = (down @ x.flatten(4)).transpose(2, 3)
-    return x.unflatten(-1, tail) if len(tail) > 1 else x
+    return torch.unflatten(x, -1, tail) if len(tail) > 1 else x

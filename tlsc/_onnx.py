@@ -119,6 +119,7 @@ def _function(onnx_ir: Any, name: str, function: _Function, opset: int) -> Any:
             opset_version=opset,
             verbose=False,
         )
+        assert program is not None
     finally:
         _collecting.reset(token)
     graph = program.model.graph
@@ -131,7 +132,7 @@ def _function(onnx_ir: Any, name: str, function: _Function, opset: int) -> Any:
         else:
             graph.insert_before(first, node)
         onnx_ir.convenience.replace_all_uses_with(value, node.outputs[0], replace_graph_outputs=True)
-        del graph.initializers[value.name]
+        del graph.initializers[str(value.name)]
     graph.opset_imports.update(program.model.opset_imports)
     return onnx_ir.Function(_DOMAIN, name, graph=graph, attributes=[])
 

@@ -381,7 +381,8 @@ def evaluate(
     if operation == "var_sum":
         return var * positions
     if correction:
-        var = var * positions / torch.sym_max(positions - correction, 0)
+        left: Any = torch.sym_max(positions - correction, 0)
+        var = var * positions / left
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
 

@@ -181,8 +181,9 @@ def _local_group_norm(
         raise ArgumentValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
+    groups = x.shape[1] if num_groups is None else num_groups
     if _graph.applies(x):
-        return _dispatch.local_group_norm(x, window, num_groups, weight, bias, eps, correction)
+        return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
@@ -191,7 +192,6 @@ def _local_group_norm(
         if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
-    groups = x.shape[1] if num_groups is None else num_groups
     return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
 
 
