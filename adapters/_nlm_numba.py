@@ -3,8 +3,8 @@
 The work is cut into strips of rows. A strip owns the pairs (position, shift) whose position lies in it, and is run
 by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
 strips run first and the odd ones after them: no two threads ever write the same row, and the order of the additions
-(hence the result, to the last bit) does not depend on the number of threads. Threads are Python's own over kernels
-that release the GIL: numba's thread pools abort the process after a fork or when entered twice.
+(hence the result, to the last bit) does not depend on the number of threads, which are those of
+:mod:`tlsc._numba`.
 
 Loops are short and over rows, with few arrays each, because that is what LLVM vectorises.
 """
@@ -13,33 +13,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
+
+from tlsc._numba import _compiled, _share_out
 
 __all__ = ["backward", "forward"]
 
 Array = npt.NDArray[Any]
 
 STRIP_ROWS = 64  # measured: 32 to 128 are alike, 512 takes half as long again, out of the cache
-SMALL = 2**22  # elements times shifts that are not worth a second thread
-
-
-def _compiled(function: Any) -> Any:
-    # No nnan, ninf or reassoc: a NaN has to stay one. Where no cache can be written, compile once a process.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
+COST = 1 / 128  # of a shift, beside that of local statistics: what is worth a second thread
 
 
 @intrinsic
@@ -455,17 +445,6 @@ def _backward(
         )
 
 
-def _share_out(kernel: Callable[..., None], args: tuple[Any, ...], units: int, elements: int) -> None:
-    """Calls ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses."""
-    threads = min(torch.get_num_threads(), units, elements // SMALL)
-    if threads <= 1:
-        kernel(*args, 0, units)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(kernel, *args, unit, unit + 1) for unit in range(units)]:
-            future.result()
-
-
 def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: int, patch: int) -> None:
     """All strips of all images, even ones first."""
     margin = search // 2 + patch // 2
@@ -474,7 +453,7 @@ def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: 
     for parity in (0, 1):
         units = x.shape[0] * ((strips + 1 - parity) // 2)
         if units:
-            _share_out(kernel, (*args, size, parity), units, x.numel() * search**2)
+            _share_out(kernel, (*args, size, parity), units, int(x.numel() * search**2 * COST))
 
 
 def forward(x: Tensor, y: Tensor, inverse: Tensor, search: int, patch: int, num: Tensor, den: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 Autograd would store a few planes for each of the ``search_window²`` shifts. Here the backward pass computes them
 again. It is one custom operator with two implementations: plain PyTorch, on any device, and Numba kernels for the
-CPU (:mod:`tlsc.adapters._nlm_numba`), loaded when first used.
+CPU (:mod:`tlsc.adapters._nlm_numba`), loaded when first used. Graphs that are exported get PyTorch's own
+operations instead, for images of any size (:func:`_exported`).
 
 Both go through half of the shifts only: the distance of p to p + s is the distance of p + s to p. Both sum patches
 by additions alone, from sums of 1, 2, 4, … elements or from block sums, so that the cost hardly depends (PyTorch:
@@ -12,17 +13,16 @@ is. And both add up ``weight · (neighbour − x)``, so that a constant image st
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tlsc import _dispatch
 from tlsc._arguments import FLOATING, as_positive_int, check_map
 from tlsc._reference import _is_traced
-from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
 
 __all__ = ["NonLocalMeans", "SecondDerivativeError", "nonlocal_means"]
 
@@ -33,8 +33,6 @@ LUMA = (0.299, 0.587, 0.114)
 # Down to here 1/(h · distance) is finite in float32. No image resolves differences of 1e-12.
 ZERO_STRENGTH = 1e-12
 STRIP_ROWS = 128
-# Without compilation Python itself would run the kernels.
-HAS_NUMBA = bool(importlib.util.find_spec("numba")) and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 class SecondDerivativeError(TLSCError, NotImplementedError):
@@ -70,8 +68,9 @@ def nonlocal_means(
         patch: side of the compared patches, in pixels; odd.
         border: what lies outside the image: ``"circular"``, its other side; ``"reflect"``, its mirror image about
             the centre of the border pixels. The image may be smaller than the window.
-        implementation: ``"torch"``, ``"numba"`` (CPU only; compiled when first used), or ``"auto"``:
-            Numba on the CPU where it is installed.
+        implementation: ``"torch"``, ``"numba"`` (CPU only; compiled when first used), or ``"auto"``: what
+            :func:`tlsc.backend` names (there is no Triton kernel; PyTorch stands in), else Numba on the CPU where
+            it can run.
 
     Returns:
         Same shape, dtype and memory format as ``x``. It can be differentiated once, with respect to ``x`` and
@@ -83,7 +82,7 @@ def nonlocal_means(
         ArgumentValueError: ``x`` has not 4 dimensions, 1 or 3 channels and at least one pixel; ``h`` has another
             shape than listed, or another device; ``search_window`` or ``patch`` is even or below 1; ``border`` or
             ``implementation`` is not one of those named; Numba is asked for off the CPU.
-        ModuleNotFoundError: ``implementation="numba"`` and Numba is not installed.
+        BackendError: Numba is asked for, here or by :func:`tlsc.backend`, and cannot run.
         SecondDerivativeError: it is differentiated twice (a NotImplementedError, from ``backward``).
 
     Source:
@@ -101,10 +100,15 @@ def nonlocal_means(
     _check_choice(border, "border", Border)
     dtype = _working_dtype(x)
     strength = _strength(h, x).to(dtype)
-    chosen = _choose(implementation, x)
+    _check_choice(implementation, "implementation", Implementation)
+    margin = window // 2 + side // 2
+    if _is_exported():
+        image = _extend(x.to(dtype), margin, border)
+        return _exported(image, _luma(image), strength, window, side).to(x.dtype).clamp(0, 1)
     if x.shape[0] == 0:
         return (x * strength.sum()).clamp(0, 1)
-    margin = window // 2 + side // 2
+    # A compiled graph chooses when it runs.
+    chosen = implementation if torch.compiler.is_compiling() else _choose(implementation, x)
     image = _extend(x.to(dtype), margin, border)
     luma = _luma(image)
     mean, _ = _filter(image, luma, strength, window, side, chosen)
@@ -230,13 +234,24 @@ def _check_choice(value: Any, name: str, choices: Any) -> None:
         raise ArgumentValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}")
 
 
-def _choose(implementation: Implementation, x: Tensor) -> str:
-    _check_choice(implementation, "implementation", Implementation)
+def _choose(implementation: str, x: Tensor) -> str:
     if implementation == "numba" and x.device.type not in ("cpu", "meta"):
         raise ArgumentValueError(f'implementation="numba" runs on the CPU, but x is on {x.device}; use "torch"')
-    if implementation != "auto":
-        return implementation
-    return "numba" if x.device.type == "cpu" and HAS_NUMBA else "torch"
+    name = implementation if implementation != "auto" else _dispatch._named
+    if name == "numba" or (name == "auto" and x.device.type == "cpu"):
+        module = _dispatch._module("numba")
+        why = module if isinstance(module, str) else None if implementation == "numba" else module.why_not(x)
+        if why is None:
+            return "numba"
+        if name == "numba":
+            raise BackendError(f"the numba back end cannot run here: {why}; 'auto' takes what is there")
+    return "torch"
+
+
+def _is_exported() -> bool:
+    """Whether this call becomes part of a graph that others run, who do not know tlsc's operator."""
+    exporting = getattr(torch.compiler, "is_exporting", None)
+    return bool(exporting and exporting()) or torch.onnx.is_in_onnx_export()
 
 
 def _strength(h: Any, x: Tensor) -> Tensor:
@@ -250,7 +265,7 @@ def _strength(h: Any, x: Tensor) -> Tensor:
         raise ArgumentValueError(f"h is on {h.device} but x is on {x.device}; move one of them")
     if h.shape in ((), (1,)):
         return h.reshape(1, 1, 1).expand(n, 1, 1)
-    if h.shape in ((n, 1, 1, 1), (n, 1, height, width)):
+    if h.shape in ((n, 1, height, width), (n, 1, 1, 1)):
         return h.squeeze(1)
     raise ArgumentValueError(
         f"h must be one number, ({n}, 1, 1, 1) or ({n}, 1, {height}, {width}) for this x, got {tuple(h.shape)}"
@@ -262,12 +277,13 @@ def _extend(x: Tensor, margin: int, border: Border) -> Tensor:
     for dim in (2, 3):
         size = x.shape[dim]
         index = torch.arange(-margin, size + margin, device=x.device)
-        if border == "circular":
-            index = index % size
-        else:
-            period = max(2 * (size - 1), 1)
-            index = index % period
-            index = torch.minimum(index, period - index) if size > 1 else index * 0
+        # A tensor, and no branch on the size, so that graphs keep it open.
+        period = torch.arange(size, size + 1, device=x.device)
+        if border == "reflect":
+            period = (2 * (period - 1)).clamp_min(1)
+        index = index % period
+        if border == "reflect":
+            index = torch.minimum(index, period - index)
         x = x.index_select(dim, index)
     return x
 
@@ -277,6 +293,38 @@ def _luma(x: Tensor) -> Tensor:
         return x[:, 0].clone()
     r, g, b = x.unbind(1)
     return r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
+
+
+def _exported(image: Tensor, luma: Tensor, h: Tensor, window: int, patch: int) -> Tensor:
+    """The mean (N, C, H, W) before clamping, by operations that ONNX knows: all shifts of a row at a time.
+
+    Of (N, dx, C, H, W) everything; a handful of nodes for each of ``window`` rows, sizes nowhere but in slices.
+    """
+    radius, half = window // 2, patch // 2
+    margin = radius + half
+    inverse = torch.where(h <= ZERO_STRENGTH, torch.finfo(h.dtype).max, 1 / h).unsqueeze(1)
+    center, center_luma = _inner(image, margin).unsqueeze(1), _inner(luma, radius).unsqueeze(1)
+    columns = range(window)
+    images = torch.stack([_part(image, half + dx, margin + radius - dx, -1) for dx in columns], 1)
+    lumas = torch.stack([_part(luma, dx, 2 * radius - dx, -1) for dx in columns], 1)
+    total, mean = torch.zeros_like(luma[:, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
+    for dy in columns:
+        squared = (_part(lumas, dy, 2 * radius - dy, -2) - center_luma).square()
+        if patch > 1:
+            squared = torch.nn.functional.avg_pool2d(squared, patch, 1, divisor_override=1)
+        zero = squared == 0
+        distance = torch.where(zero, 0.0, torch.where(zero, 1.0, squared).sqrt())
+        weight = (-distance * inverse).exp()
+        step = _part(images, half + dy, margin + radius - dy, -2) - center
+        mean = mean + (weight.unsqueeze(2) * step).sum(1)
+        total = total + weight.sum(1)
+    return center.squeeze(1) + mean / total.unsqueeze(1)
+
+
+def _part(x: Tensor, first: int, after: int, dim: int) -> Tensor:
+    """``x`` without its ``first`` and its last ``after`` positions on one axis."""
+    end = -after if after else None
+    return x[..., first:end] if dim == -1 else x[..., first:end, :]
 
 
 # The operator: everything between the extended image and the mean before clamping.
@@ -291,7 +339,7 @@ def _filter(
     weighted = torch.zeros_like(image, memory_format=torch.contiguous_format)
     weights = torch.ones_like(luma, memory_format=torch.contiguous_format)  # that of the zero shift
     inverse = _inverse(h, margin)
-    if implementation == "numba":
+    if _choose(implementation, image) == "numba":
         from tlsc.adapters import _nlm_numba
 
         _nlm_numba.forward(image, luma, inverse, search_window, patch, weighted, weights)
@@ -323,7 +371,7 @@ def _filter_backward(
     grad_luma = luma.new_zeros(luma.shape if needs_image else (luma.shape[0], 0, 0))
     grad_h = luma.new_zeros(luma.shape)
     inverse = _inverse(h, margin)
-    if implementation == "numba":
+    if _choose(implementation, image) == "numba":
         from tlsc.adapters import _nlm_numba
 
         _nlm_numba.backward(
@@ -393,7 +441,7 @@ _filter_backward.register_autograd(_no_second_derivative)
 
 
 def _inner(x: Tensor, margin: int) -> Tensor:
-    return x[..., margin : x.shape[-2] - margin, margin : x.shape[-1] - margin]
+    return _part(_part(x, margin, margin, -1), margin, margin, -2)
 
 
 def _pad(x: Tensor, margin: int) -> Tensor:

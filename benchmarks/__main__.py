@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, full_size, kernels, local_statistics, nlm
+from . import attention, coverage, full_size, kernels, local_statistics, nlm
 
 BENCHMARKS = {
     "attention": attention.main,
+    "coverage": coverage.main,
     "full_size": full_size.main,
     "local_statistics": local_statistics.main,
     "nlm": nlm.main,

@@ -1,7 +1,7 @@
 """Non-local means beside the three published ways, scikit-image and OpenCV: memory, time, PSNR.
 
-``uv run python -m benchmarks nlm`` prints all tables; ``python -m benchmarks.nlm memory | time | growth | quality``
-one of them. Memory is read from Linux's /proc. OpenCV is optional: ``uv run --with opencv-python-headless …``.
+``uv run python -m benchmarks nlm`` prints all tables; ``python -m benchmarks.nlm TABLE`` one of them. Memory is
+read from Linux's /proc. OpenCV is optional: ``uv run --with opencv-python-headless …``.
 """
 
 from __future__ import annotations
@@ -146,6 +146,13 @@ def memory() -> None:
     print(f"Peak resident memory above the start [MB], {SIZE}×{SIZE} RGB, float32, window {WINDOW}, patch {PATCH};")
     print("the gradients of image and h are part of the backward pass\n")
     print(tabulate(rows, headers=["way", *PASSES], floatfmt=".0f"), "\n", flush=True)
+    rows = [
+        [name, *size, *(memory_of(name, pass_, *size) for pass_ in PASSES)]
+        for name in ("tlsc, PyTorch", "tlsc, Numba")
+        for size in ((11, 5), (11, 9), (21, 5), (21, 9))
+    ]
+    print("The same against window and patch\n")
+    print(tabulate(rows, headers=["way", "window", "patch", *PASSES], floatfmt=".0f"), "\n", flush=True)
 
 
 def times() -> None:
@@ -183,16 +190,16 @@ def growth() -> None:
             for pass_, run in PASSES.items()
         }
         for size in sizes:
-            used = [memory_of(name, pass_, *size) for pass_ in PASSES]
-            rows.append([name, *size, *used, *(seconds[pass_][size] * 1e3 for pass_ in PASSES)])
-    print(f"Growth with window and patch, {SIZE}×{SIZE} RGB, float32, {torch.get_num_threads()} threads\n")
-    headers = ["way", "window", "patch", "forward [MB]", "both [MB]", "forward [ms]", "both [ms]"]
+            rows.append([name, *size, *(seconds[pass_][size] * 1e3 for pass_ in PASSES)])
+    print(f"Time against window and patch, {SIZE}×{SIZE} RGB, float32, {torch.get_num_threads()} threads\n")
+    headers = ["way", "window", "patch", "forward [ms]", "both [ms]"]
     print(tabulate(rows, headers=headers, floatfmt=".0f"), "\n", flush=True)
 
 
 # Quality: everyone at the best of a list of strengths.
 
 STRENGTHS = {3: np.linspace(0.5, 2.5, 9), 5: np.linspace(1.0, 3.5, 11)}
+CROP = 160
 
 
 def quality() -> None:
@@ -205,7 +212,7 @@ def quality() -> None:
     except ModuleNotFoundError:
         cv2 = None
         print("OpenCV is not installed; its columns stay empty\n")
-    images = {name: load_photograph(name) for name in TEST_PHOTOGRAPHS}
+    images = {name: load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP] for name in TEST_PHOTOGRAPHS}
     rows = []
     for name, clean in images.items():
         for sigma in (0.05, 0.1):
@@ -237,15 +244,103 @@ def quality() -> None:
             rows.append(row)
     ways = ["tlsc", "skimage", "skimage σ", "OpenCV"]
     headers = ["photograph", "noise", "noisy", *(f"{way} {patch}" for patch in (5, 3) for way in ways)]
-    print(f"PSNR [dB], values in [0, 1], each at its best h, search window {WINDOW}, patch 5 and 3;")
+    print(f"PSNR [dB], {CROP}×{CROP}, values in [0, 1], each at its best h, search window {WINDOW}, patch 5 and 3;")
     print("skimage: fast_mode=True; skimage σ: told the noise level\n")
     print(tabulate(rows, headers=headers, floatfmt=".2f"), "\n", flush=True)
-    _quality_times(cv2)
 
 
-def _quality_times(cv2: Any) -> None:
+def _variant(x: Tensor, h: float, patch: int, color: bool, squared: bool, level: float) -> Tensor:
+    """Non-local means by a chosen definition: distance of colour or luma, squared or not, less the noise's share.
+
+    ``h`` is of the root mean square over the patch.
+    """
+    margin = WINDOW // 2 + patch // 2
+    wide = F.pad(x, (margin,) * 4, mode="reflect")
+    y = wide if color else _luma(wide)
+    _, _, height, width = x.shape
+    r, half = WINDOW // 2, patch // 2
+    total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+
+    def at(z: Tensor, dy: int, dx: int, ring: int) -> Tensor:
+        top, left = margin + dy - ring, margin + dx - ring
+        return z[..., top : top + height + 2 * ring, left : left + width + 2 * ring]
+
+    for dy, dx in _offsets(2 * r + 1):
+        distance = (at(y, 0, 0, half) - at(y, dy, dx, half)).square().mean(1, keepdim=True)
+        distance = (F.avg_pool2d(distance, patch, 1) - 2 * level**2).clamp_min(0)
+        weight = torch.exp(-(distance / h**2 if squared else distance.sqrt() / h))
+        total += weight * at(wide, dy, dx, 0)
+        weights += weight
+    return (total / weights).clamp(0, 1)
+
+
+def definitions() -> None:
+    """What each difference between our definition and scikit-image's is worth."""
     from skimage.restoration import denoise_nl_means
 
+    from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
+
+    rows = []
+    for name in TEST_PHOTOGRAPHS:
+        clean = load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP]
+        for sigma in (0.05, 0.1):
+            noise = sigma * np.random.default_rng(0).standard_normal(clean.shape)
+            noisy = np.clip(clean + noise, 0, 1).astype(np.float32)
+            x = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous()
+            fractions = np.linspace(0.2, 1.1, 10) * sigma
+            row: list[Any] = [name, sigma]
+
+            def steps(h: float, x: Tensor = x, settings: Any = ()) -> NDArray[Any]:
+                return _variant(x, h, 5, *settings)[0].permute(1, 2, 0).numpy()
+
+            luma = sigma * float(np.sqrt(np.square([0.299, 0.587, 0.114]).sum()))
+            for settings in ((False, False, 0.0), (False, True, 0.0), (False, True, luma), (True, False, 0.0)):
+                row.append(_best(lambda h, f=steps, s=settings: f(h, settings=s), clean, fractions))
+            for settings in ((True, True, 0.0), (True, True, sigma)):
+                row.append(_best(lambda h, f=steps, s=settings: f(h, settings=s), clean, fractions))
+            for level in (0.0, sigma):
+                row.append(
+                    _best(
+                        lambda h, n=noisy, s=level: denoise_nl_means(
+                            n, 5, WINDOW // 2, h, fast_mode=True, sigma=s, channel_axis=-1
+                        ),
+                        clean,
+                        fractions,
+                    )
+                )
+            grey = (noisy @ np.array([0.299, 0.587, 0.114])).astype(np.float32)
+            clean_grey = clean @ np.array([0.299, 0.587, 0.114])
+            g = torch.from_numpy(grey)[None, None]
+            row.append(
+                _best(
+                    lambda h, g=g: nonlocal_means(g, 5 * h, WINDOW, 5, "reflect")[0, 0].numpy(),
+                    clean_grey,
+                    fractions,
+                )
+            )
+            row.append(
+                _best(
+                    lambda h, n=grey: denoise_nl_means(n, 5, WINDOW // 2, h, fast_mode=True),
+                    clean_grey,
+                    fractions,
+                )
+            )
+            rows.append(row)
+    print(f"PSNR [dB], {CROP}×{CROP}, patch 5, each at its best h: what each difference in definition is worth;")
+    print("distances d of luma (ours: d) or of colour, −2σ²: the noise's share subtracted\n")
+    headers = ["photograph", "noise", "luma d", "luma d²", "luma d²−2σ²", "colour d", "colour d²", "colour d²−2σ²"]
+    headers += ["skimage", "skimage σ", "grey: tlsc", "grey: skimage"]
+    print(tabulate(rows, headers=headers, floatfmt=".2f"), "\n", flush=True)
+
+
+def beside() -> None:
+    """Time of the forward pass beside scikit-image and OpenCV."""
+    from skimage.restoration import denoise_nl_means
+
+    try:
+        import cv2
+    except ModuleNotFoundError:
+        cv2 = None
     x, h = _inputs()
     pixels = x.detach()[0].permute(1, 2, 0).contiguous().numpy()
     bytes_ = (pixels * 255).astype(np.uint8)
@@ -278,7 +373,14 @@ def _best(way: Callable[[float], NDArray[Any]], clean: NDArray[Any], strengths: 
     return max(_psnr(way(float(h)), clean) for h in strengths)
 
 
-TABLES = {"memory": memory, "time": times, "growth": growth, "quality": quality}
+TABLES = {
+    "memory": memory,
+    "time": times,
+    "growth": growth,
+    "beside": beside,
+    "quality": quality,
+    "definitions": definitions,
+}
 
 
 def main() -> None:

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlsc
-from tlsc._probe import _STATISTICS, _takes_all
+from tlsc._probe import _takes_all
 from tlsc.errors import ArgumentValueError
 
 if TYPE_CHECKING:
@@ -99,21 +98,19 @@ def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 # -------------------------------------------------------------------------------------------------- what is seen
 
 
-class _Maps(TorchFunctionMode):
+class _Maps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the maps of which a statistic over all positions is taken."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name in _STATISTICS and args and isinstance(args[0], Tensor) and args[0].dim() == 4:
-            first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
-            if _takes_all(name, args[0].shape, 0 if first is None else first.numel(), kwargs or {}, args):
-                self.seen.append(args[0])
-        return out
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        x = args[0] if args else None
+        if isinstance(x, Tensor) and x.dim() == 4 and _takes_all(func, args, kwargs, {(x.shape[2], x.shape[3])}):
+            self.seen.append(x)
+        return func(*args, **kwargs)
 
 
 @contextmanager

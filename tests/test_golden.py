@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+import tlsc
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "pooling.safetensors")
@@ -51,3 +55,26 @@ def test_local_instance_norm(case: str, dtype: torch.dtype) -> None:
 def _load(case: str, dtype: torch.dtype) -> tuple[torch.Tensor, tuple[int, int]]:
     height, width = GOLDEN[f"{case}.window"].tolist()
     return GOLDEN[f"{case}.input"].to(dtype), (height, width)
+
+
+@pytest.fixture(scope="module")
+def nafnet() -> tuple[nn.Module, dict[str, Tensor], int]:
+    architecture = pytest.importorskip("spandrel.architectures.NAFNet")
+    path = Path(__file__).parent / "data" / "nafnet.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    model = architecture.NAFNet(**ast.literal_eval(metadata["config"])).double().eval()
+    model.load_state_dict({name[6:]: x for name, x in tensors.items() if name.startswith("state.")})
+    return model, tensors, int(metadata["base_size"])
+
+
+@pytest.mark.parametrize("case", [f"case{i}" for i in range(4)])
+@torch.no_grad()
+def test_nafnet(nafnet: tuple[nn.Module, dict[str, Tensor], int], case: str) -> None:
+    """Its simplified channel attention, a pool in a Sequential, becomes local without a word about it."""
+    model, tensors, base_size = nafnet
+    x = tensors[f"{case}.input"]
+    assert (model(x) - tensors[f"{case}.original.0"]).abs().max() <= 1e-9
+    with tlsc.converted(model, base_size) as local:
+        assert (local(x) - tensors[f"{case}.local.0"]).abs().max() <= 1e-9

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,16 @@ def halves(self: Any, x: Tensor) -> Tensor:
     return x * torch.cat([first + second, second], 1)
 
 
+def weighing(how: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Written]:
+    """Softmax weights (N, 1, H·W) and features (N, C, H·W), joined by ``how`` to (N, C, …)."""
+
+    def function(self: Any, x: Tensor) -> Tensor:
+        weights = self.softmax(self.logits(x).flatten(2))
+        return x + how(x.flatten(2), weights).reshape(*x.shape[:2], 1, 1)
+
+    return lambda: Written(function, logits=nn.Conv2d(8, 1, 1), softmax=nn.Softmax(dim=-1))
+
+
 def norms(self: Any, x: Tensor) -> Tensor:
     weight, bias = self.weight.view(-1), self.bias.view(-1)
     return F.instance_norm(x, weight=weight, bias=bias) + F.group_norm(x, 2, eps=1e-3)
@@ -171,6 +182,105 @@ SPELLINGS: dict[str, Callable[[], Written]] = {
         lambda s, x: x * F.interpolate(s.body(x.mean((2, 3), keepdim=True)), size=x.shape[2:]), body=convolutions()
     ),
 }
+
+
+def positions(x: Tensor) -> Any:
+    return x.shape[2] * x.shape[3]
+
+
+def reversed_two_pass(self: Any, x: Tensor) -> Tensor:
+    flat = x.view(*x.shape[:2], -1)
+    distance = torch.abs(flat.sum(-1, keepdim=True) / flat.shape[-1] - flat)
+    return x * (distance**2).mean(-1, keepdim=True).sqrt().unsqueeze(-1)
+
+
+def normalised_then_mean(self: Any, x: Tensor) -> Tensor:
+    """The second statistic is of a map that the first has entered."""
+    y = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 0.1)
+    return y + (y * x).mean((2, 3), keepdim=True) + (y + 2 * x - 1).sum((2, 3))[..., None, None]
+
+
+def by_hand(self: Any, x: Tensor) -> Tensor:
+    groups = x.view(x.shape[0], 2, -1)
+    groups = (groups - groups.mean(-1, keepdim=True)) / (groups.var(-1, keepdim=True) + 1e-5).sqrt()
+    return groups.view_as(x) * self.weight
+
+
+def extremes(self: Any, x: Tensor) -> Tensor:
+    low, high = torch.aminmax(x.flatten(2), dim=-1, keepdim=True)
+    both = x.flatten(2).max(-1)[0] + x.min(3, keepdim=True).values.min(2, keepdim=True)[0].flatten(1)
+    return (x - low.unsqueeze(-1)) / (high - low + 1).unsqueeze(-1) + both.view(*both.shape, 1, 1)
+
+
+def selective(self: Any, x: Tensor) -> Tensor:
+    paths = torch.stack([x, x * x], 1)
+    weights = self.fc(paths.sum(1).mean((2, 3))).view(-1, 2, 8, 1, 1).softmax(1)
+    return (paths * weights).sum(1)
+
+
+def with_einops(self: Any, x: Tensor) -> Tensor:
+    rearrange, reduce = einops.rearrange, einops.reduce
+    flat = rearrange(x, "b c h w -> b c (h w)")
+    flat = flat - flat.mean(-1, keepdim=True)
+    gate = rearrange(self.fc(reduce(x, "b c h w -> b c", "mean")), "b c -> b c 1 1")
+    return gate * rearrange(flat, "b c (h w) -> b c h w", h=x.shape[2], w=x.shape[3]) + reduce(
+        x, "b c h w -> b c 1 1", "max"
+    )
+
+
+SPELLINGS |= {
+    "mean of one image's number of positions": lambda: Written(
+        lambda s, x: x * (x.sum((2, 3), keepdim=True) / x[0, 0].numel() + x.sum((2, 3), True) / x.shape[2:].numel())
+    ),
+    "mean by einsum": lambda: Written(
+        lambda s, x: torch.einsum("nchw,nc->nchw", x, torch.einsum("nchw->nc", x) / positions(x))
+    ),
+    "mean of products and quotients": lambda: Written(normalised_then_mean),
+    "two-pass, reversed and flat": lambda: Written(reversed_two_pass),
+    "maxima and minima with their places": lambda: Written(extremes),
+    "where": lambda: Written(lambda s, x: torch.where(x > x.mean((2, 3), keepdim=True), x, x * 0.1)),
+    "logsumexp": lambda: Written(lambda s, x: x * torch.logsumexp(x.flatten(2), -1)[..., None, None]),
+    "linalg.norm of the flat map": lambda: Written(
+        lambda s, x: x * torch.linalg.norm(x.flatten(2), dim=-1, keepdim=True).unsqueeze(-1)
+    ),
+    "Frobenius norm": lambda: Written(lambda s, x: x * torch.linalg.matrix_norm(x, keepdim=True)),
+    "norms 0 and -inf": lambda: Written(
+        lambda s, x: (
+            x * torch.linalg.vector_norm(x.relu(), 0, (2, 3), True)
+            + torch.linalg.vector_norm(x, -float("inf"), (-1, -2), True)
+        )
+    ),
+    "normalize": lambda: Written(lambda s, x: F.normalize(x.flatten(2), dim=-1).view_as(x)),
+    "lp_pool2d of the map's size": lambda: Written(lambda s, x: x * F.lp_pool2d(x.abs(), 2, x.shape[2:])),
+    "1-D pools": lambda: Written(
+        lambda s, x: x * (F.adaptive_max_pool1d(x.flatten(2), 1) + s.pool(x.flatten(2))).unsqueeze(-1),
+        pool=nn.AdaptiveAvgPool1d(1),
+    ),
+    "torch.instance_norm": lambda: Written(
+        lambda s, x: torch.instance_norm(x, s.weight.view(-1), None, None, None, True, 0.1, 1e-3, False),
+        weight=parameter(),
+    ),
+    "layer_norm over channels and positions": lambda: Written(lambda s, x: F.layer_norm(x, x.shape[1:])),
+    "layer_norm over positions": lambda: Written(lambda s, x: F.layer_norm(x, x.size()[2:], eps=1e-3)),
+    "GroupNorm of the flat map": lambda: Written(
+        lambda s, x: s.norm(x.flatten(2)).view_as(x), norm=nn.GroupNorm(2, 8)
+    ),
+    "group norm by hand": lambda: Written(by_hand, weight=parameter()),
+    "softmax-weighted, bmm": lambda: weighing(lambda x, w: torch.bmm(w, x.transpose(1, 2)))(),
+    "softmax-weighted, mT": lambda: weighing(lambda x, w: x @ w.mT)(),
+    "softmax-weighted, einsum": lambda: weighing(lambda x, w: torch.einsum("bcn,bkn->bck", x, w))(),
+    "softmax-weighted, mean": lambda: weighing(lambda x, w: (x * w).mean(-1, keepdim=True) * x.shape[-1])(),
+    "softmax-weighted, several heads": lambda: Written(
+        lambda s, x: x + (x.flatten(2) @ s.logits(x).flatten(2).softmax(-1).mT).mean(-1)[..., None, None],
+        logits=nn.Conv2d(8, 3, 1),
+    ),
+    "weighted by hand": lambda: Written(
+        lambda s, x: x + (x * s.gate(x)).sum((2, 3), keepdim=True) / s.gate(x).sum((2, 3), keepdim=True),
+        gate=nn.Sequential(nn.Conv2d(8, 1, 1), nn.Sigmoid()),
+    ),
+    "selective kernels": lambda: Written(selective, fc=nn.Linear(8, 16)),
+    "einops": lambda: Written(with_einops, fc=nn.Linear(8, 8)),
+}
 every_spelling = pytest.mark.parametrize("spelling", SPELLINGS)
 
 
@@ -180,20 +290,31 @@ def network(spelling: str) -> nn.Module:
 
 
 def reference(model: nn.Module, x: Tensor, window: tuple[int, int]) -> Tensor:
-    """At each position the model, pointwise but for its statistics, run on the crop that is its window."""
+    """At each position the model, pointwise but for its statistics, run on the crop that is its window.
+
+    The crops of all positions are images of one batch.
+    """
     height, width = x.shape[2:]
-    out = None
-    places = []
-    for n, size in ((height, window[0]), (width, window[1])):
-        k = min(size, n)
-        places.append([(min(max(i - (k - 1) // 2, 0), n - k), k) for i in range(n)])
-    for i, (top, rows) in enumerate(places[0]):
-        for j, (left, columns) in enumerate(places[1]):
-            value = model(x[:, :, top : top + rows, left : left + columns].contiguous())[:, :, i - top, j - left]
-            out = value.new_empty(*value.shape, height, width) if out is None else out
-            out[:, :, i, j] = value
-    assert out is not None
-    return out
+    starts = [
+        [(min(max(i - (k - 1) // 2, 0), n - k), k) for i in range(n)]
+        for n, k in ((height, min(window[0], height)), (width, min(window[1], width)))
+    ]
+    crops, inside = [], []
+    for i, (top, rows) in enumerate(starts[0]):
+        for j, (left, columns) in enumerate(starts[1]):
+            crops.append(x[:, :, top : top + rows, left : left + columns])
+            inside.append((i - top, j - left))
+    values = model(torch.cat(crops)).unflatten(0, (len(crops), -1))
+    at_positions = [value[:, :, i, j] for value, (i, j) in zip(values, inside, strict=True)]
+    return torch.stack(at_positions, -1).unflatten(-1, (height, width))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the maps are tiny
+    yield
+    torch.set_num_threads(threads)
 
 
 @every_spelling
@@ -291,8 +412,28 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         "one item per image",
     ),
     "branch on values": (lambda s, x: x if x.mean((2, 3)).sum() > 0 else -x, "one item per image"),
-    "branch on the size": (lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x, "map size"),
+    "branch on the size": (
+        lambda s, x: x * x.mean((2, 3), keepdim=True) if x.shape[2] > 4 else x,
+        "size of the map",
+    ),
     "over the batch": (lambda s, x: x * x.mean(), "over the batch"),
+    "deviation from the window's own mean": (
+        lambda s, x: x * (x - x.mean((2, 3), keepdim=True)).abs().mean((2, 3), keepdim=True),
+        "has entered already",
+    ),
+    "rows alone": (lambda s, x: x * x.mean(3, keepdim=True), "rows or columns alone"),
+    "covariance": (
+        lambda s, x: (s.fc(x.flatten(2) @ x.flatten(2).mT) @ x.flatten(2)).view_as(x),
+        "matmul over all positions",
+    ),
+    "Fourier transform": (lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]), "fft over all"),
+    "median": (lambda s, x: x * x.flatten(2).median(-1)[0][..., None, None], "median over all positions"),
+    "the place of a maximum": (lambda s, x: x * x.flatten(2).max(-1)[1][..., None, None], "the place of a"),
+    "one image of the batch": (lambda s, x: x * x[0].mean((1, 2))[:, None, None], "one image of the batch"),
+    "a tensor made on the way": (
+        lambda s, x: x * x.mean((2, 3), keepdim=True) * torch.arange(8, dtype=x.dtype).view(1, 8, 1, 1),
+        "a tensor of its own",
+    ),
     "another resolution": (lambda s, x: F.avg_pool2d(x, 2) * x.mean((2, 3), keepdim=True), "another size"),
 }
 
@@ -335,3 +476,60 @@ def test_one_pool_used_on_maps_of_two_sizes() -> None:
     x = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(model(x), original(x), rtol=1e-12, atol=1e-12)
     assert not torch.allclose(model(x.repeat(1, 1, 2, 2) * 0 + torch.randn(1, 3, 16, 16)), original(x).mean())
+
+
+@torch.no_grad()
+def test_an_argument_that_decides_the_course_is_checked() -> None:
+    class Optional(nn.Module):
+        def forward(self, x: Tensor, y: Tensor | None = None, twice: bool = False) -> Tensor:
+            x = x if y is None else x + y
+            gate = x.mean((2, 3), keepdim=True)
+            return x * gate * gate if twice else x * gate
+
+    model = Optional()
+    x = torch.randn(1, 3, 12, 9)
+    tlsc.convert(model, WINDOW, example_input=lambda height, width: torch.zeros(1, 3, height, width))
+    assert torch.equal(model(x), model(x, None, twice=False))
+    with pytest.raises(tlsc.TLSCError, match="twice was False when this module was converted"):
+        model(x, twice=True)
+    with pytest.raises(tlsc.TLSCError, match="y was None"):
+        model(x, x)
+
+
+@torch.no_grad()
+def test_buffers_are_read_when_they_are_used() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (self.scale * 2).view(1, -1, 1, 1) * x.mean((2, 3), keepdim=True)
+
+    model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 8, 1), Scaled()), WINDOW)
+    x = torch.randn(1, 3, 12, 9)
+    before = model(x)
+    model.load_state_dict(model.state_dict() | {"1.scale": torch.full((8,), 3.0)})
+    torch.testing.assert_close(model(x), 3 * before)
+
+
+@torch.no_grad()
+def test_maps_in_a_list() -> None:
+    class Fusion(nn.Module):
+        def forward(self, maps: list[Tensor]) -> Tensor:
+            batch, channels, height, width = maps[0].shape
+            both = torch.cat(maps, 1).view(batch, 2, channels, height, width)
+            weights = both.sum(1).mean((2, 3)).view(batch, 1, channels, 1, 1)
+            return (both * torch.cat([weights, 1 - weights], 1)).sum(1)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fusion = Fusion()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fusion([x, x * x])
+
+    original, x = Model(), torch.randn(2, 3, 11, 9, dtype=torch.float64)
+    local = tlsc.convert(Model(), WINDOW)
+    torch.testing.assert_close(local(x), reference(original, x, WINDOW), rtol=1e-9, atol=1e-9)

@@ -11,6 +11,7 @@ import pytest
 import tlsc
 
 NAMES = [
+    "BackendError",
     "Export",
     "ExportError",
     "Influence",
@@ -23,6 +24,7 @@ NAMES = [
     "Site",
     "TLSCError",
     "TLSCWarning",
+    "backend",
     "convert",
     "converted",
     "errors",
@@ -37,6 +39,7 @@ FUNCTIONAL = ["local_group_norm", "local_instance_norm", "local_mean", "local_va
 ERRORS = [
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackendError",
     "ExportError",
     "NoSiteError",
     "ProbeError",
@@ -53,6 +56,7 @@ _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
 _AFFINE = "weight: 'Tensor | None' = None, bias: 'Tensor | None' = None, eps: 'float' = 1e-05"
 
 SIGNATURES = {
+    "backend": "(name: 'str') -> 'Iterator[None]'",
     "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Model'",
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
@@ -170,6 +174,7 @@ def test_errors_can_be_caught_as_python_s_own_and_as_one() -> None:
     assert tlsc.TLSCError is errors.TLSCError
     assert tlsc.ProbeError is errors.ProbeError
     assert tlsc.NoSiteError is errors.NoSiteError
+    assert tlsc.BackendError is errors.BackendError
 
 
 def test_version() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -123,8 +124,11 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     if made.unknown:
-        raise Cannot(f"its {made.unknown[0]} over all positions has no local form here")
+        raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms:
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in slot.module.modules())
+        if slot in run.reducing and not scripted:  # a scripted part is in the plan by itself
+            raise Cannot(f"its {run.reducing[slot]} over all positions has no local form here")
         return None
     owner = Owner(slot, rewrite(made, stride))
     for node in (*made.reductions, *made.norms):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
@@ -269,77 +270,165 @@ def _run(
     return run
 
 
-class _Observer(TorchFunctionMode):
-    """Notes which module's own ``forward`` takes a statistic over all positions."""
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which module's own ``forward`` takes a statistic over all positions.
+
+    It looks at the operations that everything is made of in the end, so that no spelling escapes it.
+    """
 
     def __init__(self, run: Run) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.run = run
         self.inside: list[Slot | None] = []
+        self.maps: list[set[tuple[int, int]]] = [set()]  # sizes of the maps around, by the depth of the call
+        self.known: set[tuple[int, int]] = set()  # of all maps that came in or that a layer made
+        self.batch = 0
 
     def within(self, slot: Slot, forward: Callable[..., Any], known: bool = False) -> Callable[..., Any]:
         def observed(*args: Any, **kwargs: Any) -> Any:
             self.run.order.append(slot)
+            given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             if not known:
                 self.run.arguments.setdefault(slot, []).append((args, kwargs))
+            if not self.known:
+                self.batch = next((leaf.shape[0] for leaf in given if leaf.dim() == 4), 0)
+                self.known |= {(leaf.shape[2], leaf.shape[3]) for leaf in given if leaf.dim() == 4}
             self.inside.append(None if known else slot)
+            self.maps.append(self.maps[-1].union(*(self._sizes(leaf) for leaf in given)))
             try:
                 return forward(*args, **kwargs)
             finally:
                 self.inside.pop()
+                self.maps.pop()
 
         return observed
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
+    def _sizes(self, x: Tensor) -> set[tuple[int, int]]:
+        """The sizes that a map may have, channels first or last."""
+        if x.dim() != 4:
+            return set()
+        sizes = {(x.shape[2], x.shape[3]), (x.shape[1], x.shape[2])}
+        return {size for size in sizes if math.prod(size) > 1} & self.known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         owner = self.inside[-1] if self.inside else None
-        if (
-            owner is not None
-            and name in _STATISTICS
-            and args
-            and isinstance(args[0], Tensor)
-            and args[0].dim() >= 3
-        ):
-            first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
-            if _takes_all(name, args[0].shape, 0 if first is None else first.numel(), kwargs or {}, args):
-                self.run.reducing.setdefault(owner, name)
+        if func.namespace == "aten" and func._schema.name.partition("::")[2] not in _GLOBAL:
+            with self:  # under inference mode operations come as they were called
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
+            self.known.add((out.shape[2], out.shape[3]))
+            self.maps[-1] |= self._sizes(out)
+        if owner is not None and owner not in self.run.reducing:
+            name = _takes_all(func, args, kwargs, self.maps[-1])
+            if name:
+                self.run.reducing[owner] = name
         return out
 
 
-def _takes_all(name: str, shape: torch.Size, left: int, kwargs: Any, args: Any) -> bool:
-    """Whether an operation on a map of ``shape``, of whose values ``left`` are left, took all positions."""
-    total, rank = math.prod(shape), len(shape)
-    if total == 0:
-        return False
-    if name in _NORMS:
-        return math.prod(shape[2:]) > 1
-    dims = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 and name not in _SIZED else None))
-    if name == "softmax":
-        return isinstance(dims, int) and shape[dims] > 1 and total == shape[0] * shape[dims]
-    if name in ("norm", "vector_norm", "linalg_vector_norm"):
+def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) -> str:
+    """The name of an operation that takes all positions of one of the ``maps`` together; empty for any other."""
+    name = func._schema.name.partition("::")[2]
+    kind = _GLOBAL.get(name)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if kind is None or not tensors or not tensors[0].is_floating_point():
+        return ""
+    x = tensors[0]
+    shown: str = _NAMES.get(name, name.removeprefix("_"))
+    if kind == "product":
+        first, second = tensors[:2] if name == "bmm" else tensors[1:3]
+        sizes = (first.shape[-1], min(first.shape[-2], second.shape[-1]))
+        return shown if any(_is_multiple(n, maps) for n in sizes) else ""
+    if kind == "attention":
+        return shown if _is_multiple(tensors[1].shape[-2], maps) else ""
+    if kind == "group_norm":
+        return shown if int(args[5]) > 1 else ""
+    if kind == "batch_norm":
+        training = any(arg is True for arg in args) or kwargs.get("training") is True
+        return "instance_norm" if training and math.prod(x.shape[2:]) > 1 else ""
+    if kind == "pool":
+        given = [args[1]] if isinstance(args[1], int) else list(args[1])
+        kernel = tuple(int(n) for n in (given * 2 if len(given) == 1 else given))
+        target = (1, 1) if "adaptive" in name else tuple(x.shape[-2:])
+        return shown if kernel == target and math.prod(x.shape[-2:]) > 1 else ""
+    if kind == "layer_norm":
+        dims: Any = tuple(range(x.dim() - len(args[1]), x.dim()))
+    elif kind == "norm":
         dims = kwargs.get("dim", args[2] if len(args) > 2 else None)
+    elif kind == "fft":
+        dims = args[1]
+    else:
+        dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if kind == "sort" and name == "topk":
+            dims = kwargs.get("dim", args[2] if len(args) > 2 else -1)
     if isinstance(dims, int) and not isinstance(dims, bool):
         dims = (dims,)
-    reduced = {d % rank for d in dims} if isinstance(dims, (tuple, list)) else set(range(rank))
-    spans = [(rank - 2, rank - 1), (1, 2)] if rank >= 4 else [(rank - 1,), (1,)]
-    if rank >= 4 and isinstance(dims, tuple) and reduced in ({rank - 1}, {rank - 2}):
-        return name in ("sum", "mean", "amax", "max")  # perhaps the first of two steps
-    return any(
-        set(span) <= reduced and (lengths := math.prod(shape[d] for d in span)) > 1 and left * lengths <= total
-        for span in spans
-    )
+    rank = x.dim()
+    taken = {d % rank for d in dims} if isinstance(dims, (tuple, list)) and dims else set(range(rank))
+    reduced = math.prod(x.shape[d] for d in taken)
+    kept = [x.shape[d] for d in range(rank) if d not in taken]
+    if kind == "layer_norm" and len(taken) == 1 and rank > 2 and not any(reduced == h * w for h, w in maps):
+        return ""  # over channels, of which there are a multiple of a small map's positions
+    if _is_multiple(reduced, maps) and not _spans(kept, maps):
+        return shown
+    strip = kind == "sum" and rank == 4 and any(taken <= {2, 3} and x.shape[2:] == size for size in maps)
+    return shown if strip and reduced > 1 else ""
 
 
-_SIZED = ("adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "max_pool2d")
-_NORMS = ("instance_norm", "group_norm")
-_STATISTICS = frozenset(
-    (
-        *("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "norm", "logsumexp"),
-        *("vector_norm", "linalg_vector_norm", "median", "nanmean", "nansum", "adaptive_avg_pool2d", "aminmax"),
-        *("adaptive_max_pool2d", "avg_pool2d", "max_pool2d", "prod", "quantile", "softmax", *_NORMS),
-    )
-)
+def _is_multiple(length: int, maps: set[tuple[int, int]]) -> bool:
+    return length > 0 and any(length % (height * width) == 0 for height, width in maps)
+
+
+def _spans(lengths: list[int], maps: set[tuple[int, int]]) -> bool:
+    """Whether all positions of a map are left: among these lengths as one, or as two neighbours."""
+    pairs = set(pairwise(lengths))
+    return any(size in pairs or math.prod(size) in lengths for size in maps)
+
+
+# Operations that make a map.
+_MAKING = {
+    f"aten::{name}"
+    for name in ("convolution", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+}
+# Operations that may take all positions together, and where they say over what.
+_GLOBAL = {
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min"), "sum"),
+    **dict.fromkeys(("var", "std", "var_mean", "std_mean", "logsumexp", "aminmax", "prod", "median"), "dims"),
+    **dict.fromkeys(("nansum", "any", "all", "argmax", "argmin", "_softmax", "_log_softmax", "cumsum"), "dims"),
+    **dict.fromkeys(("cumprod", "cummax", "nanmedian", "kthvalue", "mode"), "dims"),
+    **dict.fromkeys(("sort", "topk"), "sort"),
+    **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d"), "pool"),
+    **dict.fromkeys(("max_pool2d_with_indices", "mkldnn_adaptive_avg_pool2d"), "pool"),
+    **dict.fromkeys(("bmm", "baddbmm"), "product"),
+    **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), "fft"),
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit"), "batch_norm"),
+    **dict.fromkeys(("_batch_norm_with_update", "_batch_norm_no_update"), "batch_norm"),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+        ),
+        "attention",
+    ),
+}
+_NAMES = {
+    **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
+    **dict.fromkeys(("bmm", "baddbmm"), "matmul"),
+    **dict.fromkeys(("_fft_r2c", "_fft_c2c", "_fft_c2r"), "fft"),
+    **{name: "attention" for name, kind in _GLOBAL.items() if kind == "attention"},
+    "native_layer_norm": "layer_norm",
+    "native_group_norm": "group_norm",
+    "_adaptive_avg_pool2d": "adaptive_avg_pool2d",
+    "max_pool2d_with_indices": "max_pool2d",
+}
 
 
 def _eager(model: nn.Module) -> AbstractContextManager[Any]:

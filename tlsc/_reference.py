@@ -350,7 +350,9 @@ def _join(pieces: list[Tensor], x: Tensor) -> Tensor:
 
 
 def _like(out: Tensor, x: Tensor) -> Tensor:
-    """``out`` in the memory format of ``x``."""
+    """``out`` in the memory format of ``x``; under ``vmap`` maps have none."""
+    if torch._C._functorch.is_batchedtensor(x):
+        return out
     if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         return out.contiguous(memory_format=torch.channels_last)
     return out

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from . import _dispatch, _graph, _reference, functional
 from ._probe import is_hooked
 from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from .errors import ArgumentValueError
 
 __all__ = ["rewrite", "stand_in"]
 
@@ -45,6 +46,7 @@ class _Rewriter:
         self.new: dict[fx.Node, fx.Node] = {}
         self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
+        self.fixed: list[tuple[str, Any]] = []  # arguments on which the traced course depends
         self.batched = self._batched()
 
     def run(self) -> fx.Graph:
@@ -53,11 +55,21 @@ class _Rewriter:
                 self.graph.output(fx.node.map_arg(node.args[0], self._returned))
                 continue
             self.new[node] = self._emit(node)
+            if "fixed" in node.meta:
+                self.fixed.append((node.name, node.meta["value"]))
+        self._check_arguments()
         self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
         for node in self.graph.nodes:
             node.meta.clear()
         return self.graph
+
+    def _check_arguments(self) -> None:
+        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
+        named = {node.name: node for node in placeholders}
+        for name, value in self.fixed:
+            with self.graph.inserting_after(placeholders[-1]):
+                self.graph.call_function(check_argument_, (named[name], name, value))
 
     # ------------------------------------------------------------------------------------- which tails stay maps
 
@@ -109,7 +121,7 @@ class _Rewriter:
             return self.graph.node_copy(node, lambda n: self._in_tail(n, kind.space))
         if "spreads" in node.meta:
             source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
-            value = self._spread(source, kind.labels)
+            value = self._spread(source, node)
             if node.meta["spreads"] == "fill":
                 size = [self._length(kind.space, axis) for axis in (0, 1)]
                 return self.graph.call_method("expand", (value, *[-1] * (len(kind.labels) - 2), *size))
@@ -118,9 +130,8 @@ class _Rewriter:
             meeting = self._meeting(node, kind)
             if meeting is not None:
                 return meeting
-            labels = kind.labels
             return self.graph.node_copy(
-                node, lambda n: self._spread(n, labels) if isinstance(n.meta["kind"], Statistic) else self.new[n]
+                node, lambda n: self._spread(n, node) if isinstance(n.meta["kind"], Statistic) else self.new[n]
             )
         return self.graph.node_copy(node, lambda n: self.new[n])
 
@@ -194,9 +205,8 @@ class _Rewriter:
         else:
             grouped = name_of(node, self.trace.root) == "group_norm"
             groups = argument(node, 1, "num_groups") if grouped else None
-            weight, bias = (
-                argument(node, (2 if grouped else 3) + i, name) for i, name in enumerate(("weight", "bias"))
-            )
+            first = 2 if grouped else 1 if node.target is torch.instance_norm else 3
+            weight, bias = (argument(node, first + i, name) for i, name in enumerate(("weight", "bias")))
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
@@ -255,6 +265,8 @@ class _Rewriter:
         if node.op == "call_method" and node.target == "size":
             label = next(iter(node.meta["kind"].labels))
             call = self.graph.call_function
+            if label == "?":
+                raise Cannot("a size of something that is not understood takes part in what becomes of a statistic")
             if label == "N":
                 out = call(count if space in self.batched else images, (self.grids[space],))
             else:
@@ -265,8 +277,9 @@ class _Rewriter:
         self.tail[node] = out
         return out
 
-    def _spread(self, node: fx.Node, labels: str) -> fx.Node:
-        """A statistic as a map with these labels, or one that broadcasts against it."""
+    def _spread(self, node: fx.Node, to: fx.Node) -> fx.Node:
+        """A statistic as a map in the layout of another, or one that broadcasts against it."""
+        labels = to.meta["kind"].labels
         kind: Statistic = node.meta["kind"]
         space = kind.space
         height, width = self._length(space, 0), self._length(space, 1)
@@ -274,7 +287,10 @@ class _Rewriter:
         call = self.graph.call_function
         if space in self.batched:
             value = call(from_batch, (value, self.grids[space]))
-        return call(spread, (value, space.size, self.stride, height, width, labels, _item(node.meta["value"])))
+        merged = labels.find("M")
+        depth = 1 if merged < 0 else int(to.meta["value"].shape[merged]) // math.prod(space.size)
+        args = (value, space.size, self.stride, height, width, labels, _item(node.meta["value"]), depth)
+        return call(spread, args)
 
 
 _PAIRS = ("var_mean", "std_mean")
@@ -324,6 +340,15 @@ _KEEPING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 # ------------------------------------------------------------------------------------------------- at run time
 
 
+def check_argument_(given: Any, name: str, value: Any) -> None:
+    """A rewritten forward takes the course that it took with these arguments."""
+    if given is not value and given != value:
+        raise ArgumentValueError(
+            f"{name} was {value!r} when this module was converted and its forward may take another course for "
+            f"{given!r}; convert it with an example_input that gives this, or exclude it"
+        )
+
+
 def local_norm(
     x: Tensor,
     window: tuple[int, int],
@@ -370,10 +395,18 @@ def evaluate(
         mean = _dispatch.grid_means(x, window, stride)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
-        if order == float("inf"):
-            return _dispatch.grid_maxima(x.abs(), window, stride)
+        if math.isinf(order):
+            sign = 1 if order > 0 else -1
+            return sign * _dispatch.grid_maxima(sign * x.abs(), window, stride)
+        if order == 0:
+            return _dispatch.grid_means((x != 0).to(x.dtype), window, stride) * positions
         powers = x.abs().pow(order) if order != 2.0 else x.square()
         return (_dispatch.grid_means(powers, window, stride) * positions).pow(1 / order)
+    if operation == "logsumexp":
+        wide = x.to(torch.float64)
+        highest = _finite(wide.detach().amax((-3, -2, -1) if x.dim() == 5 else (-2, -1), keepdim=True))
+        means = _dispatch.grid_means((wide - highest).exp(), window, stride)
+        return ((means * positions).log() + highest.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
         return sign * _dispatch.grid_maxima(sign * x, window, stride)
@@ -393,9 +426,14 @@ def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride
     The ratio of two local sums, in float64; the largest logit of each image is taken off first.
     """
     wide = logits.to(torch.float64)
-    weights = (wide - wide.detach().amax((2, 3), keepdim=True)).exp()
+    weights = (wide - _finite(wide.detach().amax((2, 3), keepdim=True))).exp()
     total = _dispatch.grid_means(weights, window, stride)
     return (_dispatch.grid_means(weights * x, window, stride) / total).to(x.dtype)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """A shift that is not finite would spoil every window, not only those that hold what made it so."""
+    return torch.where(x.abs() < float("inf"), x, torch.zeros_like(x))
 
 
 def _global(x: Tensor, operation: str, order: float, correction: float) -> Any:
@@ -438,7 +476,7 @@ def from_batch(items: Tensor, grid: Tensor) -> Tensor:
 
 
 # Elements of a grid that a tail works on at once: what it makes of them then stays in the cache.
-PIECE = 2**20
+PIECE = 2**18
 
 
 def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
@@ -464,15 +502,30 @@ def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
 
 
 def _through(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """The modules one behind the other; 1×1 convolutions as matrix products, which are several times faster."""
-    for module in modules:
-        if type(module) is nn.Sequential:
-            x = _through(module, x)
-        elif _is_product(module) and not torch.is_autocast_enabled(x.device.type):
-            x = _product(module, x)
+    """The modules one behind the other; 1×1 convolutions as matrix products, which are several times faster.
+
+    What nobody else has seen is overwritten: a piece then needs one buffer, which stays in the cache.
+    """
+    ours = False
+    for module in _steps(modules):
+        if _is_product(module) and not torch.is_autocast_enabled(x.device.type):
+            x, ours = _product(module, x), True
+        elif ours and type(module) in _IN_PLACE and "forward" not in module.__dict__:
+            x = _IN_PLACE[type(module)](x)
         else:
-            x = module(x)
+            x, ours = module(x), False
     return x
+
+
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.ReLU: torch.relu_, nn.Sigmoid: torch.sigmoid_}
+
+
+def _steps(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for module in modules:
+        if type(module) is nn.Sequential and "forward" not in module.__dict__:
+            yield from _steps(module)
+        else:
+            yield module
 
 
 def _is_product(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -496,18 +549,24 @@ def spread(
     width: int,
     labels: str,
     item: tuple[int, ...],
+    depth: int = 1,
 ) -> Tensor:
-    """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet."""
+    """Each position of (H, W) takes its window's value; in the layout of the map that it is to meet.
+
+    ``depth``: how many channels are one dimension with the positions, where some are (label M).
+    """
     if _graph.applies(grid) or grid.shape[-2] > 1 or grid.shape[-1] > 1:
         grid = _dispatch.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
-    others = [d for d, label in enumerate(labels) if label not in "NHWP"]
+    others = [d for d, label in enumerate(labels) if label not in "NHWPM"]
     x = grid.reshape(grid.shape[0], *(item[d - 1] for d in others), *grid.shape[2:])
-    if "P" in labels:
+    if "P" in labels or "M" in labels:
         x = x.flatten(-2)
+    if depth > 1 and (_graph.applies(x) or x.shape[-1] > 1):
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], depth, x.shape[-1]).flatten(-2)
     after = 1 + len(others)
-    source = {"N": 0, "H": after, "W": after + 1, "P": after}
+    source = {"N": 0, "H": after, "W": after + 1, "P": after, "M": after}
     return x.permute([source[label] if label in source else 1 + others.index(d) for d, label in enumerate(labels)])
 
 

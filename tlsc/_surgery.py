@@ -415,7 +415,7 @@ def _own_code(slots: list[Slot]) -> list[Slot]:
 
 def _inside(slots: list[Slot], kinds: dict[Slot, Kind]) -> list[Slot]:
     """The slots below a module that is treated as a whole, and that module."""
-    wholes = {id(slot.module) for slot in kinds if slot.module._modules or not kinds[slot].pools}
+    wholes = {id(slot.module) for slot in kinds if slot.module._modules}
     out = []
     for slot in slots:
         if id(slot.module) in wholes or id(slot.parent) in wholes:
@@ -437,12 +437,22 @@ def _place(owner: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _scripted(module: nn.Module) -> Kind | None:
+    """A scripted or traced module some of whose operations may be global; what is in it cannot be changed."""
     if not isinstance(module, torch.jit.ScriptModule):
         return None
-    names = {getattr(part, "original_name", "") for part in module.modules()}
-    if not names & {"AdaptiveAvgPool2d", "InstanceNorm2d", "GroupNorm"}:
+    try:
+        graph = module.inlined_graph
+    except Exception:  # one without a forward, such as a list of modules
+        return None
+    if not any(graph.findAllNodes(f"aten::{name}", recurse=True) for name in _SCRIPTED):  # type: ignore[attr-defined]
         return None
     return Kind("ScriptModule", None, lambda module: ("left global", "scripted: convert it before scripting it"))
+
+
+_SCRIPTED = (
+    *("mean", "sum", "amax", "max", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "softmax"),
+    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "instance_norm", "group_norm", "bmm", "matmul"),
+)
 
 
 def _feature_size(run: Run, slot: Slot) -> tuple[int, int] | None:

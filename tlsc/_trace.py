@@ -1,23 +1,25 @@
 """Trace one module's ``forward`` and tell, for every value, how it relates to the positions of a map.
 
-A value is a *map* (its dimensions labelled N batch, C channel, H height, W width, P both flattened, 1), a
-*statistic* (what a reduction over all positions of a map gave, and everything computed from that and constants
-alone), a number computed from sizes, or a constant. Labels come from running the recorded operations on fake
-tensors as they are traced.
+A value is a *map* (its dimensions labelled N batch, C channel, H height, W width, P both flattened, M channels
+and positions flattened together, 1), a *statistic* (what a reduction over all positions of a map gave, and
+everything computed from that and constants alone), a number computed from sizes, or a constant. Labels come from
+running the recorded operations on fake tensors as they are traced.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ._einops import introduce
+from ._probe import is_hooked
 
 __all__ = [
     "POINTWISE",
@@ -55,8 +57,11 @@ class Space:
 
 @dataclass(frozen=True)
 class Map:
+    """``mixed``: a statistic of the same module has entered it position by position."""
+
     labels: str
     space: Space
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,13 @@ class Partial:
 
 @dataclass(frozen=True)
 class Weights:
-    """A softmax over the positions of ``logits``; ``weighted``: a map that has been multiplied by it."""
+    """A softmax over the positions of ``logits``, which are laid out as it is; ``weighted``: the map that has been
+    multiplied by it, and the logits, broadcast against each other."""
 
     labels: str
     space: Space
     logits: fx.Node
-    weighted: fx.Node | None = None
+    weighted: tuple[fx.Node, fx.Node] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,7 @@ def trace(
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+    introduce(_Proxy)
     tracer = _Tracer(module, args, kwargs, inline, skip, mode)
     try:
         with mode:
@@ -158,7 +165,11 @@ def trace(
         raise Cannot("it reduces over channels and rows together") from None
     except Cannot:
         raise
+    except fx.proxy.TraceError:
+        raise Cannot("its forward branches on values") from None
     except Exception as error:
+        if "dynamo-optimized" in str(error):
+            raise Cannot("a part of it is compiled: convert it before compiling it") from None
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
     return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
@@ -170,6 +181,8 @@ class _ChannelsLast(Exception):
 
 def _example(value: Any) -> Any:
     """A fake tensor like a recorded argument; of two images if it was of one, to tell the batch from a 1."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_example, value)) if type(value) in (tuple, list) else value
     if not isinstance(value, Tensor):
         return value
     shape = tuple(value.shape)
@@ -191,8 +204,24 @@ class _Proxy(fx.Proxy):
         return self.node.meta["value"]
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self._length(index) for index in range(self.dim()))
+    def shape(self) -> _Shape:
+        return _Shape(self._length(index) for index in range(self.dim()))
+
+    @property
+    def mT(self) -> Any:
+        return self.transpose(-2, -1)
+
+    @property
+    def T(self) -> Any:
+        return self.permute(*range(self.dim() - 1, -1, -1))
+
+    @property
+    def data(self) -> Any:
+        return self
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        raise Cannot("its forward changes its own parameters")
 
     def size(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self._length(dim)
@@ -200,7 +229,7 @@ class _Proxy(fx.Proxy):
     def _length(self, index: int) -> Any:
         index = operator.index(index) % self.dim()
         label = _label(self.node, index)
-        if label in "NHWP":
+        if label in "NHWPM?":
             return self.tracer.create_proxy("call_method", "size", (self, index), {})
         return self._value.shape[index]
 
@@ -230,6 +259,41 @@ class _Proxy(fx.Proxy):
     def __bool__(self) -> bool:
         raise Cannot("its forward branches on values")
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise Cannot("its forward writes into a part of a tensor")
+
+
+class _Shape(tuple[Any, ...]):
+    """The lengths of a traced tensor, some of them traced numbers, with what a ``torch.Size`` can do."""
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        out = super().__getitem__(index)
+        return _Shape(out) if isinstance(index, slice) else out
+
+
+class _Index:
+    """The positions of extreme values, which nobody should ask for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
+
+class _Extreme(NamedTuple):
+    values: Any
+    indices: Any
+
+
+class _Extremes(NamedTuple):
+    min: Any
+    max: Any
+
 
 class _Numeral(fx.Proxy):
     """A traced number that depends on sizes: free in arithmetic, refused where the code's course depends on it."""
@@ -239,12 +303,18 @@ class _Numeral(fx.Proxy):
 
     __bool__ = __index__ = __int__ = __float__ = _fixed
 
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        return self._fixed()
+
 
 def _course(labels: frozenset[str]) -> Cannot:
-    return Cannot(f"the course of its forward depends on the {'batch' if labels <= {'N'} else 'map'} size")
+    what = "number of images" if labels <= {"N"} else "size of the map"
+    return Cannot(f"its forward takes another course depending on the {what}: no one local form serves all")
 
 
 class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def __init__(
         self,
         module: nn.Module,
@@ -270,6 +340,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m is entered for entered in self.inline)
 
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            raise Cannot("it makes a tensor of its own while it runs")
+        return super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return (_Numeral if isinstance(node.meta.get("kind"), Number) else _Proxy)(node, self)
 
@@ -282,8 +357,14 @@ class _Tracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None, *_: Any
     ) -> Any:
+        said = self._said_otherwise(kind, target, args, kwargs)
+        if said is not None:
+            return said
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         value = node.meta["value"] if "value" in node.meta else self._run(node)
+        if kind == "placeholder" and (value is None or isinstance(value, (bool, str))):
+            node.meta.update(value=value, kind=None, fixed=True)
+            return value
         if isinstance(value, bool):
             labels = _labels_of_numbers(node)
             if labels:
@@ -295,6 +376,30 @@ class _Tracer(fx.Tracer):
         if isinstance(node.meta["kind"], Opaque):
             self._doubt(node)
         return self.proxy(node)
+
+    def _said_otherwise(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """The same in operations that are understood, for one that consists of them; None for any other."""
+        x = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, _Proxy)), None)
+        if x is None:
+            return None
+        if kind == "call_module":
+            module = self.root.get_submodule(target)
+            said = None if is_hooked(module) else _MODULES.get(type(module))
+            parameters = {
+                name: _Proxy(self.create_node("get_attr", f"{target}.{name}", (), {}), self)
+                for name, value in module._parameters.items()
+                if said is not None and value is not None
+            }
+            return said(module, *args, **parameters, **kwargs) if said is not None else None
+        said = _SPELLINGS.get(_name(kind, target))
+        if said is None:
+            return None
+        try:
+            return said(*args, **kwargs)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            return None  # called in a way that has nothing to do with positions
 
     def _run(self, node: fx.Node) -> Any:
         # While tracing, modules record what is called and read of them; here they are to run.
@@ -331,7 +436,11 @@ class _Tracer(fx.Tracer):
 
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
+        if node.op == "placeholder" and type(value) in (int, float):
+            return Number(frozenset("?"))
         if node.op == "placeholder":
+            if isinstance(value, Tensor) and value.dim() == 5:
+                return self._settled(node, "NCCHW")
             return self._settled(node, self.labels) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
         if isinstance(value, (int, float)):
             return self._number(node)
@@ -343,7 +452,8 @@ class _Tracer(fx.Tracer):
             return None
         if any(isinstance(k, Opaque) for k in kinds):
             if any(isinstance(k, (Statistic, Partial)) for k in kinds):
-                raise Cannot(f"{name_of(node, self.root)} mixes a statistic with something not understood")
+                name = name_of(node, self.root)
+                raise Cannot(f"{name} joins a statistic with something that is not a map (N, C, H, W)")
             return self._settled(node) if _is_map_like(value) else Opaque()
         name = name_of(node, self.root)
         maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
@@ -368,7 +478,7 @@ class _Tracer(fx.Tracer):
             if isinstance(kind, Map) and isinstance(value, Tensor):
                 positions = math.prod(kind.space.size)
                 if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
-                    self.unknown.append(name_of(node, self.root))
+                    self.unknown.append(f"{name_of(node, self.root)} over all positions")
 
     def _number(self, node: fx.Node) -> Number | None:
         if node.op == "call_method" and node.target == "size":
@@ -399,39 +509,66 @@ class _Tracer(fx.Tracer):
         if name in NORMS:
             return self._normed(node, name, base)
         if name in _LAYOUT:
-            return _laid_out(node, name, kind)
+            return self._laid(node, name, base)
         if name in POINTWISE and isinstance(value, Tensor):
+            _note_centred(node, name)
             centred = base.meta.get("centred")
+            if centred is not None and name == "abs":
+                node.meta.update(centred=centred, shifted=False)
             twice = name == "mul" and node.args[0] is base and node.args[1] is base
             if centred is not None and (
                 name == "square" or twice or (name == "pow" and argument(node, 1, "exponent") == 2)
             ):
                 node.meta["squared"] = centred
             return _broadcast(maps, value)
+        if name == "expand" and isinstance(value, Tensor):
+            given = base.meta["value"].shape
+            before = "1" * (value.dim() - len(kind.labels)) + kind.labels
+            padded = (0,) * (value.dim() - len(given)) + tuple(given)
+            same = [a == b for a, b in zip(padded, value.shape, strict=True)]
+            return replace(kind, labels="".join(x if y else "C" for x, y in zip(before, same, strict=True)))
         if name == "stack" and all(m.meta["kind"] == kind for m in maps):
             place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
-            return Map(kind.labels[:place] + "C" + kind.labels[place:], kind.space) if place else Opaque()
+            labels = kind.labels[:place] + "C" + kind.labels[place:]
+            return replace(kind, labels=labels) if place else Opaque()
         if name == "softmax":
             dims = _dims(argument(node, 1, "dim"), len(kind.labels))
-            if "".join(kind.labels[d] for d in dims) == "P":
+            if "".join(kind.labels[d] for d in dims) == "P" and not kind.mixed:
                 return Weights(kind.labels, kind.space, base)
             return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
-        if name == "cat" and all(m.meta["kind"] == kind for m in maps):
-            return kind
+        if name == "cat" and all(replace(m.meta["kind"], mixed=False) == replace(kind, mixed=False) for m in maps):
+            return replace(kind, mixed=any(m.meta["kind"].mixed for m in maps))
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
+            return kind
+        if name == "matmul" and len(maps) == 1 and isinstance(value, Tensor) and len(node.all_input_nodes) == 2:
+            return _multiplied(node, kind)
+        if name == "linear" and kind.labels[-1] in "C1":
             return kind
         if node.op == "call_module" and isinstance(value, Tensor):
             given = base.meta["value"]
+            module = self.root.get_submodule(str(node.target))
+            kept = kind if not list(module.parameters()) else replace(kind, mixed=False)  # a layer makes a new map
             if value.shape == given.shape:
-                return kind
+                return kept
             if value.dim() == given.dim() and kind.labels[-1] in "C1" and value.shape[:-1] == given.shape[:-1]:
-                return kind  # a linear layer over channels that come last
+                return kept  # a linear layer over channels that come last
         return self._settled(node) if _is_map_like(value) and kind.labels == "NCHW" else Opaque()
+
+    def _laid(self, node: fx.Node, name: str, base: fx.Node) -> Any:
+        """A map in another layout; what is known of its values stays known."""
+        out = _laid_out(node, name, base.meta["kind"])
+        if isinstance(out, Map) and name != "getitem" and isinstance(base.meta["value"], Tensor):
+            node.meta["source"] = base
+            for key in ("squared", "centred"):
+                if key in base.meta:
+                    node.meta[key] = self._also(node, base, base.meta[key])
+            node.meta.update({key: base.meta[key] for key in ("shifted", "mean_of") if key in base.meta})
+        return out
 
     def _reduced(self, node: fx.Node, found: Reduction) -> Any:
         kind: Map = found.base.meta["kind"]
         labels = {kind.labels[d] for d in found.dims}
-        there = {label for label in kind.labels if label in "HWP"}
+        there = {label for label in kind.labels if label in "HWPM"}
         if not labels & there:
             return _drop(kind, found.dims, found.keepdim)
         if labels == {"C", "H"} and found.base.op == "placeholder":
@@ -439,6 +576,8 @@ class _Tracer(fx.Tracer):
         if "N" in labels:
             raise Cannot(f"it takes a {found.operation} over the batch")
         if labels & there == there:
+            if "N" not in kind.labels:
+                raise Cannot(f"it takes a {found.operation} of one image of the batch")
             return self._statistic(node, found)
         if labels == labels & there and found.operation in ("mean", "sum", "amax", "amin"):
             left = _drop(kind, found.dims, found.keepdim).labels
@@ -450,56 +589,146 @@ class _Tracer(fx.Tracer):
         partial: Partial = base.meta["kind"]
         second = _reduction(node, name, self.root)
         if second is None or second.operation != partial.operation:
-            return Opaque()
+            return self._strip(partial)
         labels = {partial.labels[d] for d in second.dims}
         if not labels <= {"H", "W"} or second.keepdim != partial.keepdim:
-            return Opaque()
-        rank = partial.base.meta["value"].dim()
-        dims = tuple(d for d in range(rank) if partial.base.meta["kind"].labels[d] in "HW")
+            return self._strip(partial)
+        dims = tuple(d for d, label in enumerate(partial.base.meta["kind"].labels) if label in "HW")
         return self._statistic(node, Reduction(partial.operation, partial.base, dims, partial.keepdim))
 
+    def _strip(self, partial: Partial) -> Any:
+        self.unknown.append(f"{partial.operation} over rows or columns alone")
+        return Opaque()
+
+    def _unmerged(self, node: fx.Node, found: Reduction) -> Reduction:
+        """A reduction of channels and positions that are one dimension, as one of the map with them apart."""
+        kind: Map = found.base.meta["kind"]
+        place = kind.labels.find("M")
+        if place < 0:
+            return found
+        x: Any = self.proxy(found.base)
+        positions = math.prod(kind.space.size)
+        depth = found.base.meta["value"].shape[place] // positions
+        with self.graph.inserting_before(node):
+            given: Any = self.proxy(kind.space.node)
+            size = [given.shape[kind.space.row + axis] for axis in (0, 1)]
+            shape = x.shape
+            base = x.reshape(*shape[:place], depth, *size, *shape[place + 1 :]).node
+        dims = tuple(sorted(d if d < place else d + 2 for d in found.dims if d != place))
+        return replace(found, base=base, dims=tuple(sorted((*dims, place, place + 1, place + 2))))
+
     def _statistic(self, node: fx.Node, found: Reduction) -> Statistic:
-        centred = found.base.meta.get("squared")
+        found = self._unmerged(node, found)
+        base = found.base
+        kind: Map = base.meta["kind"]
+        centred = base.meta.get("squared")
         if found.operation == "mean":
-            node.meta["mean_of"] = found.base
+            node.meta["mean_of"] = base
         if centred is not None and found.operation in ("mean", "sum"):
             # The mean of (x - mean(x))² is the variance of each window; the mean of what neighbours differ from
             # their own windows' means is not.
             found = replace(found, operation="var" if found.operation == "mean" else "var_sum", base=centred)
+        elif base.meta.get("centred") is not None and found.operation in ("var", "std") and base.meta["shifted"]:
+            found = replace(found, base=base.meta["centred"])  # what is taken off each window changes nothing
+        elif kind.mixed:
+            raise Cannot(
+                f"it takes the {found.operation} of a map that a statistic of its own has entered already: "
+                "that has no local form here"
+            )
         node.meta["reduction"] = found
         self.reductions.append(node)
-        return Statistic(found.base.meta["kind"].space)
+        return Statistic(kind.space)
+
+    def _weighted_mean(self, x: Any, dims: Any, keepdim: bool) -> Any:
+        """The mean of what a softmax weighs: the sum, divided by the number of positions."""
+        chosen = _dims(dims, x.dim())
+        return x.sum(chosen, keepdim=keepdim) / math.prod(x.shape[d] for d in chosen)
+
+    def _mixed_sum(self, x: Any, operation: str, dims: Any, keepdim: bool) -> Any:
+        """The sum or mean of a map that statistics of its own have entered, as products of statistics.
+
+        A window's statistics are constants in it: ``Σ (a·x + b·y) = a·Σx + b·Σy``. None where that is not so.
+        """
+        node = x.node
+        kind = node.meta["kind"]
+        if isinstance(kind, Weights) and kind.weighted and operation == "mean":
+            return self._weighted_mean(x, dims, keepdim)
+        if not isinstance(kind, Map) or not kind.mixed or node.meta.get("squared") is not None:
+            return None
+        rank = len(kind.labels)
+        chosen = _dims(dims, rank)
+        if {kind.labels[d] for d in chosen} != {label for label in kind.labels if label in "HWP"}:
+            return None
+        terms = _terms(self, node)
+        if terms is None:
+            return None
+        total: Any = None
+        for factor, term in terms:
+            if term is None:
+                value = factor if operation == "mean" else factor * math.prod(x.shape[d] for d in chosen)
+                if isinstance(value, _Proxy) and value.dim() == rank and not keepdim:
+                    value = value.sum(chosen)
+            else:
+                value = getattr(self.proxy(term), operation)(chosen, keepdim=keepdim)
+                if isinstance(factor, _Proxy) and factor.dim() == rank and not keepdim:
+                    factor = factor.sum(chosen)
+                value = value if isinstance(factor, int) and factor == 1 else value * factor
+            total = value if total is None else total + value
+        return total
 
     def _weighted(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
         """A softmax over positions on its way to the features it weighs, and their weighted sum."""
         weights = next(n for n in inputs if isinstance(n.meta["kind"], Weights))
         kind: Weights = weights.meta["kind"]
         others = [n for n in inputs if n is not weights]
-        if not others and name in _LAYOUT and kind.weighted is None:
+        if not others and name in (*_LAYOUT, "contiguous", "clone", "detach", "to", "type_as", "dropout"):
+            if name not in _LAYOUT:
+                return kind
             laid = _laid_out(node, name, Map(kind.labels, kind.space))
-            return Weights(laid.labels, kind.space, kind.logits) if isinstance(laid, Map) else Opaque()
-        if not others and name == "sum" and kind.weighted is not None:
+            if isinstance(laid, Map) and not kind.weighted:
+                return Weights(laid.labels, kind.space, self._also(node, weights, kind.logits))
+        if not others and name == "sum" and kind.weighted:
             dims = _dims(argument(node, 1, "dim"), len(kind.labels))
-            if {kind.labels[d] for d in dims} in ({"P"}, {"H", "W"}):
-                reduction = Reduction("weighted", kind.weighted, dims, _keep(node, 2), logits=kind.logits)
+            taken = {kind.labels[d] for d in dims}
+            left = {label for label in kind.labels if label in "HWP"} - taken
+            if taken <= {"H", "W", "P"} and left:
+                return replace(kind, labels=_drop(Map(kind.labels, kind.space), dims, _keep(node, 2)).labels)
+            if taken <= {"H", "W", "P"}:
+                first, logits = kind.weighted
+                reduction = Reduction("weighted", first, (), True, logits=logits)
                 return self._statistic(node, reduction)
-        if len(others) == 1 and isinstance(others[0].meta["kind"], Map) and kind.weighted is None:
+        if len(others) == 1 and isinstance(others[0].meta["kind"], Map) and not kind.weighted:
             features = others[0]
-            labels = features.meta["kind"].labels
             if name == "mul":
-                made = _broadcast([features, _as_map(weights)], node.meta["value"])
-                return (
-                    Weights(made.labels, kind.space, kind.logits, features) if isinstance(made, Map) else Opaque()
-                )
-            if name in ("matmul", "bmm") and node.args[0] is features and labels[-1] == "P" == kind.labels[-2]:
-                return self._statistic(
-                    node, Reduction("weighted", features, (len(labels) - 1,), False, logits=kind.logits)
-                )
-            if name in ("matmul", "bmm") and node.args[1] is features and labels[-2] == "P" == kind.labels[-1]:
-                return self._statistic(
-                    node, Reduction("weighted", features, (len(labels) - 2,), False, logits=kind.logits)
-                )
+                made = _broadcast([features, kind.logits], node.meta["value"])
+                if isinstance(made, Map) and not made.mixed:
+                    return Weights(made.labels, kind.space, kind.logits, self._matched(features, kind.logits))
         raise Cannot(f"{name} takes a softmax over positions in a way that is not understood")
+
+    def _also(self, node: fx.Node, base: fx.Node, other: fx.Node) -> fx.Node:
+        """What ``node`` does with ``base``, done with ``other``."""
+        to_proxy: Any = lambda n: self.proxy(other if n is base else n)  # noqa: E731
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), to_proxy)
+        made: fx.Node = self.create_proxy(node.op, node.target, args, kwargs).node
+        return made
+
+    def _matched(self, features: fx.Node, logits: fx.Node) -> tuple[fx.Node, fx.Node]:
+        """Features and logits with the same channels, or one channel of logits for all."""
+
+        def channels(node: fx.Node) -> list[int]:
+            kind, value = node.meta["kind"], node.meta["value"]
+            return [n for n, label in zip(value.shape, kind.labels, strict=True) if label in "C1"]
+
+        if math.prod(channels(logits)) == 1 or channels(logits) == channels(features):
+            return features, logits
+        one: Any = self.proxy(features)
+        other: Any = self.proxy(logits)
+        rank = max(one.dim(), other.dim())
+        shape: list[Any] = []
+        for back in range(rank, 0, -1):
+            longest = [x for x in (one, other) if x.dim() >= back and x.node.meta["value"].shape[-back] != 1]
+            shape.append(longest[0].shape[-back] if longest else 1)
+        return one.expand(shape).node, other.expand(shape).node
 
     def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
@@ -521,22 +750,38 @@ class _Tracer(fx.Tracer):
         value = node.meta["value"]
         if not isinstance(value, Tensor) or not isinstance(statistic.meta["value"], Tensor):
             return kind
-        reduction = statistic.meta.get("reduction")
-        if name == "div" and reduction is not None and reduction.operation == "sum" and len(node.args) > 1:
-            divisor = node.args[1]
-            value_ = divisor.meta["value"] if isinstance(divisor, fx.Node) else None
-            if value_ == math.prod(kind.space.size) and _labels_of_numbers(node) & {"H", "W", "P"}:
-                node.meta["mean_of"] = reduction.base
+        self._follow_mean(node, name, statistic)
         if name in ("expand", "expand_as", "repeat", "interpolate", "upsample", "broadcast_to"):
             before = tuple(statistic.meta["value"].shape)
             if tuple(value.shape[-2:]) == kind.space.size and before[-2:] == (1, 1) and value.dim() == len(before):
                 node.meta["spreads"] = name if name in ("expand", "broadcast_to") else "fill"
-                return Map("N" + "C" * (value.dim() - 3) + "HW", kind.space)
+                return Map("N" + "C" * (value.dim() - 3) + "HW", kind.space, mixed=True)
             if tuple(value.shape) != tuple(statistic.meta["value"].shape):
                 raise Cannot(f"{name} of a statistic to {tuple(value.shape)} is not understood")
         if value.dim() == 0 or value.shape[0] != statistic.meta["value"].shape[0]:
             raise Cannot(f"{name} of a statistic does not keep one item per image first")
         return kind
+
+    def _follow_mean(self, node: fx.Node, name: str, statistic: fx.Node) -> None:
+        """Whether a statistic is still the mean of a map, or a sum on its way to one: ``sum_of`` is the map and the
+        factor of its sum."""
+        if name in (*_LAYOUT, "expand", "expand_as", "broadcast_to", "contiguous"):
+            node.meta.update({key: value for key, value in statistic.meta.items() if key in ("mean_of", "sum_of")})
+        reduction = statistic.meta.get("reduction")
+        base, factor = statistic.meta.get("sum_of", (None, 1.0))
+        if reduction is not None and reduction.operation == "sum":
+            base, factor = reduction.base, 1.0
+        if base is None or name not in ("div", "mul") or len(node.args) < 2 or node.args[0] is not statistic:
+            return
+        number = node.args[1]
+        number = number.meta["value"] if isinstance(number, fx.Node) else number
+        if not isinstance(number, (int, float)) or not number:
+            return
+        factor = factor / number if name == "div" else factor * number
+        node.meta["sum_of"] = base, factor
+        positions = math.prod(base.meta["kind"].space.size)
+        if abs(factor * positions - 1) < 1e-9 and _labels_of_numbers(node):
+            node.meta["mean_of"] = base
 
     def _of_both(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         """Where a statistic meets a map: each position takes its own window's value."""
@@ -546,22 +791,106 @@ class _Tracer(fx.Tracer):
         }
         if len(spaces) > 1:
             raise Cannot(f"{name} takes a statistic of one map together with a map of another size")
-        if name == "expand_as":
-            node.meta["spreads"] = name
-            return maps[0].meta["kind"]
+        if name in ("expand_as", "view_as", "reshape_as") and isinstance(node.args[0].meta["kind"], Statistic):  # type: ignore[union-attr]
+            node.meta["spreads"] = "expand_as"
+            if name != "expand_as":
+                raise Cannot(f"{name} of a statistic is not understood")
+            self._follow_mean(node, name, node.args[0])  # type: ignore[arg-type]
+            return replace(maps[0].meta["kind"], mixed=True)
         if name not in POINTWISE or not isinstance(value, Tensor):
             raise Cannot(f"{name} takes a statistic together with a map, and not position by position")
         kind: Map = max((m.meta["kind"] for m in maps), key=lambda k: len(k.labels))
-        if name == "sub" and len(node.args) == 2 and node.args[1].meta.get("mean_of") is node.args[0]:  # type: ignore[union-attr]
-            node.meta["centred"] = node.args[0]
+        _note_centred(node, name)
         for n in node.all_input_nodes:
             if isinstance(n.meta["kind"], Statistic):
                 shape = n.meta["value"].shape
                 if len(shape) != len(kind.labels) or any(
-                    label in "HWP" and length != 1 for label, length in zip(kind.labels, shape, strict=True)
+                    label in "HWPM" and length != 1 for label, length in zip(kind.labels, shape, strict=True)
                 ):
                     raise Cannot(f"{name} takes a statistic of shape {tuple(shape)} together with a map")
-        return _broadcast(maps, value)
+        out = _broadcast(maps, value)
+        return replace(out, mixed=True) if isinstance(out, Map) else out
+
+
+def _note_centred(node: fx.Node, name: str) -> None:
+    """Note what a difference between a map and its own mean is."""
+    if name != "sub" or len(node.args) != 2:
+        return
+    for one, other in (node.args, reversed(node.args)):
+        if isinstance(one, fx.Node) and isinstance(other, fx.Node):
+            mean_of = other.meta.get("mean_of")
+            if mean_of is not None and _source(mean_of) is _source(one):
+                node.meta.update(centred=one, shifted=True)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The map that ``node`` is a view of."""
+    while "source" in node.meta:
+        node = node.meta["source"]
+    return node
+
+
+def _terms(tracer: _Tracer, node: fx.Node) -> list[tuple[Any, fx.Node | None]] | None:
+    """A map as a sum of products of a statistic or constant and a map without statistics (None: one everywhere).
+
+    None if it is not one.
+    """
+    kind = node.meta["kind"]
+    if not isinstance(kind, Map):
+        return [(tracer.proxy(node), None)] if isinstance(kind, (Statistic, Number)) else None
+    if "spreads" in node.meta:
+        source = next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
+        return [(tracer.proxy(source), None)]
+    if not kind.mixed:
+        return [(1, node)]
+    name = name_of(node, tracer.root)
+    args: list[Any] = [arg if isinstance(arg, fx.Node) else (arg, None) for arg in node.args]
+    if name in ("square", "pow"):
+        if name == "pow" and node.args[1] != 2:
+            return None
+        name, args = "mul", [args[0], args[0]]
+    if name == "neg":
+        name, args = "mul", [args[0], (-1, None)]
+    if name not in ("add", "sub", "mul", "div") or len(args) != 2 or node.kwargs:
+        return None
+    sides: list[list[tuple[Any, fx.Node | None]]] = []
+    for arg in args:
+        if isinstance(arg, tuple) and not isinstance(arg[0], (int, float)):
+            return None
+        side = [arg] if isinstance(arg, tuple) else _terms(tracer, arg)
+        if side is None:
+            return None
+        sides.append(side)
+    first, second = sides
+    if name in ("add", "sub"):
+        return first + (second if name == "add" else [(-1 * factor, term) for factor, term in second])
+    if name == "div":
+        if len(second) != 1 or second[0][1] is not None:
+            return None
+        return [(factor / second[0][0], term) for factor, term in first]
+    return [(_times(a, b), _product(tracer, x, y)) for a, x in first for b, y in second]
+
+
+def _times(a: Any, b: Any) -> Any:
+    return b if isinstance(a, int) and a == 1 else a if isinstance(b, int) and b == 1 else a * b
+
+
+def _product(tracer: _Tracer, x: fx.Node | None, y: fx.Node | None) -> fx.Node | None:
+    if x is None or y is None:
+        return y if x is None else x
+    one: Any = tracer.proxy(x)
+    made: fx.Node = (one * tracer.proxy(y)).node
+    return made
+
+
+def _multiplied(node: fx.Node, kind: Map) -> Any:
+    """A map times a constant matrix: over channels it stays a map."""
+    if node.args[0].meta["kind"] is kind and kind.labels[-1] in "C1":  # type: ignore[union-attr]
+        return replace(kind, labels=kind.labels[:-1] + "C")
+    if node.args[1].meta["kind"] is kind and kind.labels[-2] in "C1":  # type: ignore[union-attr]
+        labels = kind.labels[:-2] + "C" + kind.labels[-1]
+        return replace(kind, labels=labels) if len(labels) == node.meta["value"].dim() else Opaque()
+    return Opaque()
 
 
 def _refuse(name: str) -> Any:
@@ -575,7 +904,11 @@ def name_of(node: fx.Node, root: nn.Module) -> str:
     """The operation of a call by one name for all its spellings: ``mean`` for ``torch.mean`` and ``x.mean``."""
     if node.op == "call_module":
         return type(root.get_submodule(str(node.target))).__name__
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    return _name(node.op, node.target)
+
+
+def _name(kind: str, target: Any) -> str:
+    name = str(target) if kind == "call_method" else getattr(target, "__name__", str(target))
     name = name.rstrip("_") or name
     return _SAME.get(name, name)
 
@@ -591,8 +924,10 @@ _SAME = {
         "cat": ("concat", "concatenate"),
         "view": ("reshape",),
         "transpose": ("swapaxes", "swapdims"),
-        "norm": ("vector_norm", "linalg_vector_norm"),
+        "norm": ("vector_norm", "linalg_vector_norm", "frobenius_norm"),
         "neg": ("negative",),
+        "matmul": ("bmm", "rmatmul"),
+        "max": ("_max",),
         "abs": ("absolute",),
         "clamp": ("clip",),
     }.items()
@@ -611,10 +946,176 @@ POINTWISE = {
     "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "logsigmoid", "tanh",
     "tanhshrink", "softplus", "softsign", "softshrink", "hardshrink", "hardtanh", "hardsigmoid", "hardswish",
     "threshold", "dropout", "dropout2d", "to", "feature_dropout", "float", "double", "half", "bfloat16",
-    "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like",
+    "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like", "full_like", "gt", "ge", "lt",
+    "le", "eq", "ne", "greater", "less", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or",
+    "masked_fill", "remainder", "fmod", "floor", "ceil", "round", "trunc", "heaviside", "sinh", "cosh", "tan",
+    "atan", "atan2", "log_sigmoid", "xlogy", "hypot", "rrelu", "isnan", "isfinite", "empty_like",
 }  # fmt: skip
 
 NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
+
+
+# -------------------------------------------------------------------------------------------------- spellings
+
+
+def _labels(x: Any) -> str:
+    kind = x.node.meta.get("kind") if isinstance(x, fx.Proxy) else None
+    return str(getattr(kind, "labels", "")) if isinstance(kind, (Map, Partial, Weights)) else ""
+
+
+def _is_over(x: Any, dim: Any) -> bool:
+    """Whether dimensions of a map are positions."""
+    labels = _labels(x)
+    return bool(labels) and any(labels[d] in "HWPM" for d in _dims(dim, len(labels)))
+
+
+def _mean(
+    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
+) -> Any:
+    return x.tracer._mixed_sum(x, "mean", axis if dim is None else dim, keepdim or keepdims)
+
+
+def _sum(
+    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
+) -> Any:
+    return x.tracer._mixed_sum(x, "sum", axis if dim is None else dim, keepdim or keepdims)
+
+
+def _normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
+    return input / input.norm(p, dim, keepdim=True).clamp_min(eps) if _is_over(input, dim) else None
+
+
+def _max(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    fits = isinstance(dim, int) and _is_over(x, dim)
+    return _Extreme(x.amax(dim, keepdim=keepdim), _Index()) if fits else None
+
+
+def _min(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    fits = isinstance(dim, int) and _is_over(x, dim)
+    return _Extreme(x.amin(dim, keepdim=keepdim), _Index()) if fits else None
+
+
+def _aminmax(x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
+    if dim is None or not _is_over(x, dim):
+        return None
+    return _Extremes(x.amin(dim, keepdim=keepdim), x.amax(dim, keepdim=keepdim))
+
+
+def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Of two dimensions it is a matrix norm: only Frobenius' is one of the elements."""
+    if dim is None or not _is_over(x, dim) or dtype is not None:
+        return None
+    if isinstance(dim, (tuple, list)) and len(dim) > 1 and ord not in (None, "fro"):
+        return None
+    return x.norm(2 if ord in (None, "fro") else ord, dim, keepdim=keepdim)
+
+
+def _matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return _linalg_norm(x, ord, dim, keepdim, dtype=dtype) if ord == "fro" else None
+
+
+def _adaptive_avg_pool1d(x: Any, output_size: Any) -> Any:
+    return x.mean(-1, keepdim=True) if output_size in (1, (1,), [1]) and _labels(x) else None
+
+
+def _adaptive_max_pool1d(x: Any, output_size: Any, return_indices: bool = False) -> Any:
+    whole = output_size in (1, (1,), [1]) and not return_indices and _labels(x)
+    return x.amax(-1, keepdim=True) if whole else None
+
+
+def _avg_pool1d(x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> Any:
+    kernel = kernel_size[0] if isinstance(kernel_size, (tuple, list)) else kernel_size
+    whole = isinstance(kernel, _Numeral) and kernel.node.meta["value"] == x.node.meta["value"].shape[-1]
+    return x.mean(-1, keepdim=True) if whole and _labels(x) else None
+
+
+def _lp_pool2d(x: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
+    if not _labels(x) or not isinstance(kernel_size, (tuple, list)):
+        return None
+    lengths = tuple(n.node.meta["value"] if isinstance(n, _Numeral) else None for n in kernel_size)
+    if lengths != tuple(x.node.meta["value"].shape[-2:]):
+        return None
+    return x.pow(norm_type).sum((-2, -1), keepdim=True).pow(1 / norm_type)
+
+
+def _layer_norm(
+    x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Any:
+    labels = _labels(x)
+    taken = labels[-len(normalized_shape) :]
+    if not set(taken) & set("HWPM"):
+        return None
+    if weight is not None or bias is not None:
+        raise Cannot("its layer norm has weights for each position, and so takes maps of one size only")
+    if labels in ("NCHW", "NCP") and taken == labels[2:]:
+        return torch.nn.functional.instance_norm(x, eps=eps)
+    if labels in ("NCHW", "NCP") and taken == labels[1:]:
+        return torch.nn.functional.group_norm(x, 1, None, None, eps)
+    return None
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    """Of softmax weights and features: a product, and a sum over the dimension between them."""
+    weights = [isinstance(x, fx.Proxy) and isinstance(x.node.meta["kind"], Weights) for x in (a, b)]
+    if not any(weights) or a.dim() < 2 or b.dim() < 2:
+        return None
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+
+
+def _einsum(equation: Any, *operands: Any) -> Any:
+    """Of statistics or softmax weights with maps, or of a map alone: products, and a sum."""
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = tuple(operands[0])
+    if not isinstance(equation, str) or "." in equation:
+        return None
+    kinds = [x.node.meta.get("kind") if isinstance(x, fx.Proxy) else None for x in operands]
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    if not arrow or len(names) != len(operands) or any(len(set(n)) != len(n) for n in (*names, output)):
+        return None
+    gone = [letter for letter in dict.fromkeys("".join(names)) if letter not in output]
+    summed = [names[0].index(letter) for letter in gone if letter in names[0]]
+    alone = len(operands) == 1 and isinstance(kinds[0], Map) and bool(summed) and _is_over(operands[0], summed)
+    met = any(isinstance(k, Map) for k in kinds) and any(isinstance(k, (Statistic, Weights)) for k in kinds)
+    if not (alone or met):
+        return None
+    order = [*output, *gone]
+    total = None
+    for x, letters in zip(operands, names, strict=True):
+        x = x.permute([letters.index(letter) for letter in order if letter in letters])
+        for place, letter in enumerate(order):
+            if letter not in letters:
+                x = x.unsqueeze(place)
+        total = x if total is None else total * x
+    return total.sum(tuple(range(len(output), len(order)))) if gone else total  # type: ignore[union-attr]
+
+
+_SPELLINGS: dict[str, Callable[..., Any]] = {
+    "mean": _mean,
+    "sum": _sum,
+    "normalize": _normalize,
+    "max": _max,
+    "min": _min,
+    "aminmax": _aminmax,
+    "linalg_norm": _linalg_norm,
+    "linalg_matrix_norm": _matrix_norm,
+    "adaptive_avg_pool1d": _adaptive_avg_pool1d,
+    "adaptive_max_pool1d": _adaptive_max_pool1d,
+    "_adaptive_max_pool1d": _adaptive_max_pool1d,
+    "avg_pool1d": _avg_pool1d,
+    "lp_pool2d": _lp_pool2d,
+    "layer_norm": _layer_norm,
+    "matmul": _matmul,
+    "einsum": _einsum,
+}
+_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.Softmax: lambda module, x: x.softmax(module.dim) if _labels(x) else None,
+    nn.AdaptiveAvgPool1d: lambda module, x: _adaptive_avg_pool1d(x, module.output_size),
+    nn.AdaptiveMaxPool1d: lambda module, x: _adaptive_max_pool1d(x, module.output_size, module.return_indices),
+    nn.LayerNorm: lambda module, x, weight=None, bias=None: _layer_norm(
+        x, module.normalized_shape, weight, bias, module.eps
+    ),
+}
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
@@ -636,6 +1137,8 @@ def _label(node: fx.Node, index: int) -> str:
     kind = node.meta["kind"]
     if isinstance(kind, (Map, Partial)) and len(kind.labels) == node.meta["value"].dim():
         return kind.labels[index]
+    if isinstance(kind, (Opaque, Weights)):
+        return kind.labels[index] if isinstance(kind, Weights) else "?"
     return "N" if isinstance(kind, Statistic) and index == 0 else "C"
 
 
@@ -646,13 +1149,6 @@ def _labels_of_numbers(node: fx.Node) -> frozenset[str]:
 
 def _is_map_like(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
-
-
-def _as_map(node: fx.Node) -> fx.Node:
-    """A stand-in for the map that a node's weights are."""
-    out = copy.copy(node)
-    out.meta = {**node.meta, "kind": Map(node.meta["kind"].labels, node.meta["kind"].space)}
-    return out
 
 
 # ------------------------------------------------------------------------------------------------ reductions
@@ -686,7 +1182,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
         if lengths != size or padded not in (0, (0, 0)) or not _is_whole(kernel):
             return None
         return Reduction("mean" if "avg" in name else "amax", base, (rank - 2, rank - 1), True)
-    if name in ("mean", "sum", "amax", "amin"):
+    if name in ("mean", "sum", "amax", "amin", "logsumexp"):
         dims = _dims(argument(node, 1, "dim", node.kwargs.get("axis")), rank)
         return Reduction(name, base, dims, _keep(node, 2))
     if name in ("var", "std", "var_mean", "std_mean"):
@@ -734,7 +1230,7 @@ def _is_whole(kernel: Any) -> bool:
 
 def _drop(kind: Map, dims: tuple[int, ...], keepdim: bool) -> Map:
     labels = "".join("1" if d in dims else label for d, label in enumerate(kind.labels) if keepdim or d not in dims)
-    return Map(labels, kind.space)
+    return replace(kind, labels=labels)
 
 
 def _broadcast(maps: list[fx.Node], value: Tensor) -> Any:
@@ -751,7 +1247,7 @@ def _broadcast(maps: list[fx.Node], value: Tensor) -> Any:
             elif label != "1":
                 return Opaque()
     out = ["C" if label == "1" and value.shape[place] != 1 else label for place, label in enumerate(out)]
-    return Map("".join(out), maps[0].meta["kind"].space)
+    return Map("".join(out), maps[0].meta["kind"].space, any(node.meta["kind"].mixed for node in maps))
 
 
 def _laid_out(node: fx.Node, name: str, kind: Map) -> Any:
@@ -767,14 +1263,14 @@ def _laid_out(node: fx.Node, name: str, kind: Map) -> Any:
         probe = torch.empty(tuple(range(2, rank + 2)), device="meta")
         method = str(node.target) if node.op == "call_method" else name
         moved = getattr(probe, method.rstrip("_"))(*node.args[1:], **node.kwargs)
-        return Map("".join(labels[length - 2] for length in moved.shape), kind.space)
+        return replace(kind, labels="".join(labels[length - 2] for length in moved.shape))
     if name == "unsqueeze":
         place = operator.index(argument(node, 1, "dim")) % (rank + 1)
-        return Map("".join([*labels[:place], "1", *labels[place:]]), kind.space)
+        return replace(kind, labels="".join([*labels[:place], "1", *labels[place:]]))
     if name == "squeeze":
         given = node.args[0].meta["value"].shape  # type: ignore[union-attr]
         chosen = _dims(argument(node, 1, "dim"), rank)
-        return Map("".join(x for d, x in enumerate(labels) if d not in chosen or given[d] != 1), kind.space)
+        return replace(kind, labels="".join(x for d, x in enumerate(labels) if d not in chosen or given[d] != 1))
     return _regrouped(kind, tuple(node.args[0].meta["value"].shape), tuple(value.shape))  # type: ignore[union-attr]
 
 
@@ -799,17 +1295,24 @@ def _regrouped(kind: Map, before: tuple[int, ...], after: tuple[int, ...]) -> An
         lengths = tuple(after[d] for d in right if after[d] != 1)
         if len(old) == len(lengths):
             new = old
-        elif old == "HW" and len(lengths) == 1:
-            new = "P"
-        elif old == "P" and lengths == kind.space.size:
-            new = "HW"
         elif set(old) == {"C"}:
             new = "C" * len(lengths)
+        elif old.lstrip("C") in ("HW", "P", "M") and lengths:
+            # Channels, if any, and then positions: the last lengths tell where those are now.
+            positions = math.prod(kind.space.size)
+            if lengths[-2:] == kind.space.size:
+                new = "C" * (len(lengths) - 2) + "HW"
+            elif lengths[-1] == positions:
+                new = "C" * (len(lengths) - 1) + "P"
+            elif lengths[-1] % positions == 0:
+                new = "C" * (len(lengths) - 1) + "M"
+            else:
+                return Opaque()
         else:
             return Opaque()
         names = iter(new)
         out += "".join("1" if after[d] == 1 else next(names) for d in right)
-    return Map(out, kind.space)
+    return replace(kind, labels=out)
 
 
 def _indexed(node: fx.Node, kind: Map) -> Any:
@@ -828,12 +1331,12 @@ def _indexed(node: fx.Node, kind: Map) -> Any:
             continue
         label = next(labels)
         if isinstance(item, slice):
-            if label in "HWP" and item != slice(None):
+            if label in "HWPM" and item != slice(None):
                 return Opaque()
             out += label
         elif isinstance(item, int):
-            if label in "HWPN":
+            if label in "HWPM":
                 return Opaque()
         else:
             return Opaque()
-    return Map(out + "".join(labels), kind.space)
+    return replace(kind, labels=out + "".join(labels))

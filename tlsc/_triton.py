@@ -47,9 +47,67 @@ def why_not(x: Tensor) -> str | None:
 @triton.jit
 def _plus(high, low, value):
     """A pair of floats plus a float, by Knuth's two-sum."""
-    total = high + value
-    part = total - high
-    return total, low + ((high - (total - part)) + (value - part))
+    total, rest = _two_sum(high, value)
+    return total, low + rest
+
+
+@triton.jit
+def _two_sum(a, b):
+    """``a + b`` and what rounding took from it."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+@triton.jit
+def _two_product(a, b, TYPE: tl.constexpr):
+    """``a·b`` and what rounding took from it (Dekker), from halves cut by their bits; in float64 nothing."""
+    product = a * b
+    if TYPE == tl.float32:  # noqa: SIM300
+        ahead = (a.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+        behind = (b.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+        a_low, b_low = a - ahead, b - behind
+        rest = ((ahead * behind - product) + ahead * b_low + a_low * behind) + a_low * b_low
+    else:
+        rest = product * 0
+    return product, rest
+
+
+@triton.jit
+def _cut(values, COLUMNS: tl.constexpr):
+    """Values as multiples of one unit per row, so coarse that sums of COLUMNS of them are exact, and the rest."""
+    large = tl.max(tl.abs(values), 1)[:, None] * (4 * COLUMNS)
+    coarse = (large + values) - large
+    return coarse, values - coarse
+
+
+@triton.jit
+def _tile(sums, place, mask, whole, COLUMNS: tl.constexpr):
+    """A tile of the columns' sums as coarse parts and rests."""
+    coarse, rest = _cut(tl.load(sums + place, mask=mask, other=0.0), COLUMNS)
+    return coarse, rest + tl.load(sums + place + whole, mask=mask, other=0.0)
+
+
+@triton.jit
+def _moved(sums, old, new, mask, whole, COLUMNS: tl.constexpr):
+    """What each window of a tile has gained over the one before, as coarse parts and rests."""
+    entered = tl.load(sums + new, mask=mask, other=0.0)
+    change, lost = _two_sum(entered, -tl.load(sums + old, mask=mask, other=0.0))
+    lost += tl.load(sums + new + whole, mask=mask, other=0.0) - tl.load(sums + old + whole, mask=mask, other=0.0)
+    coarse, rest = _cut(change, COLUMNS)
+    return coarse, rest + lost
+
+
+@triton.jit
+def _shared(high, low, coarse, rest, share, TYPE: tl.constexpr):
+    """Running sums over a tile, times ``share``, a pair, too: the mean as a pair."""
+    total, lost = _two_sum(high[:, None], tl.cumsum(coarse, 1))
+    lost += low[:, None] + tl.cumsum(rest, 1)
+    by = tl.load(share)
+    product, part = _two_product(total, by, TYPE)
+    part += total * tl.load(share + 1) + lost * by
+    value = product + part
+    return value, part - (value - product)
 
 
 @triton.jit
@@ -74,12 +132,16 @@ def _down(
             new = (tl.load(at, mask=there, other=0.0).to(TYPE) - centre) * by
             high, low = _plus(high, low, new)
             if MOMENTS:
-                high2, low2 = _plus(high2, low2, new * new)
+                square, rest = _two_product(new, new, TYPE)
+                high2, low2 = _plus(high2, low2, square)
+                low2 += rest
             if i >= rows:
                 old = (tl.load(at - rows * width, mask=there, other=0.0).to(TYPE) - centre) * by
                 high, low = _plus(high, low, -old)
                 if MOMENTS:
-                    high2, low2 = _plus(high2, low2, -(old * old))
+                    square, rest = _two_product(old, old, TYPE)
+                    high2, low2 = _plus(high2, low2, -square)
+                    low2 -= rest
         start = i - rows + 1
         if start >= 0:  # noqa: SIM102
             if start % stride == 0 or start == height - rows:
@@ -101,11 +163,12 @@ def _along(
     sums, mean, var, share, width, columns, stride, lines, across,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """From sums down the columns to each evaluated window's mean, and variance: (P·count, across)."""
+    """From sums down the columns to each evaluated window's mean, a pair, and variance: (P·count, across)."""
     line = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = line < lines
-    row = sums + line * width
+    row = line * width
     whole = lines.to(tl.int64) * width
+    size = lines.to(tl.int64) * across
     step = tl.arange(0, COLUMNS)
     zero = tl.zeros([ROWS], TYPE)
     high, low, high2, low2 = zero, zero, zero, zero
@@ -113,11 +176,11 @@ def _along(
         at = start + step
         mask = there[:, None] & (at < columns)[None, :]
         place = row[:, None] + at[None, :]
-        high, low = _plus(high, low, tl.sum(tl.load(place, mask=mask, other=0.0), 1))
-        low += tl.sum(tl.load(place + whole, mask=mask, other=0.0), 1)
+        coarse, rest = _tile(sums, place, mask, whole, COLUMNS)
+        high, low = _plus(high, low + tl.sum(rest, 1), tl.sum(coarse, 1))
         if MOMENTS:
-            high2, low2 = _plus(high2, low2, tl.sum(tl.load(place + 2 * whole, mask=mask, other=0.0), 1))
-            low2 += tl.sum(tl.load(place + 3 * whole, mask=mask, other=0.0), 1)
+            coarse, rest = _tile(sums + 2 * whole, place, mask, whole, COLUMNS)
+            high2, low2 = _plus(high2, low2 + tl.sum(rest, 1), tl.sum(coarse, 1))
     last = width - columns
     # The window at ``start`` is the one before, less the column it leaves, plus the one it enters.
     for begin in range(0, last + 1, COLUMNS):
@@ -126,22 +189,20 @@ def _along(
         moved = valid & (start > 0)[None, :]
         old = row[:, None] + (start - 1)[None, :]
         new = old + columns
-        change = tl.load(new, mask=moved, other=0.0) - tl.load(old, mask=moved, other=0.0)
-        change += tl.load(new + whole, mask=moved, other=0.0) - tl.load(old + whole, mask=moved, other=0.0)
-        value = (high[:, None] + (low[:, None] + tl.cumsum(change, 1))) * share
+        coarse, rest = _moved(sums, old, new, moved, whole, COLUMNS)
+        value, less = _shared(high, low, coarse, rest, share, TYPE)
         chosen = valid & ((start % stride == 0) | (start == last))[None, :]
         place = line[:, None] * across + ((start + stride - 1) // stride)[None, :]
         tl.store(mean + place, value, mask=chosen)
-        high, low = _plus(high, low, tl.sum(change, 1))
+        tl.store(mean + size + place, less, mask=chosen)
+        high, low = _plus(high, low + tl.sum(rest, 1), tl.sum(coarse, 1))
         if MOMENTS:
-            new += 2 * whole
-            old += 2 * whole
-            change = tl.load(new, mask=moved, other=0.0) - tl.load(old, mask=moved, other=0.0)
-            change += tl.load(new + whole, mask=moved, other=0.0) - tl.load(old + whole, mask=moved, other=0.0)
-            second = (high2[:, None] + (low2[:, None] + tl.cumsum(change, 1))) * share
-            spread = second - value * value
+            coarse, rest = _moved(sums + 2 * whole, old, new, moved, whole, COLUMNS)
+            second, less2 = _shared(high2, low2, coarse, rest, share, TYPE)
+            square, lost = _two_product(value, value, TYPE)
+            spread = (second - square) + (less2 - (lost + 2 * value * less))
             tl.store(var + place, tl.where(spread > 0, spread, 0.0), mask=chosen)
-            high2, low2 = _plus(high2, low2, tl.sum(change, 1))
+            high2, low2 = _plus(high2, low2 + tl.sum(rest, 1), tl.sum(coarse, 1))
 
 
 @triton.jit
@@ -154,12 +215,12 @@ def _start(position, n, k):
 
 @triton.jit
 def _normalise(
-    x, mean, var, shift, factor, parameters, out, elements, depth, height, width, rows, columns, groups, eps,
+    x, mean, var, shift, factor, parameters, out, elements, depth, height, width, rows, columns, groups, windows,
     TYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Every position by its window's moments, in units of its plane's scale, so that nothing overflows.
 
-    ``parameters``: (2, C) weight and bias, then (5, G) the correction.
+    ``parameters``: (2, C) weight and bias, then (5, G) the correction, then eps.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     there = lane < elements
@@ -174,6 +235,8 @@ def _normalise(
     at = (plane * (height - rows + 1) + _start(i, height, rows)) * (width - columns + 1)
     at += _start(column, width, columns)
     m = tl.load(mean + at, mask=there, other=0.0)
+    less = tl.load(mean + windows + at, mask=there, other=0.0)
+    eps = tl.load(parameters + 2 * number + 5 * groups)
     v = tl.load(var + at, mask=there, other=1.0)
     correction = parameters + 2 * number + group
     a = tl.load(correction, mask=there, other=1.0)
@@ -185,7 +248,7 @@ def _normalise(
     v = a * v + b * by * by + c * absolute * absolute
     v = tl.where(v > 0, v, v * 0)  # NaN stays
     m = d * m + ((d - 1) * centre + e) * by
-    value = (tl.load(x + lane, mask=there, other=0.0).to(TYPE) - centre) * by - m
+    value = (tl.load(x + lane, mask=there, other=0.0).to(TYPE) - centre) * by - m - d * less
     value = value / tl.sqrt(v + eps * by * by)
     weight = tl.load(parameters + inside, mask=there, other=0.0)
     value = value * weight + tl.load(parameters + number + inside, mask=there, other=0.0)
@@ -259,12 +322,15 @@ class _Planes:
         lanes = (triton.cdiv(planes * width, LANES),)
         sizes = (depth, height, width, rows, stride, count, planes)
         _down[lanes](x, self.shift, self.factor, sums, flags, *sizes, self.type, moments, LANES)
-        self.mean = x.new_empty((planes, count, across), dtype=self.dtype)
+        means = x.new_empty((2, planes, count, across), dtype=self.dtype)
+        self.mean, self.rest = means.unbind()
         self.var = x.new_empty((planes, count, across) if moments else 0, dtype=self.dtype)
         lines = planes * count
-        share = 1.0 / (depth * rows * columns)
+        exact = torch.tensor(1.0 / (depth * rows * columns), dtype=torch.float64)
+        rounded = exact.to(self.dtype)
+        share = torch.stack([rounded, (exact - rounded.double()).to(self.dtype)]).to(x.device)
         _along[(triton.cdiv(lines, TILE_ROWS),)](
-            sums, self.mean, self.var, share, width, columns, stride, lines, across,
+            sums, means, self.var, share, width, columns, stride, lines, across,
             self.type, moments, TILE_ROWS, TILE_COLUMNS,
         )  # fmt: skip
         self.spoiled: list[int] = flags.amax(1).nonzero().flatten().tolist()
@@ -361,8 +427,9 @@ def local_group_norm(
     affine = [ones if weight is None else weight, zeros if bias is None else bias]
     plain = [ones[:num_groups], zeros[:num_groups], zeros[:num_groups], ones[:num_groups], zeros[:num_groups]]
     parameters = torch.cat([values.to(made.dtype) for values in (*affine, *(correction or plain))])
+    parameters = torch.cat([parameters, parameters.new_full((1,), eps)])
     out = torch.empty_like(stack)
-    sizes = (stack.numel(), depth, height, width, *made.window, num_groups, float(eps))
+    sizes = (stack.numel(), depth, height, width, *made.window, num_groups, made.mean.numel())
     _normalise[(triton.cdiv(stack.numel(), LANES),)](
         stack, made.mean, made.var, made.shift, made.factor, parameters, out, *sizes, made.type, LANES
     )
