@@ -123,6 +123,13 @@ def _attempt(
     args, kwargs = calls[0]
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
+    try:
+        return _owner(slot, run, made, stride)
+    finally:
+        made.forget()
+
+
+def _owner(slot: Slot, run: Run, made: Trace, stride: int) -> Owner | None:
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms:

@@ -58,10 +58,10 @@ class _Rewriter:
             if "fixed" in node.meta:
                 self.fixed.append((node.name, node.meta["value"]))
         self._check_arguments()
+        for node in self.graph.nodes:  # also those that are erased now, which others may refer to
+            node.meta.clear()
         self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
-        for node in self.graph.nodes:
-            node.meta.clear()
         return self.graph
 
     def _check_arguments(self) -> None:

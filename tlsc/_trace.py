@@ -134,6 +134,15 @@ class Trace:
     norms: list[fx.Node] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Let go of the fake tensors: nodes outlive what refers to them, and would have to be searched for."""
+        _forget(self.graph)
+
+
+def _forget(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        node.meta.clear()
+
 
 def trace(
     module: nn.Module,
@@ -153,12 +162,14 @@ def trace(
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     introduce(_Proxy)
     tracer = _Tracer(module, args, kwargs, inline, skip, mode)
+    attempts, graph = [tracer], None
     try:
         with mode:
             try:
                 graph = tracer.trace(module)
             except _ChannelsLast:
                 tracer = _Tracer(module, args, kwargs, inline, skip, mode)
+                attempts.append(tracer)
                 tracer.labels = "NHWC"
                 graph = tracer.trace(module)
     except _ChannelsLast:
@@ -172,6 +183,10 @@ def trace(
             raise Cannot("a part of it is compiled: convert it before compiling it") from None
         lines = str(error).strip().splitlines() or [""]
         raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
+    finally:
+        for attempt in attempts[: -1 if graph is not None else None]:
+            if hasattr(attempt, "graph"):
+                _forget(attempt.graph)
     return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
 
 
