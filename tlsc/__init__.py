@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._calibrate import calibrate
 from ._dispatch import backend
 from ._influence import Influence, influence
 from ._kinds import register
@@ -30,6 +31,7 @@ __all__ = [
     "TLSCError",
     "TLSCWarning",
     "backend",
+    "calibrate",
     "convert",
     "converted",
     "errors",

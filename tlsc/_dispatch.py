@@ -144,7 +144,7 @@ def _call(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """See :func:`tlsc._reference.local_mean`; so for the others."""
-    out: Tensor = _call("local_mean", (x, _stacked(correction)), *window, stride)
+    out: Tensor = _call("local_mean", (x, _stacked(correction, x)), *window, stride)
     return out
 
 
@@ -162,17 +162,21 @@ def local_group_norm(
     eps: float = 1e-5,
     correction: Correction | None = None,
 ) -> Tensor:
-    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction)), *window, num_groups, eps)
+    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction, x)), *window, num_groups, eps)
     return out
 
 
-def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
-    out: Tensor = _call("grid_means", (x,), *window, stride)
+def grid_means(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> Tensor:
+    out: Tensor = _call("grid_means", (x, _stacked(correction, x)), *window, stride)
     return out
 
 
-def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
-    var, mean = _call("grid_moments", (x,), *window, stride)
+def grid_moments(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
+    var, mean = _call("grid_moments", (x, _stacked(correction, x)), *window, stride)
     return var, mean
 
 
@@ -184,8 +188,8 @@ def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
 # ---------------------------------------------------------------- the operations on tensors and numbers alone
 
 
-def _stacked(correction: Correction | None) -> Tensor | None:
-    return None if correction is None else torch.stack(tuple(correction))
+def _stacked(correction: Correction | None, x: Tensor) -> Tensor | None:
+    return None if correction is None else torch.stack(tuple(correction)).to(x.device)
 
 
 def _correction(stacked: Tensor | None) -> Correction | None:
@@ -214,12 +218,12 @@ def _norm_by(
     return by.local_group_norm(x, (rows, columns), num_groups, weight, bias, eps, _correction(correction))
 
 
-def _grid_means_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
-    return by.grid_means(x, (rows, columns), stride)
+def _grid_means_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_means(x, (rows, columns), stride, _correction(correction))
 
 
-def _grid_moments_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
-    return by.grid_moments(x, (rows, columns), stride)
+def _grid_moments_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_moments(x, (rows, columns), stride, _correction(correction))
 
 
 def _meet_by(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int, operation: str) -> Any:
@@ -245,7 +249,7 @@ def _like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _grid(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+def _grid(x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Tensor:
     sizes = [
         1 if k >= n else (n - k) // stride + 1 + ((n - k) % stride > 0)
         for n, k in zip(x.shape[-2:], (rows, columns), strict=True)
@@ -258,8 +262,8 @@ _SCHEMAS = {
     "local_var_mean": "(Tensor x, SymInt rows, SymInt columns) -> (Tensor, Tensor)",
     "local_group_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? correction, SymInt rows, SymInt columns, "
     "SymInt num_groups, float eps) -> Tensor",
-    "grid_means": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
-    "grid_moments": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
+    "grid_means": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
+    "grid_moments": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
     "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
 }
 
