@@ -19,8 +19,8 @@ parser.add_argument("name", choices=[*BENCHMARKS, "calibration", "kernels"])
 parser.add_argument(
     "parts",
     nargs="*",
-    help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, hinet, "
-    "and a folder of photographs; all if none",
+    help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
+    "hinet, and a folder of photographs; all if none",
 )
 given = parser.parse_args()
 if given.name in ("calibration", "kernels"):

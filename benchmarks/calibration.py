@@ -1,8 +1,9 @@
 """Calibrated statistics: the tables of ``docs/calibration.md``.
 
-``python -m benchmarks calibration train`` trains the networks that do not come along, into ``calibration-networks``;
-``python -m benchmarks calibration networks borders guards hinet [FOLDER]`` prints the tables, on the six photographs of
-scikit-image that no network was trained on, or on three of them and three of a folder.
+``python -m benchmarks calibration train`` trains the networks that do not come along, into
+``calibration-networks``; ``python -m benchmarks calibration networks borders guards hinet [FOLDER]`` prints the
+tables, on the six photographs of scikit-image that no network was trained on, or on three of them and three of a
+folder.
 
 Every network is trained by ``tlsc.eval.train_demo``. Calibration sees four training photographs, degraded anew.
 """
@@ -177,27 +178,48 @@ def _on_itself(model: nn.Module, photographs: Photographs, crop: int) -> list[fl
 
 
 def _ratios(model: nn.Module, image: Tensor, crop: int, step: int) -> list[float]:
-    """Of each norm or pool in the network as trained: variance on crops over that of the same places, the median."""
-    seen: list[Tensor] = []
-    sites = [m for m in model.modules() if isinstance(m, (nn.InstanceNorm2d, nn.AdaptiveAvgPool2d))]
-    handles = [site.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for site in sites]
+    """Of each instance norm: variance on crops over that of the same places inside, the median over all channels.
+
+    Inside, every norm is given the crop's own statistics, so that nothing but the border differs.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.InstanceNorm2d)]
     rng = np.random.default_rng(0)
-    ratios: list[list[Tensor]] = [[] for _ in sites]
-    with torch.no_grad():
-        model(image)
-        whole = list(seen)
-        for _ in range(12):
-            top, left = (int(rng.integers(step, n - crop - step)) // step * step for n in image.shape[2:])
-            seen.clear()
+    ratios: list[list[Tensor]] = [[] for _ in norms]
+    for _ in range(12):
+        top, left = (int(rng.integers(step, n - crop - step)) // step * step for n in image.shape[2:])
+        on_crop: list[Tensor] = []
+        handles = [norm.register_forward_pre_hook(_keeping(on_crop)) for norm in norms]
+        with torch.no_grad():
             model(image[..., top : top + crop, left : left + crop])
-            for own, x, full in zip(ratios, seen, whole, strict=True):
-                k = crop // x.shape[2]
-                i, j = top // k, left // k
-                part = full[..., i : i + x.shape[2], j : j + x.shape[3]]
-                own.append(x.var((2, 3)) / part.var((2, 3)).clamp(min=1e-12))
-    for handle in handles:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+        handles = [
+            norm.register_forward_hook(_as_on_crop(x, (top, left), crop, own))
+            for norm, x, own in zip(norms, on_crop, ratios, strict=True)
+        ]
+        with torch.no_grad():
+            model(image)
+        for handle in handles:
+            handle.remove()
     return [float(torch.cat(own).median()) for own in ratios]
+
+
+def _keeping(maps: list[Tensor]) -> Any:
+    return lambda _, args: maps.append(args[0])
+
+
+def _as_on_crop(x: Tensor, place: tuple[int, int], crop: int, ratios: list[Tensor]) -> Any:
+    """Notes the ratio, and normalises with the statistics of ``x``."""
+    var, mean = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+
+    def hook(norm: nn.InstanceNorm2d, args: tuple[Tensor], _: Tensor) -> Tensor:
+        top, left = (at * x.shape[2] // crop for at in place)
+        part = args[0][..., top : top + x.shape[2], left : left + x.shape[3]]
+        ratios.append(var.flatten() / part.var((2, 3), correction=0).flatten().clamp(min=1e-12))
+        weight, bias = (p.view(-1, 1, 1) for p in (norm.weight, norm.bias))
+        return (args[0] - mean) / (var + norm.eps).sqrt() * weight + bias
+
+    return hook
 
 
 # -------------------------------------------------------------------------------------------------- the tables
@@ -220,13 +242,13 @@ def _networks(folder: Path | None) -> None:
         original, tiles = _psnr(model, photographs), _psnr(model, photographs, crop)
         tlsc.convert(model, crop)
         local = _psnr(model, photographs)
-        own = _on_itself(model, photographs, crop)
+        own = _on_itself(model, photographs, crop) if steps is None else []
         calibrated = _psnr(model, photographs) if _corrected(model, _seen(network.degradation), crop) else local
-        least = min(c - max(o, u) for c, o, u in zip(calibrated, original, local, strict=True))
-        figures = [_shown(values) for values in (original, local, tiles, calibrated, own)]
+        least = min(c - u for c, u in zip(calibrated, local, strict=True))
+        figures = [_shown(values) if values else "" for values in (original, local, tiles, calibrated, own)]
         rows.append([name, str(steps or 3000), *figures, f"{least:+.2f}"])
         print(rows[-1], flush=True)
-    names = ["network", "steps", "original", "local", "tiles", "calibrated", "on itself", "worst photograph"]
+    names = ["network", "steps", "original", "local", "tiles", "calibrated", "on itself", "least gain over local"]
     _say("Networks: PSNR in dB, window = crop", names, rows)
 
 
@@ -277,7 +299,9 @@ def _guards(folder: Path | None) -> None:
 
 def _hinet(folder: Path | None) -> None:
     for name, (network, steps, seed) in HINET.items():
-        photographs = [found for found in _photographs(network.degradation, folder) if min(found[2].shape[:2]) > 300]
+        photographs = [
+            found for found in _photographs(network.degradation, folder) if min(found[2].shape[:2]) > 300
+        ]
         model = _load(network, steps, seed)
         seen = [image[..., :512, :512] for image in _seen(network.degradation)]
         ratios = _ratios(model, seen[0], 256, 16)

@@ -78,7 +78,7 @@ ORIGINAL = Variant("original")
 
 
 def variants_of(network: DemoNetwork, model: nn.Module) -> list[Variant]:
-    """What is shown for a network: windows of 1, 1.5 and 2 training crops, the strided path, calibrated, and tiles."""
+    """What is shown for a network: windows of 1, 1.5 and 2 training crops, strided, calibrated, and tiles."""
     crop = network.crop
     tiles = Variant(f"original, tiles of {crop}, overlap {crop // 2}", tile=crop, overlap=crop // 2)
     plan = tlsc.plan(model, crop, stride=4)

@@ -94,8 +94,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="each converted network also with its statistics calibrated, on the first four inputs (no targets); needs "
-        "the training crop",
+        help="each converted network also with its statistics calibrated, on the first four inputs (no targets); "
+        "needs the training crop",
     )
     parser.add_argument(
         "--no-whole", action="store_true", help="never a whole image at once: for those larger than memory"
@@ -307,9 +307,11 @@ def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[
     else:
         base_sizes = [network.base_size or crop * 3 // 2]
     base_sizes = [network.taken(size) for size in base_sizes]
-    for size in base_sizes if args.calibrate and crop is not None else []:
-        if min((size, size) if isinstance(size, int) else size) < crop:
-            raise ArgumentValueError(f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}")
+    for size in base_sizes if args.calibrate else []:
+        if crop is not None and min((size, size) if isinstance(size, int) else size) < crop:
+            raise ArgumentValueError(
+                f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}"
+            )
     if args.command == "sweep":
         if args.patch_size is None and crop is None:
             raise ArgumentValueError(needs + "--patch-size")

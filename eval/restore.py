@@ -168,15 +168,14 @@ def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) ->
 
     image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
     like, known = next(model.parameters(), image), getattr(model, "tlsc", None)
-    described = isinstance(known, adapters.Descriptor)
-    channels = known.in_channels if described else 3
-    if channels == 3 and image.shape[1] == 1:
+    described = known if isinstance(known, adapters.Descriptor) else adapters.Descriptor(type(model).__name__)
+    if described.in_channels == 3 and image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
-    if channels == 1 and image.shape[1] == 3:
+    if described.in_channels == 1 and image.shape[1] == 3:
         image = image.transpose(0, 1)
     if crop is None:
         base = tlsc.plan(model).base_size
-        crop = min(*base, known.crop) if described and known.crop else min(base)
+        crop = min(*base, described.crop or min(base))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
         tlsc.calibrate(model, image.to(like.device, like.dtype), crop)

@@ -383,7 +383,11 @@ def _say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: N
     names, rows = _table(found)
     print(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
     print(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
-    print(tabulate(rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * (len(names) - 2))))
+    print(
+        tabulate(
+            rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * (len(names) - 2))
+        )
+    )
     print(f"\n{_CONVENTION}.")
     for number, site in enumerate(plan):
         if number not in samples:

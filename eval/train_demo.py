@@ -46,7 +46,7 @@ def train(network: DemoNetwork, steps: int, seed: int) -> nn.Module:
     rng = np.random.default_rng(seed)
     photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
     weights = np.array([_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
-    model: nn.Module = network.build().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model: nn.Module = network.build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))

@@ -110,7 +110,9 @@ def reference_local_group_norm(
     batch, channels = x.shape[:2]
     height, width = x.shape[2:]
     k = min(window[0], height), min(window[1], width)
-    starts = [[reference_window(i, n, size).start for i in range(n)] for n, size in zip((height, width), k, strict=True)]
+    starts = [
+        [reference_window(i, n, size).start for i in range(n)] for n, size in zip((height, width), k, strict=True)
+    ]
     shares = iter([outline_inside(top, left, k, height, width) for top in starts[0] for left in starts[1]])
 
     def of_window(crop: Tensor, i: int, j: int) -> Tensor:

@@ -30,7 +30,6 @@ from .oracles import (
     assert_close,
     outline_inside,
     reference_local_group_norm,
-    reference_local_mean,
     reference_strided_mean,
 )
 

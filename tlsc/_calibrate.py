@@ -1,10 +1,10 @@
 """Calibrated statistics: what the training crop's own borders did to the numbers, found without labels.
 
-A training crop's statistics contain the ring of features that the padding of convolutions spoils; a window inside a
-whole image has none. On random crops of the training size the converted network *is* the original (invariant I1), so
-that one run over the crops gives each site's statistics as they were in training, and one run over whole images those
-of the same places inside. The second run fits each site's correction when it gets there, and goes on corrected: each
-site is fitted with the earlier ones corrected.
+A training crop's statistics contain the ring of features that the padding of convolutions spoils; a window inside
+a whole image has none. On random crops of the training size the converted network *is* the original (invariant I1),
+so that one run over the crops gives each site's statistics as they were in training, and one run over whole images
+those of the same places inside. The second run fits each site's correction when it gets there, and goes on
+corrected: each site is fitted with the earlier ones corrected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import _surgery
 from ._arguments import FLOATING, as_pair, as_positive_int
 from ._correction import Correction
 from ._fit import Fitted, Statistics, fitted
-from ._plan import Calibration, Fit, Plan, Site
+from ._plan import Calibration, Fit, Plan
 from ._rewrite import CORRECTIONS
 from .errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
@@ -48,11 +48,11 @@ def calibrate(
 ) -> Plan:
     """Correct the statistics of a converted model for what the training crops' own borders did to them. No labels.
 
-    Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in training
-    contain it; a window inside a whole image does not. From random crops of the images and the same places inside
-    them a map is fitted per channel (:class:`tlsc._correction.Correction`), site after site. It is kept where it
-    agrees with crops that took no part in the fit, and dropped altogether where the model's output would move away
-    from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
+    Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
+    training contain it; a window inside a whole image does not. From random crops of the images and the same places
+    inside them a map is fitted per channel (``Correction`` in ``tlsc._correction``), site after site. It is kept where
+    it agrees with crops that took no part in the fit, and dropped altogether where the model's output would move
+    away from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
 
     Args:
         model: converted by :func:`tlsc.convert`. An earlier calibration is replaced.
@@ -98,16 +98,18 @@ def calibrated(
     if any(n > k for n, k in zip(size, plan.base_size, strict=True)):
         raise ArgumentValueError(
             f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
-            f"{plan.base_size[0]}×{plan.base_size[1]}: a window smaller than the training crop saw nothing in training"
+            f"{plan.base_size[0]}×{plan.base_size[1]}: no such window was seen in training"
         )
     count = as_positive_int(crops_per_image, "crops_per_image")
     given = _images(images, model)
     places, reasons = _places(model, plan)
     regions, spots, independent = _regions(given, size, _step(plan), count, np.random.default_rng(_seed(seed)))
     about = Calibration(size, len(given), len(spots), seed)
-    if not places or not spots:
+    if not places or not spots or _alike(regions, spots, size):
         why = f"no image is larger than the crop, {size[0]}×{size[1]}, on all sides"
-        found = {n: Fit(reason=why if n not in reasons else reasons[n]) for n in range(len(plan))}
+        if spots:
+            why = f"its {len(spots)} crops are all alike"
+        found = {n: Fit(reason=reasons.get(n, why)) for n in range(len(plan))}
         if places:
             warnings.warn(f"nothing was calibrated: {why}", TLSCWarning, stacklevel=3)
         return _take(model, plan, found, about)
@@ -165,11 +167,13 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
         if site.fit is None or not site.fit.kept:
             continue
         if n not in channels:
-            raise ArgumentValueError(f"{site.path or 'the model'}: the plan corrects a site that takes no correction")
+            raise ArgumentValueError(
+                f"{site.path or 'the model'}: the plan corrects a site that takes no correction"
+            )
         if channels[n] is not None and len(site.fit.coefficients[0]) != channels[n]:
             raise ArgumentValueError(
-                f"{site.path or 'the model'}: the plan corrects {len(site.fit.coefficients[0])} channels, the model "
-                f"has {channels[n]}"
+                f"{site.path or 'the model'}: the plan corrects {len(site.fit.coefficients[0])} channels, "
+                f"the model has {channels[n]}"
             )
     found = {n: site.fit or Fit() for n, site in enumerate(plan)}
     return _take(model, own, found, plan.calibration)
@@ -261,7 +265,9 @@ def _regions(
     images: list[Tensor], crop: tuple[int, int], step: int, count: int, rng: np.random.Generator
 ) -> tuple[Tensor, list[Spot], float]:
     """Regions of one size, a batch; crops inside them, off their borders; for how many crops these count."""
-    usable = [image for image in images if all(n >= k + 2 * step for n, k in zip(image.shape[1:], crop, strict=True))]
+    usable = [
+        image for image in images if all(n >= k + 2 * step for n, k in zip(image.shape[1:], crop, strict=True))
+    ]
     if not usable:
         return torch.empty(0), [], 0.0
     area = max(PIXELS, CROPS * crop[0] * crop[1])
@@ -289,6 +295,13 @@ def _regions(
     return torch.stack(regions), spots, independent
 
 
+def _alike(regions: Tensor, spots: list[Spot], crop: tuple[int, int]) -> bool:
+    """Whether crops do not differ, so that all of them together say no more than one."""
+    parts = torch.stack([regions[n, :, i : i + crop[0], j : j + crop[1]].float() for n, i, j in spots])
+    moments = torch.stack([parts.mean((2, 3)), parts.std((2, 3))])
+    return bool((moments.std(1, correction=0) <= 1e-4 * parts.abs().mean()).all())
+
+
 # ------------------------------------------------------------------------------------------- where it is measured
 
 
@@ -309,7 +322,7 @@ class _Place:
 
     def set(self, correction: Correction | None) -> None:
         if self.number is None:
-            self.module.correction = correction
+            self.module.correction = correction  # type: ignore[assignment]
             return
         table = self.module.__dict__[CORRECTIONS]
         if correction is None:
@@ -353,7 +366,8 @@ _OTHER = "takes no mean and no variance: it has no correction"
 
 def _places(model: nn.Module, plan: Plan) -> tuple[list[_Place], dict[int, str]]:
     """The sites that a correction can reach, in call order, and why the others have none."""
-    places, reasons = [], {}
+    places: list[_Place] = []
+    reasons: dict[int, str] = {}
     taken: dict[tuple[str, str | None], int] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
     for n, site in enumerate(plan):
@@ -411,7 +425,7 @@ def _watching(places: Sequence[_Place], see: Callable[[_Place, Tensor], None]) -
                         see(place, args[0] if args[0].dim() == 4 else args[0].unsqueeze(0))
 
                 stack.callback(setattr, place.module, "correction", place.module.correction)
-                place.module.correction = None
+                place.module.correction = None  # type: ignore[assignment]
                 stack.callback(place.module.register_forward_pre_hook(hook).remove)
             else:
 
@@ -523,7 +537,10 @@ class _Run:
         """The map of whole regions: fit the site, and correct what it does next."""
         if place.refused or not place.crops or place.fitted is not None:
             return
-        grown = (n * c / (k * m) for n, k, m, c in zip(x.shape[-2:], self.regions.shape[2:], place.size, self.crop, strict=True))
+        grown = (
+            n * c / (k * m)
+            for n, k, m, c in zip(x.shape[-2:], self.regions.shape[2:], place.size, self.crop, strict=True)
+        )
         if any(abs(ratio - 1) > 0.05 for ratio in grown):
             place.refused = "its map does not grow with the image: not calibrated"
             return
@@ -551,7 +568,7 @@ def _moments(x: Tensor, groups: int | None) -> tuple[Tensor, Tensor]:
     """Variance and mean of maps, (N, channels or groups) each."""
     wide = x.double() if x.device.type != "mps" else x.float()
     if groups is not None:
-        wide = wide.unflatten(1, (groups, -1))
+        wide = torch.unflatten(wide, 1, (groups, -1))
     var, mean = torch.var_mean(wide.flatten(2), dim=2, correction=0)
     return var, mean
 

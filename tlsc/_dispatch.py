@@ -166,9 +166,7 @@ def local_group_norm(
     return out
 
 
-def grid_means(
-    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
-) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     out: Tensor = _call("grid_means", (x, _stacked(correction, x)), *window, stride)
     return out
 
@@ -263,7 +261,8 @@ _SCHEMAS = {
     "local_group_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? correction, SymInt rows, SymInt columns, "
     "SymInt num_groups, float eps) -> Tensor",
     "grid_means": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
-    "grid_moments": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
+    "grid_moments": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) "
+    "-> (Tensor, Tensor)",
     "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
 }
 

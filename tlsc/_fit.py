@@ -1,9 +1,9 @@
 """Fitting a correction: from statistics inside a whole image to those of the training crop at the same place.
 
 Everything is per channel, on arrays (crops, channels) of variances and means. The variance is fitted by bounded
-least squares on [variance, 1, mean²] with coefficients ≥ 0 (the ring's share grows with the layer's mean), each crop
-weighted by one over its target; the mean by a line of slope in [0, 2]. Both are fits of the *difference* with a ridge:
-the fewer crops, the closer to no correction.
+least squares on [variance, 1, mean²] with coefficients ≥ 0 (the ring's share grows with the layer's mean), each
+crop weighted by one over its target; the mean by a line of slope in [0, 2]. Both are fits of the *difference* with
+a ridge: the fewer crops, the closer to no correction.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ LEAST = 4.0
 BETTER = 0.9
 """A channel, and a site, is corrected if that leaves at most this share of the error of crops held out."""
 FOLDS = 4
+TINY = 1e-60
+"""A channel may be dead: its statistics are all 0."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a site gets: coefficients, or None with the reason; its error on held-out crops without and with them."""
+    """What a site gets: coefficients, or None with the reason; its error on held-out crops without and with."""
 
     coefficients: Coefficients | None
     before: float
@@ -71,10 +73,9 @@ def fitted(inside: Statistics, crops: Statistics, eps: float, independent: float
     before = float(error.mean())
     if not np.isfinite(before) or not np.isfinite(_stacked(crops)).all():
         return Fitted(None, before, before, "its statistics are not finite")
-    varied = _variation(inside) > 1e-3
-    if independent < LEAST or len(error) < 2 * FOLDS or not varied:
-        why = "they are all alike" if not varied else f"they count for {independent:.1f} that do not overlap"
-        return Fitted(None, before, before, f"too few crops: {why}")
+    if independent < LEAST or len(error) < 2 * FOLDS:
+        why = f"too few crops: they count for {independent:.1f} that do not overlap"
+        return Fitted(None, before, before, why)
     folds = np.array_split(np.arange(len(error)), FOLDS)
     left = np.empty_like(error)
     for fold in folds:
@@ -126,7 +127,7 @@ def errors(inside: Statistics, crops: Statistics, eps: float) -> Array:
     moved = inside.mean - crops.mean
     if inside.var is None or crops.var is None:
         return np.asarray(np.abs(moved) / np.sqrt(crops.unit + eps))
-    least = 1e-8 * crops.var.mean(0) + np.finfo(np.float64).tiny
+    least = 1e-8 * crops.var.mean(0) + TINY
     s, t = np.sqrt(inside.var + eps + least), np.sqrt(crops.var + eps + least)
     # Too small and too large by the same factor are equally wrong.
     return np.asarray(np.hypot(np.log(s / t), moved / np.maximum(s, t)))
@@ -134,10 +135,10 @@ def errors(inside: Statistics, crops: Statistics, eps: float) -> Array:
 
 def _variance(var: Array, mean: Array, target: Array, ridge: float) -> Array:
     """a, b, c ≥ 0 of ``target ≈ a·var + b + c·mean²``, (3, channels): the best of all choices of active bounds."""
-    scale = np.maximum(target, 1e-6 * target.mean(0) + np.finfo(np.float64).tiny)
+    scale = np.maximum(target, 1e-6 * target.mean(0) + TINY)
     columns = np.stack([var, np.ones_like(var), mean**2]) / scale
     rest = (target - var) / scale
-    size = np.sqrt((columns**2).mean(1)) + np.finfo(np.float64).tiny  # (3, channels)
+    size = np.sqrt((columns**2).mean(1)) + TINY  # (3, channels)
     unit = columns / size[:, None]
     normal = np.einsum("inc,jnc->cij", unit, unit) / len(var) + ridge * np.eye(3)
     right = np.einsum("inc,nc->ci", unit, rest) / len(var)
@@ -158,31 +159,21 @@ def _variance(var: Array, mean: Array, target: Array, ridge: float) -> Array:
 
 def _mean(mean: Array, target: Array, unit: Array, ridge: float) -> Sequence[Array]:
     """Slope in [0, 2] and offset of a line."""
-    weight = 1 / (unit + unit.mean(0) + np.finfo(np.float64).tiny)
+    weight = 1 / (unit + unit.mean(0) + TINY)
     weight /= weight.sum(0)
     centre, moved = (weight * mean).sum(0), target - mean
     offset = (weight * moved).sum(0)
     spread = (weight * (mean - centre) ** 2).sum(0)
     both = (weight * (mean - centre) * (moved - offset)).sum(0)
-    slope = np.clip(both / (spread * (1 + ridge) + np.finfo(np.float64).tiny), -1, 1)
+    slope = np.clip(both / (spread * (1 + ridge) + TINY), -1, 1)
     return 1 + slope, offset / (1 + ridge) - slope * centre
 
 
 def _through_zero(mean: Array, target: Array, unit: Array, ridge: float) -> Array:
-    weight = 1 / (unit + unit.mean(0) + np.finfo(np.float64).tiny)
+    weight = 1 / (unit + unit.mean(0) + TINY)
     square = (weight * mean**2).sum(0)
-    slope = (weight * mean * (target - mean)).sum(0) / (square * (1 + ridge) + np.finfo(np.float64).tiny)
+    slope = (weight * mean * (target - mean)).sum(0) / (square * (1 + ridge) + TINY)
     return np.asarray(1 + np.clip(slope, -1, 1))
-
-
-def _variation(statistics: Statistics) -> float:
-    """How much crops differ: spread over size, of the channel that varies most."""
-    found = 0.0
-    for values in (statistics.mean, statistics.var):
-        if values is not None:
-            size = np.abs(values).mean(0) + np.finfo(np.float64).tiny
-            found = max(found, float((values.std(0) / size).max()))
-    return found
 
 
 def _stacked(statistics: Statistics) -> Array:

@@ -784,9 +784,7 @@ def local_group_norm(
     return out
 
 
-def grid_means(
-    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
-) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.grid_means`."""
     out = _new_grid(x, window, stride, x.dtype)
     if stride == 1:

@@ -233,7 +233,9 @@ class Plan:
 def _calibrated(plan: Plan) -> str:
     about, kept = plan.calibration, sum(site.fit is not None and site.fit.kept for site in plan)
     assert about is not None
-    said = f"calibrated on {about.crops} crops of {_size(about.crop)}: {kept} of {len(plan.converted)} sites corrected"
+    said = (
+        f"calibrated on {about.crops} crops of {_size(about.crop)}: {kept} of {len(plan.converted)} sites corrected"
+    )
     if about.original is None:
         return said
     return (

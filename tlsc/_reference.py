@@ -99,9 +99,7 @@ def local_group_norm(
 # ------------------------------------------------------------------------------- statistics of evaluated windows
 
 
-def grid_means(
-    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
-) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """Means of (N, K, H, W), or of (N, K, D, H, W) over D too, over every evaluated window: (N, K, h, w).
 
     Every window that lies inside where ``stride`` is 1, else those on its grid; one where it covers the map.

@@ -45,8 +45,8 @@ def plan(
     A model that is converted already is planned as the original it was.
 
     Args:
-        model, base_size, stride, example_input, include, exclude: as for :func:`convert`. Without ``base_size``: what
-            was done to a converted model, its corrections included.
+        model, base_size, stride, example_input, include, exclude: as for :func:`convert`. Without ``base_size``:
+            what was done to a converted model, its corrections included.
 
     Returns:
         A :class:`Plan`: data, and a table when printed. Without any site it is empty.
@@ -77,7 +77,9 @@ def plan_of(model: nn.Module) -> Plan:
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = model.__dict__.get(_PLAN)
     if not isinstance(found, Plan):
-        raise ArgumentValueError(f"{type(model).__name__} is not converted: use tlsc.convert(model, base_size) first")
+        raise ArgumentValueError(
+            f"{type(model).__name__} is not converted: use tlsc.convert(model, base_size) first"
+        )
     return found
 
 

@@ -497,9 +497,7 @@ def local_group_norm(
     return _reference._like(out.reshape(batch, channels, height, width), x)
 
 
-def grid_means(
-    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
-) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.grid_means`."""
     _, mean = _grids(x, window, stride, False, correction)
     means: Tensor = mean.to(x.dtype).reshape(*x.shape[:2], *mean.shape[1:])
