@@ -50,9 +50,9 @@ def calibrate(
 
     Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
     training contain it; a window inside a whole image does not. From random crops of the images and the same places
-    inside them a map is fitted per channel (``Correction`` in ``tlsc._correction``), site after site. It is kept where
-    it agrees with crops that took no part in the fit, and dropped altogether where the model's output would move
-    away from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
+    inside them a map is fitted per channel (``Correction`` in ``tlsc._correction``), site after site. It is kept
+    where it agrees with crops that took no part in the fit, and dropped altogether where the model's output would
+    move away from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
 
     Args:
         model: converted by :func:`tlsc.convert`. An earlier calibration is replaced.
