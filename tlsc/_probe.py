@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
 
 __all__ = [
+    "ATTENDING",
     "HOOKS",
     "Call",
     "FakeMode",
@@ -322,10 +323,12 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None and owner not in self.run.reducing:
+        if owner is not None and self.run.reducing.get(owner) not in ATTENDING:
             name = _takes_all(func, args, kwargs, self.maps[-1])
-            if name:
-                self.run.reducing[owner] = name
+            if name in ATTENDING:
+                self.run.reducing[owner] = name  # what norms and maxima before it serve
+            elif name:
+                self.run.reducing.setdefault(owner, name)
         return out
 
 
@@ -419,6 +422,7 @@ _GLOBAL = {
         "attention",
     ),
 }
+ATTENDING = ("matmul", "attention")
 _NAMES = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
     **dict.fromkeys(("bmm", "baddbmm"), "matmul"),
