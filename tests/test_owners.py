@@ -477,6 +477,14 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
         ),
         "matmul over all positions",
     ),
+    "Fourier transform beside a mean": (
+        lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]) * x.mean((2, 3), keepdim=True),
+        "fft over all",
+    ),
+    "running sum beside a mean": (
+        lambda s, x: x.flatten(2).cumsum(-1).view_as(x) * x.mean((2, 3), keepdim=True),
+        "cumsum over all",
+    ),
     "Fourier transform": (lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]), "fft over all"),
     "median": (lambda s, x: x * x.flatten(2).median(-1)[0][..., None, None], "median over all positions"),
     "the place of a maximum": (lambda s, x: x * x.flatten(2).max(-1)[1][..., None, None], "the place of a"),

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._probe import ATTENDING, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
+from ._probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 from ._rewrite import rewrite
 from ._trace import Cannot, Trace, name_of, trace
 
@@ -138,7 +138,8 @@ def _owner(slot: Slot, run: Run, made: Trace, stride: int) -> Owner | None:
             raise Cannot(_no_form(slot, run))
         return None
     known = made.attentions or any(node.meta["reduction"].logits is not None for node in made.reductions)
-    if run.reducing.get(slot) in ATTENDING and not known:
+    taken = run.reducing.get(slot)
+    if taken in FORMLESS or (taken in ATTENDING and not known):
         raise Cannot(_no_form(slot, run))  # beside the statistics that are understood
     owner = Owner(slot, rewrite(made, stride))
     for node in (*made.reductions, *made.norms, *made.attentions):

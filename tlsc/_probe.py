@@ -37,6 +37,7 @@ from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarni
 
 __all__ = [
     "ATTENDING",
+    "FORMLESS",
     "HOOKS",
     "Call",
     "FakeMode",
@@ -323,10 +324,10 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None and self.run.reducing.get(owner) not in ATTENDING:
+        if owner is not None and self.run.reducing.get(owner) not in (*ATTENDING, *FORMLESS):
             name = _takes_all(func, args, kwargs, self.maps[-1])
-            if name in ATTENDING:
-                self.run.reducing[owner] = name  # what norms and maxima before it serve
+            if name in (*ATTENDING, *FORMLESS):
+                self.run.reducing[owner] = name  # which decides, whatever else is there
             elif name:
                 self.run.reducing.setdefault(owner, name)
         return out
@@ -423,6 +424,9 @@ _GLOBAL = {
     ),
 }
 ATTENDING = ("matmul", "attention")
+FORMLESS = (
+    "fft", "cumsum", "cumprod", "cummax", "prod", "sort", "topk", "median", "nanmedian", "kthvalue", "mode",
+)  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
     **dict.fromkeys(("bmm", "baddbmm"), "matmul"),
