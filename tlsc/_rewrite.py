@@ -21,10 +21,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from . import _dispatch, _reference, functional
+from . import _dispatch, _reference, attention, functional
 from ._correction import Correction
 from ._probe import is_hooked
-from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from ._trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 from .errors import ArgumentValueError
 
 __all__ = ["rewrite", "stand_in"]
@@ -116,6 +116,8 @@ class _Rewriter:
             return self._local(node, node.meta["reduction"])
         if "norm" in node.meta:
             return self._local_norm(node, kind)
+        if "attends" in node.meta:
+            return self._attention(*node.meta["attends"])
         if isinstance(kind, Statistic):
             chain = self._chain(node)
             if chain is not None:
@@ -217,6 +219,15 @@ class _Rewriter:
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
         args += (self.graph.get_attr(CORRECTIONS), self.numbers[node])
         return self.graph.call_function(local_norm, args)
+
+    def _attention(self, gram: Gram, features: fx.Node) -> fx.Node:
+        space = features.meta["kind"].space
+        maps = tuple(self.new[n] for n in (gram.q, gram.k, features))
+        scale = (
+            self.new[gram.scale] if isinstance(gram.scale, fx.Node) else 1.0 if gram.scale is None else gram.scale
+        )
+        size = (self._length(space, axis) for axis in (0, 1))
+        return self.graph.call_function(attend, (*maps, scale, space.size, *size))
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
         """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
@@ -379,6 +390,16 @@ def local_norm(
     correction = _found(corrections, number, maps, "instance" if groups is None else str(groups))
     out = functional._local_group_norm(maps, window, groups, weight, bias, eps, correction)
     return out.reshape(x.shape)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor | float, window: tuple[int, int], height: int, width: int
+) -> Tensor:
+    """Local attention between the channels of maps (N, c, H·W) or (N, heads, c, H·W)."""
+    shape = (v.shape[0], v.shape[1] if v.dim() == 4 else 1, v.shape[-2], height, width)
+    maps = q.reshape(shape), k.reshape(shape), v.reshape(shape)
+    temperature = scale.reshape(-1) if isinstance(scale, Tensor) else scale
+    return attention.local_transposed_attention(*maps, temperature, window).reshape(v.shape)
 
 
 def to_canonical(
