@@ -355,7 +355,8 @@ class _Place:
 
     def outcome(self) -> Fit:
         if self.fitted is None:
-            return Fit(reason=self.refused or "not reached")
+            never = _OTHER if self.number is not None and not self.operation else "not reached"
+            return Fit(reason=self.refused or never)
         found = self.fitted
         rows = () if found.coefficients is None else tuple(tuple(row) for row in found.coefficients.tolist())
         return Fit(found.coefficients is not None, found.before, found.after, found.reason, rows)
