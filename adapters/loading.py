@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._arguments import FLOATING, as_pair, check_map
-from tlsc.adapters import hinet, mprnet, unet
+from tlsc.adapters import ffdnet, hinet, mprnet, unet
 from tlsc.adapters.architecture import Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
 from tlsc.adapters.descriptor import Descriptor, Padding
@@ -23,7 +23,12 @@ from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["load", "run"]
 
-_ARCHITECTURES: tuple[Architecture, ...] = (hinet.ARCHITECTURE, mprnet.ARCHITECTURE, unet.ARCHITECTURE)
+_ARCHITECTURES: tuple[Architecture, ...] = (
+    hinet.ARCHITECTURE,
+    mprnet.ARCHITECTURE,
+    unet.ARCHITECTURE,
+    ffdnet.ARCHITECTURE,
+)
 
 # Networks of others whose training crops are published.
 _CROPS = {"NAFNet": 256, "Restormer": 256, "MIRNet2": 256}
