@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tlsc.adapters._padding import padded
 from tlsc.adapters.architecture import Architecture, Found
 from tlsc.adapters.checkpoints import Weights
 from tlsc.adapters.descriptor import Descriptor
@@ -161,10 +162,9 @@ class FFDNet(nn.Module):
     def forward(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         level = self._level(image, sigma)
         height, width = image.shape[-2:]
-        missing = (0, width % 2, 0, height % 2)
-        blocks = self.unshuffle(F.pad(image, missing, mode="replicate"))
+        blocks = self.unshuffle(padded(image, 2, "replicate"))
         if level.shape[-2:] != (1, 1) or image.shape[-2:] == (1, 1):
-            level = F.avg_pool2d(F.pad(level, missing, mode="replicate"), 2)
+            level = F.avg_pool2d(padded(level, 2, "replicate"), 2)
         level = level.expand(image.shape[0], self.channels, *blocks.shape[-2:])
         restored = self.shuffle(self.model(torch.cat([level, blocks], dim=1)))
         return cast(Tensor, restored[..., :height, :width])

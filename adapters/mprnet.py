@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
+from tlsc.adapters._padding import padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
@@ -110,7 +110,7 @@ class MPRNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % self.padder_size, 0, -height % self.padder_size))
+        image = padded(image, self.padder_size)
         middle = image.shape[2] // 2, image.shape[3] // 2
         halves = image[..., : middle[0], :], image[..., middle[0] :, :]
 

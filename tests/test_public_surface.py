@@ -60,8 +60,9 @@ SIGNATURES = {
     "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Model'",
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
-    "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, opset: 'int | None' = None, "
-    "multiple: 'int | tuple[int, int] | None' = None, sizes: 'Sequence[tuple[int, int, int]] | None' = None, "
+    "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, "
+    "opset: 'int | None' = None, multiple: 'int | tuple[int, int] | None' = None, "
+    "sizes: 'Sequence[tuple[int, int, int]] | None' = None, "
     "cumsum: 'bool' = True, metadata: 'Mapping[str, str] | None' = None) -> 'Export'",
     "revert": "(model: 'Model') -> 'Model'",
     "influence": "(model: 'nn.Module', size: 'int | tuple[int, int]', *, example_input: 'Any' = None, "

@@ -40,6 +40,7 @@ __all__ = [
     "local_var_mean",
     "meet",
     "non_local",
+    "overlapping_attention",
     "place",
     "transposed_attention",
 ]
@@ -127,30 +128,24 @@ def _implementation(x: Tensor) -> Any:
 # ----------------------------------------------------------------------------------- how an operation is called
 
 
-def _is_graph(x: Tensor) -> bool:
-    """Whether PyTorch's own operations are to be seen: in an exported graph, under transforms, without values."""
-    if torch.compiler.is_compiling():
-        exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
-        return exporting or _named == "torch" or x.device.type not in DEVICES
-    return _reference._is_traced(x)
-
-
 def _call(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
     """The operation on its tensors, the first of which is the map; the other arguments follow."""
     x = tensors[0]
     assert x is not None
-    if _graph.applies(x):
+    if _graph.applies():
         return _call_of_any_size(name, tensors, *arguments)
-    if _is_graph(x):
+    if _reference._is_traced(x):
         return _FUNCTIONS[name](_reference, *tensors, *arguments)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling() or grad:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return getattr(torch.ops.tlsc, name)(*tensors, *arguments)
     return _FUNCTIONS[name](_implementation(x), *tensors, *arguments)
 
 
 def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
-    """The operation in a graph whose sizes are free: a function of an ONNX file, one opaque operator, or many."""
+    """The operation in a graph whose sizes are free: an operator of tlsc's where that will run it, else PyTorch's.
+
+    While ONNX is written, a call of a function of that file.
+    """
     x = tensors[0]
     assert x is not None
     functions = _onnx.collected()
@@ -163,7 +158,7 @@ def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: A
 
         settings = (*(t is None for t in tensors), *arguments)
         return functions.call(name, compute, there, settings, _SHAPES[name](*tensors, *arguments))
-    if functions is not None or torch.onnx.is_in_onnx_export() or _named == "torch" or x.device.type not in DEVICES:
+    if _graph.leaves() or _named == "torch" or x.device.type not in DEVICES:
         return _FUNCTIONS[name](_graph, *tensors, *arguments)
     return getattr(torch.ops.tlsc, f"free_{name}" if name in _FREE else name)(*tensors, *arguments)
 
@@ -216,6 +211,11 @@ def transposed_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
     out: Tensor = _call("transposed_attention", (q, k, v, scale), *window, *stride)
+    return out
+
+
+def overlapping_attention(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int]) -> Tensor:
+    out: Tensor = _call("overlapping_attention", (q, k, v, scale), *window)
     return out
 
 
@@ -288,6 +288,12 @@ def _transposed_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, *siz
     return attention._sliding_by(by is _graph, q, k, v, scale, sizes[:2], sizes[2:])  # type: ignore[arg-type]
 
 
+def _overlapping_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, rows: int, columns: int) -> Any:
+    from . import attention
+
+    return attention._overlapping_by(by is _graph, q, k, v, scale, (rows, columns))
+
+
 def _non_local_by(
     by: Any, v: Tensor, q: Tensor, k: Tensor, rows: int, columns: int, scale: float, weighting: str
 ) -> Any:
@@ -306,6 +312,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "grid_maxima": _grid_maxima_by,
     "place": _place_by,
     "transposed_attention": _transposed_by,
+    "overlapping_attention": _overlapping_by,
     "non_local": _non_local_by,
 }
 
@@ -369,6 +376,7 @@ _SHAPES: dict[str, Callable[..., Sequence[Sequence[int]]]] = {
     "grid_maxima": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),),
     "meet": lambda x, *_: (x.shape,),
     "transposed_attention": lambda q, k, v, *_: (v.shape,),
+    "overlapping_attention": lambda q, k, v, *_: (v.shape,),
     "non_local": lambda v, *_: (v.shape,),
 }
 
@@ -398,6 +406,7 @@ _SCHEMAS = {
     "place": "(Tensor grid, SymInt rows, SymInt columns, SymInt stride, SymInt height, SymInt width) -> Tensor",
     "transposed_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns, "
     "SymInt stride_rows, SymInt stride_columns) -> Tensor",
+    "overlapping_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns) -> Tensor",
     "non_local": "(Tensor v, Tensor q, Tensor k, SymInt rows, SymInt columns, float scale, str weighting) "
     "-> Tensor",
     "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
@@ -413,6 +422,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "grid_maxima": _grid,
     "place": lambda grid, rows, columns, stride, *size: grid.new_empty((*grid.shape[:2], *size)),
     "transposed_attention": lambda q, k, v, *_: v.new_empty(v.shape),
+    "overlapping_attention": lambda q, k, v, *_: v.new_empty(v.shape),
     "non_local": lambda v, *_: v.new_empty(v.shape),
 }
 

@@ -32,6 +32,7 @@ __all__ = [
     "grid_means",
     "grid_moments",
     "grid_shape",
+    "leaves",
     "local_group_norm",
     "local_mean",
     "local_var_mean",
@@ -44,9 +45,15 @@ Window = tuple[int, int]
 _AXES = ((-2, 0), (-1, 1))
 
 
-def applies(x: Tensor) -> bool:
-    """Whether ``x`` is being traced into a graph: its sizes may be free then, which Dynamo does not tell."""
+def applies() -> bool:
+    """Whether what runs is being traced into a graph: sizes may be free then, which Dynamo does not tell."""
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def leaves() -> bool:
+    """Whether that graph is exported, for others to run who do not know tlsc's operators."""
+    exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return exporting() or torch.onnx.is_in_onnx_export()
 
 
 def local_mean(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._graph import window_starts
 
-__all__ = ["non_local", "sliding"]
+__all__ = ["non_local", "overlapping", "sliding"]
 
 
 def sliding(
@@ -35,6 +35,28 @@ def sliding(
     served = v.to(compute).index_select(-2, rows.served).index_select(-1, columns.served)
     out = _joined(weights @ _blocks(served, rows.size, columns.size), rows.size, columns.size)
     return out.index_select(-2, rows.back).index_select(-1, columns.back).to(v.dtype)
+
+
+def overlapping(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], eps: float) -> Tensor:
+    """As :func:`tlsc.attention.overlapping_transposed_attention`, for ``scale`` (heads or 1, 1, 1)."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    rows, columns = (_Overlap.of(n, size, q.device) for n, size in zip(q.shape[3:], window, strict=True))
+    a, b, c = (
+        _blocks(
+            x.to(compute)
+            .index_select(-2, rows.held)
+            .index_select(-1, columns.held)
+            .masked_fill(~(rows.mask.unsqueeze(-1) & columns.mask), 0.0),
+            *window,
+        )
+        for x in (q, k, v)
+    )
+    a, b = (x / x.square().sum(-1, keepdim=True).clamp(min=eps * eps).sqrt() for x in (a, b))
+    weights = ((a @ b.transpose(-2, -1)) * scale.to(compute).reshape(-1, 1, 1, 1, 1)).softmax(-1)
+    out = _joined(weights @ c, *window)
+    for dim, axis in ((-2, rows), (-1, columns)):
+        out = axis.mean(out, dim)
+    return out.to(v.dtype)
 
 
 def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, softmax: bool) -> Tensor:
@@ -109,6 +131,49 @@ class _Axis:
         back = torch.where(late, here % stride + count * stride, here)
         served = torch.cat([main, again]).clamp(min=0).clamp(max=n - 1)
         return cls(stride, held, mask, windows, served, served_by, back)
+
+
+@dataclass(frozen=True)
+class _Overlap:
+    """The overlapping windows of an axis, one behind the other: what each holds, and where positions find theirs.
+
+    ``held`` (positions) and ``mask`` (1 where one counts): windows of constant size, the map continued where it is
+    smaller. ``back`` and ``there``: up to three windows hold a position; where it stands in each, and whether.
+    """
+
+    held: Tensor
+    mask: Tensor
+    back: Tensor
+    there: Tensor
+
+    @classmethod
+    def of(cls, n: int, window: int, device: torch.device) -> _Overlap:
+        inside = torch.sym_min(window, n)
+        last = n - inside
+        index = torch.arange((n + window - 1) // window, device=device)
+        gaps = index[-1:].clamp(min=1)
+        step = ((last + gaps - 1) // gaps).clamp(min=1)
+        starts = (index * step).clamp(max=last)
+        offset = torch.arange(window, device=device)
+        held = (starts.unsqueeze(1) + offset).clamp(max=n - 1).flatten()
+        mask = (offset < inside).expand(index.shape[0], window).flatten()
+        at = torch.arange(n, device=device)
+        final = (last + step - 1) // step  # the first window that is flush with the border
+        first = torch.minimum(((at - inside + step) // step).clamp(min=0), final)
+        holders = first + torch.arange(3, device=device).unsqueeze(1)
+        start = (holders * step).clamp(max=last)
+        there = (holders <= final) & (start <= at)
+        return cls(held, mask, torch.where(there, holders * window + at - start, 0), there)
+
+    def mean(self, x: Tensor, dim: int) -> Tensor:
+        """The mean over the windows that hold a position, along an axis on which windows lie behind each other."""
+        total = None
+        for back, there in zip(self.back.unbind(), self.there.unbind(), strict=True):
+            part = x.index_select(dim, back).masked_fill(~(there.unsqueeze(-1) if dim == -2 else there), 0.0)
+            total = part if total is None else total + part
+        count = self.there.sum(0).to(x.dtype)
+        assert total is not None
+        return total / (count.unsqueeze(-1) if dim == -2 else count)
 
 
 def _sums(

@@ -94,7 +94,7 @@ class LocalAvgPool2d(_LocalModule):
         return self._pool(input)
 
     def _pool(self, x: Tensor) -> Tensor:
-        if self._collapse and not _graph.applies(x) and self._covers(x):
+        if self._collapse and not _graph.applies() and self._covers(x):
             mean = functional._global_mean(x)
             if self.correction is not None:
                 planes = mean.reshape(-1, 1, 1)
