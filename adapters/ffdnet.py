@@ -7,6 +7,7 @@ IEEE TIP 2018, arXiv 1710.04026, section III.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -157,6 +158,7 @@ class FFDNet(nn.Module):
             task="denoising",
             in_channels=channels,
             out_channels=channels,
+            inputs=partial(_inputs, channels),
         )
 
     def forward(self, image: Tensor, sigma: float | Tensor) -> Tensor:
@@ -201,6 +203,10 @@ class FFDNet(nn.Module):
             f"sigma must be a number, ({batch},) or ({batch}, 1, {height}, {width}) for this image, "
             f"got shape {tuple(level.shape)}"
         )
+
+
+def _inputs(channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, channels, height, width), torch.full((1,), 25 / 255)
 
 
 def load_demo_ffdnet(form: Form = "shuffle") -> FFDNet:

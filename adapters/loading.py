@@ -122,7 +122,8 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
         (N, C', scale · H, scale · W), not clamped, without gradients.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes.
+        ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes, or
+            is not all that it takes.
 
     Example:
         >>> from tlsc.adapters import MPRNet
@@ -139,6 +140,8 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
             f"{description.architecture} takes images of {description.in_channels} channels, got shape "
             f"{tuple(image.shape)}"
         )
+    if description.inputs is not None:
+        raise ArgumentTypeError(f"{description.architecture} takes more than an image: call the network itself")
     height, width = image.shape[-2:]
     if not description.padding.inside:
         image = _padded(image, description.padding.padded(height, width))

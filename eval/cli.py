@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
-        return _fail(f"this command needs {error.name}: pip install 'tlsc[eval]'")
+        extra = "onnx" if error.name.startswith("onnx") else "eval"
+        return _fail(f"this command needs {error.name}: pip install 'tlsc[{extra}]'")
     except (TLSCError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:

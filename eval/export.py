@@ -39,21 +39,12 @@ def _export(args: argparse.Namespace) -> int:
     from tlsc.eval.cli import network_named
 
     model, _ = network_named(args.network)
-    example: Any = None
-    if type(model).__name__ == "FFDNet":
-        import torch
-
-        channels: Any = model.channels
-
-        def example(height: int, width: int) -> Any:
-            return torch.zeros(1, channels, height, width), torch.full((1,), 0.1)
-
     if args.base_size is not None:
         base_size = args.base_size
         padding = getattr(getattr(model, "tlsc", None), "padding", None)
         if padding is not None and not padding.inside:
             base_size = padding.padded(*((base_size, base_size) if isinstance(base_size, int) else base_size))
-        tlsc.convert(model, base_size, stride=args.stride, example_input=example)
-    made = tlsc.export(model, args.out, example_input=example, opset=args.opset, cumsum=not args.no_cumsum)
+        tlsc.convert(model, base_size, stride=args.stride)
+    made = tlsc.export(model, args.out, opset=args.opset, cumsum=not args.no_cumsum)
     print(made)
     return 0
