@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tlsc.eval.train_ffdnet", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--steps", type=int, default=16000, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=10000, help="optimiser steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="1 made the weights that come along (%(default)s)")

@@ -39,6 +39,7 @@ __all__ = [
     "meet",
     "place",
     "positions",
+    "smaller",
 ]
 
 Window = tuple[int, int]
@@ -54,6 +55,11 @@ def leaves() -> bool:
     """Whether that graph is exported, for others to run who do not know tlsc's operators."""
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return exporting() or torch.onnx.is_in_onnx_export()
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two sizes, kept open in a graph."""
+    return torch.sym_min(a, b) if applies() else min(a, b)
 
 
 def local_mean(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:
@@ -162,14 +168,14 @@ def grid_shape(x: Tensor, stride: int) -> tuple[int, ...]:
 
 def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, Any]:
     """Where the window of each of ``n`` positions starts, and where the last one does."""
-    inside = torch.sym_min(k, n)
+    inside = smaller(k, n)
     last = n - inside
     return (torch.arange(n, device=device) - (inside - 1) // 2).clamp(min=0).clamp(max=last), last
 
 
 def positions(x: Tensor, window: Window) -> Any:
     """How many positions of the map (…, H, W) a window holds."""
-    return torch.sym_min(window[0], x.shape[-2]) * torch.sym_min(window[1], x.shape[-1])
+    return smaller(window[0], x.shape[-2]) * smaller(window[1], x.shape[-1])
 
 
 def _moments(centred: Tensor, window: Window, stride: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._graph import window_starts
+from ._graph import smaller, window_starts
 
 __all__ = ["non_local", "overlapping", "sliding"]
 
@@ -70,7 +70,7 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
         at = torch.arange(n, device=q.device)
         held = ((at >= start) & (at < start + size)).reshape(shape)
         inside = held if inside is None else inside & held
-        count = count * torch.sym_min(size, n)
+        count = count * smaller(size, n)
     assert inside is not None
     scores = (q.flatten(2).to(dtype).transpose(1, 2) @ k.flatten(2).to(dtype)) * scale
     inside = inside.reshape(height * width, height * width)
@@ -109,7 +109,7 @@ class _Axis:
         count = n // stride + 2  # at least the blocks that there are; further ones hold and serve nothing
         held, mask, windows = _sums(n, window, stride, count, last, device)
 
-        before = (torch.sym_min(window, n) - 1) // 2
+        before = (smaller(window, n) - 1) // 2
         # Where one window takes over from the one before it: at `first`, then every `stride`, at last at `final`.
         first = before + stride // 2 + 1
         below = torch.sym_max(regular - 1, 0) * stride
@@ -148,8 +148,8 @@ class _Overlap:
 
     @classmethod
     def of(cls, n: int, window: int, device: torch.device) -> _Overlap:
-        inside = torch.sym_min(window, n)
-        last = n - inside
+        inside = smaller(window, n)
+        last: Any = n - inside
         index = torch.arange((n + window - 1) // window, device=device)
         gaps = index[-1:].clamp(min=1)
         step = ((last + gaps - 1) // gaps).clamp(min=1)

@@ -133,6 +133,10 @@ def _function(onnx_ir: Any, name: str, function: _Function, opset: int) -> Any:
             graph.insert_before(first, node)
         onnx_ir.convenience.replace_all_uses_with(value, node.outputs[0], replace_graph_outputs=True)
         del graph.initializers[str(value.name)]
+    # Names of sizes would be taken for the same size in every call.
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
     graph.opset_imports.update(program.model.opset_imports)
     return onnx_ir.Function(_DOMAIN, name, graph=graph, attributes=[])
 

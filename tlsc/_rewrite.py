@@ -270,7 +270,7 @@ class _Rewriter:
             if label == "N":
                 out = call(count if space in self.batched else images, (self.grids[space],))
             else:
-                window = [call(torch.sym_min, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
+                window = [call(_graph.smaller, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
                 out = {"H": window[0], "W": window[1]}.get(label) or call(operator.mul, tuple(window))
         else:
             out = self.graph.node_copy(node, lambda n: self._in_tail(n, space))
@@ -419,7 +419,7 @@ def evaluate(
     if operation == "var_sum":
         return var * positions
     if correction:
-        left: Any = torch.sym_max(positions - correction, 0)
+        left = -_graph.smaller(correction - positions, 0)
         var = var * positions / left
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
