@@ -247,6 +247,9 @@ def test_the_graph_s_attention_is_the_eager_one(
     expected = attention.local_transposed_attention(q, k, v, scale, window, stride)
     got = _graph_attention.sliding(q, k, v, scale, window, (stride, stride), attention.EPS)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    expected = attention.overlapping_transposed_attention(q, k, v, scale, window)
+    got = _graph_attention.overlapping(q, k, v, scale, window, attention.EPS)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     for weighting in ("softmax", "mean"):
         expected = attention.local_non_local(q[:, 0], k[:, 0], v[:, 0], window, 0.5, weighting)  # type: ignore[arg-type]
         got = _graph_attention.non_local(q[:, 0], k[:, 0], v[:, 0], window, 0.5, weighting == "softmax")

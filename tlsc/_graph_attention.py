@@ -189,7 +189,8 @@ def _sums(
     index = torch.arange(count + 1, device=device).unsqueeze(1)
     is_last = index == count
     windows = [
-        torch.where(is_last, block > split, (block >= index) & (block < index + whole)),
+        # Not torch.where: ONNX Runtime has none for booleans.
+        (is_last & (block > split)) | (~is_last & (block >= index) & (block < index + whole)),
         is_last,
     ]
     if rest:
