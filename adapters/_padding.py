@@ -24,6 +24,7 @@ def padded(x: Tensor, multiple: int, mode: str = "constant", wider: Any = 0) -> 
         wider: at most ``multiple``.
 
     Example:
+        >>> import torch
         >>> padded(torch.zeros(1, 3, 37, 48), 16).shape
         torch.Size([1, 3, 48, 48])
     """
