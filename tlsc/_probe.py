@@ -36,6 +36,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
 
 __all__ = [
+    "ATTENDING",
+    "FORMLESS",
     "HOOKS",
     "Call",
     "FakeMode",
@@ -322,10 +324,12 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None and owner not in self.run.reducing:
+        if owner is not None and self.run.reducing.get(owner) not in (*ATTENDING, *FORMLESS):
             name = _takes_all(func, args, kwargs, self.maps[-1])
-            if name:
-                self.run.reducing[owner] = name
+            if name in (*ATTENDING, *FORMLESS):
+                self.run.reducing[owner] = name  # which decides, whatever else is there
+            elif name:
+                self.run.reducing.setdefault(owner, name)
         return out
 
 
@@ -419,6 +423,10 @@ _GLOBAL = {
         "attention",
     ),
 }
+ATTENDING = ("matmul", "attention")
+FORMLESS = (
+    "fft", "cumsum", "cumprod", "cummax", "prod", "sort", "topk", "median", "nanmedian", "kthvalue", "mode",
+)  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
     **dict.fromkeys(("bmm", "baddbmm"), "matmul"),

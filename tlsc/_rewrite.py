@@ -21,9 +21,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from . import _dispatch, _graph, _reference, functional
+from . import _dispatch, _graph, _reference, attention, functional
 from ._probe import is_hooked
-from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from ._trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 from .errors import ArgumentValueError
 
 __all__ = ["rewrite", "stand_in"]
@@ -114,6 +114,8 @@ class _Rewriter:
             return self._local(node, node.meta["reduction"])
         if "norm" in node.meta:
             return self._local_norm(node, kind)
+        if "attends" in node.meta:
+            return self._attention(*node.meta["attends"])
         if isinstance(kind, Statistic):
             chain = self._chain(node)
             if chain is not None:
@@ -211,6 +213,15 @@ class _Rewriter:
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
         return self.graph.call_function(local_norm, args)
+
+    def _attention(self, gram: Gram, features: fx.Node) -> fx.Node:
+        space = features.meta["kind"].space
+        maps = tuple(self.new[n] for n in (gram.q, gram.k, features))
+        scale = (
+            self.new[gram.scale] if isinstance(gram.scale, fx.Node) else 1.0 if gram.scale is None else gram.scale
+        )
+        size = (self._length(space, axis) for axis in (0, 1))
+        return self.graph.call_function(attend, (*maps, scale, space.size, *size))
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
         """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
@@ -368,6 +379,16 @@ def local_norm(
     maps = x.reshape(*x.shape[:2], height, width)
     out = functional._local_group_norm(maps, window, groups, weight, bias, eps)
     return out.reshape(x.shape)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor | float, window: tuple[int, int], height: int, width: int
+) -> Tensor:
+    """Local attention between the channels of maps (N, c, H·W) or (N, heads, c, H·W)."""
+    shape = (v.shape[0], v.shape[1] if v.dim() == 4 else 1, v.shape[-2], height, width)
+    maps = q.reshape(shape), k.reshape(shape), v.reshape(shape)
+    temperature = scale.reshape(-1) if isinstance(scale, Tensor) else scale
+    return attention.local_transposed_attention(*maps, temperature, window).reshape(v.shape)
 
 
 def to_canonical(
