@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.eval.files import replacing
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
-from tlsc.eval.train_demo import _WEIGHTS
+from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS
 
 __all__ = ["main", "train"]
 
@@ -46,7 +46,7 @@ def train(steps: int, batch: int, seed: int) -> NLMNet:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     photographs = [torch.from_numpy(load_photograph(name)).permute(2, 0, 1) for name in TRAINING_PHOTOGRAPHS]
-    shares = np.array([_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
+    shares = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
     net = NLMNet()
     optimizer = torch.optim.Adam(net.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

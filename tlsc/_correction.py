@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Correction", "inside"]
+__all__ = ["Correction", "inside", "share_of"]
 
 
 class Correction(NamedTuple):
@@ -46,17 +46,17 @@ class Correction(NamedTuple):
         """The coefficients of some of the planes."""
         return Correction(*(coefficient[part] for coefficient in self))
 
-    def mean_of(self, mean: Tensor, window: tuple[int, int]) -> Tensor:
-        """Corrected means of the evaluated windows of planes, (P, h, w), for coefficients (P,)."""
+    def mean_of(self, mean: Tensor, share: Tensor) -> Tensor:
+        """Corrected means of windows, (…, P, h, w), for coefficients (P,); ``share``: w of each window, (h, w)."""
         d, e, low, high = (k.to(mean).view(-1, 1, 1) for k in (self.d, self.e, self.low, self.high))
-        return mean + inside(mean, window) * ((d - 1) * mean.clamp(low, high) + e)
+        return mean + share * ((d - 1) * mean.maximum(low).minimum(high) + e)
 
-    def var_of(self, var: Tensor, mean: Tensor, window: tuple[int, int]) -> Tensor:
+    def var_of(self, var: Tensor, mean: Tensor, share: Tensor) -> Tensor:
         """Corrected variances, never negative; ``mean`` as it was before correction."""
         columns = self.a, self.b, self.c, self.top, self.low, self.high
         a, b, c, top, low, high = (k.to(var).view(-1, 1, 1) for k in columns)
-        more = (a - 1) * var.minimum(top) + b + c * mean.clamp(low, high).square()
-        return (var + inside(var, window) * more).clamp(min=0)
+        more = (a - 1) * var.minimum(top) + b + c * mean.maximum(low).minimum(high).square()
+        return (var + share * more).clamp(min=0)
 
 
 def inside(windows: Tensor, window: tuple[int, int]) -> Tensor:
@@ -66,10 +66,13 @@ def inside(windows: Tensor, window: tuple[int, int]) -> Tensor:
         windows: anything with one value for each; the first and the last of an axis lie at the map's border.
         window: their size, no larger than the map.
     """
+    return share_of(*(_ends(n, windows) for n in windows.shape[-2:]), window)
+
+
+def share_of(down: Tensor, across: Tensor, window: tuple[Any, Any]) -> Tensor:
+    """The same, from how many of the map's ends the windows touch: rows of windows (h,), columns (w,)."""
     rows, columns = window
-    outline = 2 * (rows + columns)
-    down, across = (_ends(n, windows) for n in windows.shape[-2:])
-    return 1 - (columns * down.unsqueeze(1) + rows * across) / outline
+    return 1 - (columns * down.unsqueeze(1) + rows * across) / (2 * (rows + columns))
 
 
 def _ends(count: int, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._correction import Correction
+from ._correction import Correction, inside
 
 __all__ = ["local_group_norm", "local_mean", "local_var_mean"]
 
@@ -38,7 +38,7 @@ def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
         shift = _shift(planes)
         mean = _window_means(planes - shift, window, stride) + shift
         if per_plane is not None:
-            mean = per_plane.planes(part).mean_of(mean, _clipped(window, planes))
+            mean = per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
         if stride == 1:
             return _replicate(mean.to(x.dtype), window, height, width)
         return _interpolate(mean.to(read), window, stride, height, width).to(x.dtype)
@@ -82,8 +82,9 @@ def local_group_norm(
         var, mean = _moments(centred, window)
         if per_plane is not None:
             absolute = mean + shift.squeeze(1)
-            var = per_plane.planes(part).var_of(var, absolute, _clipped(window, planes))
-            mean = per_plane.planes(part).mean_of(absolute, _clipped(window, planes)) - shift.squeeze(1)
+            own, share = per_plane.planes(part), inside(var, _clipped(window, planes))
+            var = own.var_of(var, absolute, share)
+            mean = own.mean_of(absolute, share) - shift.squeeze(1)
         scale = _replicate((var + eps).rsqrt(), window, height, width).unsqueeze(1)
         mean = _replicate(mean, window, height, width).unsqueeze(1)
         out = (centred - mean) * scale
@@ -111,7 +112,11 @@ def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
         centred = planes - shift
         first = centred.squeeze(1) if centred.shape[1] == 1 else centred.mean(1)
         mean = _window_means(first, window, stride) + shift.squeeze(1)
-        return mean if per_plane is None else per_plane.planes(part).mean_of(mean, _clipped(window, planes))
+        return (
+            mean
+            if per_plane is None
+            else per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
+        )
 
     planes = _stacked(x)
     return _unstacked([piece(planes[part], part).to(x.dtype) for part in _pieces(planes)], x)
@@ -129,9 +134,9 @@ def grid_moments(
         var, mean = _moments(planes[part] - shift, window, stride)
         mean = mean + shift.squeeze(1)
         if per_plane is not None:
-            own = per_plane.planes(part)
-            var = own.var_of(var, mean, _clipped(window, x))
-            mean = own.mean_of(mean, _clipped(window, x))
+            own, share = per_plane.planes(part), inside(var, _clipped(window, x))
+            var = own.var_of(var, mean, share)
+            mean = own.mean_of(mean, share)
         variances.append(var.to(x.dtype))
         means.append(mean.to(x.dtype))
     return _unstacked(variances, x), _unstacked(means, x)

@@ -28,6 +28,7 @@ Selection = str | Sequence[str] | Callable[[nn.Module, str], bool]
 _ORIGINAL = "_tlsc_original"
 _PLAN = "_tlsc_plan"  # the plan that a model was converted by
 OWN_SITES = "_tlsc_own_sites"  # of a rewritten module: the child that takes each statistic, or None
+_MADE_FOR = "_tlsc_made_for"  # base_size and stride of the conversion
 _EXCHANGED = "_tlsc_exchanged"  # marks a local module that is the very object the caller converted
 
 
@@ -158,6 +159,7 @@ def convert(
         local = planner.build()
         before.clear()
     for slot, module in local:
+        module.__dict__[_MADE_FOR] = made.base_size, made.stride
         _swap(slot, module)
     if local:
         note_plan(model, made)
