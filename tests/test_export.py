@@ -134,6 +134,22 @@ def test_onnx_runtime_agrees_at_every_size(
         _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
 
 
+@pytest.mark.parametrize(("name", "stride"), [("se", 1), ("se", 3), ("hin", 1)])
+def test_a_calibrated_model_is_exported_with_its_corrections(name: str, stride: int, tmp_path: Path) -> None:
+    """At sizes below, at and beyond the window, on one axis and both; not what it would be without corrections."""
+    model = tlsc.convert(_network(name), BASE, stride=stride)
+    plain = _result(model, image := torch.rand(1, 3, 70, 90))
+    images = torch.rand(4, 3, 6, 6).repeat_interleave(24, 2).repeat_interleave(24, 3)
+    side = min(BASE) if isinstance(BASE, tuple) else BASE
+    assert any(site.fit and site.fit.kept for site in tlsc.calibrate(model, images, side // 2 * 2))
+    assert float((_result(model, image) - plain).abs().max()) > 1e-2 * float(plain.std())
+    tlsc.export(model, tmp_path / "model.onnx", sizes=_sizes(name)[:1])
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for batch, height, width in (*_sizes(name), (1, 70, 90)):
+        image = torch.rand(batch, 3, height, width)
+        _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
+
+
 @pytest.mark.parametrize("name", ["se", "hinet", "restormer"])
 def test_openvino_agrees(exported: Exported, name: str) -> None:
     openvino = pytest.importorskip("openvino")

@@ -66,13 +66,14 @@ def inside(windows: Tensor, window: tuple[int, int]) -> Tensor:
         windows: anything with one value for each; the first and the last of an axis lie at the map's border.
         window: their size, no larger than the map.
     """
-    return share_of(*(_ends(n, windows) for n in windows.shape[-2:]), window)
+    return share_of(_ends(windows.shape[-2], windows), _ends(windows.shape[-1], windows), window)
 
 
 def share_of(down: Tensor, across: Tensor, window: tuple[Any, Any]) -> Tensor:
     """The same, from how many of the map's ends the windows touch: rows of windows (h,), columns (w,)."""
     rows, columns = window
-    return 1 - (columns * down.unsqueeze(1) + rows * across) / (2 * (rows + columns))
+    share: Tensor = 1 - (columns * down.unsqueeze(1) + rows * across) / (2 * (rows + columns))
+    return share
 
 
 def _ends(count: int, like: Tensor) -> Tensor:

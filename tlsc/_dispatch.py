@@ -392,7 +392,8 @@ def _like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _grid(x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Tensor:
+def _grid(x: Tensor, *arguments: Any) -> Tensor:
+    rows, columns, stride = arguments[-3:]
     sizes = [(max(n - k, 0) + stride - 1) // stride + 1 for n, k in zip(x.shape[-2:], (rows, columns), strict=True)]
     return x.new_empty((x.shape[0], x.shape[1], *sizes))
 
@@ -430,8 +431,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _free_like(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
-    return x.new_empty(_graph.grid_shape(x, stride))
+def _free_like(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(_graph.grid_shape(x, arguments[-1]))
 
 
 _FREE_FAKES: dict[str, Callable[..., Any]] = {
