@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc import _export, _graph, _graph_attention, _reference, attention
+from tlsc._correction import Correction
 from tlsc.adapters import FFDNet, HINet, MPRNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main
@@ -241,6 +242,14 @@ def test_the_graph_s_statistics_are_the_reference_s(
     for ours, theirs in zip(_graph.local_var_mean(x, window), _reference.local_var_mean(x, window), strict=True):
         close(ours, theirs)
     close(_graph.local_group_norm(x, window, 1), _reference.local_group_norm(x, window, 1), rtol=1e-5, atol=1e-6)
+    a, b, c, d, e, top, low, high = torch.rand((8, 2), generator=generator, dtype=torch.float64)
+    correction = Correction(a, b, c, d, e, top, low + 2.5, high + 3)
+    ours, theirs = (by.local_mean(x, window, stride, correction) for by in (_graph, _reference))
+    close(ours, theirs, rtol=1e-5, atol=1e-6)
+    ours, theirs = (
+        by.local_group_norm(x, window, 2, eps=0.1, correction=correction) for by in (_graph, _reference)
+    )
+    close(ours, theirs, rtol=1e-5, atol=1e-5)
     ours = _graph.place(_graph.grid_maxima(x, window, stride), window, stride, height, width)
     theirs = _reference.place(_reference.grid_maxima(x, window, stride), window, stride, height, width)
     close(ours, theirs)
