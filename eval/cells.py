@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["ORIGINAL", "Cell", "as_cell", "cells_of", "shown_size"]
+__all__ = ["ORIGINAL", "Cell", "as_cell", "calibrated", "cells_of", "shown_size"]
 
 Size = int | tuple[int, int]
 
@@ -104,8 +106,18 @@ def as_cell(
     with tlsc.converted(model, cell.base_size, stride=cell.stride):
         if cell.calibrated:
             assert images is not None
-            tlsc.calibrate(model, images(), crop)
+            calibrated(model, images(), crop)
         yield model
+
+
+def calibrated(model: nn.Module, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
+    """As :func:`tlsc.calibrate`; its warnings are lines on standard error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", tlsc.TLSCWarning)
+        plan = tlsc.calibrate(model, images, crop, seed=seed)
+    for warning in said:
+        print(f"tlsc: {warning.message}", file=sys.stderr)
+    return plan
 
 
 def cells_of(

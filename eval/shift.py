@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tlsc
 from tlsc._probe import _takes_all
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.cells import calibrated
 
 if TYPE_CHECKING:
     from tlsc import Plan, Site
@@ -249,7 +250,7 @@ def measure(
     if calibrate:
         images = [_tensor(data, pair).to(network.reference) for pair in data.pairs[:4]]
         with torch.no_grad(), tlsc.converted(model, base_size):
-            plan = tlsc.calibrate(model, images, crop, seed=seed)
+            plan = calibrated(model, images, crop, seed)
             with watching(model, plan, classes) as maps:
                 for pair in progress(data.pairs):
                     network(_tensor(data, pair))
