@@ -169,7 +169,8 @@ def _as(variant: Variant, model: nn.Module, network: DemoNetwork) -> AbstractCon
         return nullcontext(model)
     images = None
     if variant.calibrated:
-        images = [_image(degrade_photograph(name, network.degradation, 0).degraded) for name in CALIBRATING]
+        photographs = [degrade_photograph(name, network.degradation, 0).degraded for name in CALIBRATING]
+        images = [_image(photograph[100:420, 100:420]) for photograph in photographs]  # more would take longer
     return tlsc.converted(model, variant.base_size, stride=variant.stride, calibrate=images, crop=network.crop)
 
 
