@@ -28,7 +28,9 @@ RIDGE = 0.5
 LEAST = 4.0
 """With fewer independent crops nothing is corrected."""
 BETTER = 0.9
-"""A channel, and a site, is corrected if that leaves at most this share of the error of crops held out."""
+DOUBT = 3.0
+"""A channel, and a site, is corrected if that leaves at most the share ``min(BETTER, 1 − DOUBT/n)`` of the error of
+crops held out: a tenth has to go, and more where the ``n`` independent crops are fewer than thirty."""
 FOLDS = 4
 TINY = 1e-60
 """A channel may be dead: its statistics are all 0."""
@@ -82,9 +84,10 @@ def fitted(inside: Statistics, crops: Statistics, eps: float, independent: float
         rest = np.setdiff1d(np.arange(len(error)), fold)
         tried = fit(inside.of(rest), crops.of(rest), independent * len(rest) / len(error))
         left[fold] = errors(corrected(inside.of(fold), tried), crops.of(fold), eps)
-    good = left.mean(0) <= BETTER * error.mean(0)
+    enough = min(BETTER, 1 - DOUBT / independent)
+    good = left.mean(0) <= enough * error.mean(0)
     after = float(np.where(good, left, error).mean())
-    if after > BETTER * before:
+    if after > enough * before:
         return Fitted(None, before, before, "on crops held out it would gain too little")
     chosen = np.where(good, fit(inside, crops, independent), NOTHING[:, None])
     return Fitted(chosen, before, after)
