@@ -35,6 +35,8 @@ from .oracles import (
 
 ROOT = Path(__file__).parents[1]
 OPS = torch.ops.tlsc
+# Of corrected statistics; Triton's interpreter has its own process, at the end.
+BACKENDS = os.environ.get("TLSC_TEST_BACKENDS", "torch numba").split()
 
 
 @pytest.fixture(autouse=True)
@@ -364,7 +366,7 @@ def test_vmap_gives_what_a_loop_gives() -> None:
 # ---------------------------------------------------------------------------------- corrections, pieces, threads
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_corrections(backend: str) -> None:
     """Every operation that takes one, against loops: see :class:`tlsc._correction.Correction`."""
     x, weight, bias = _random(2, 4, 9, 11) + 2, _random(4), _random(4)
@@ -384,7 +386,7 @@ def test_corrections(backend: str) -> None:
                 assert_close(out, reference_strided_mean(x, window, stride, _naively(correction)))
 
 
-@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("spoiled", [False, True])
 def test_corrected_statistics_of_evaluated_windows(backend: str, spoiled: bool) -> None:
     """Window by window, also of several channels together; a NaN stays in its windows."""
@@ -557,7 +559,7 @@ def test_threads_start_anew_in_a_forked_process() -> None:
 # test_narrow_types: the interpreter cuts where float16 and bfloat16 are to be rounded.
 INTERPRETED = (
     "is_that_of or interpolates or every_position_has or overflow or moments_far or several_bad or constant_map "
-    "or costs_no_precision or equal_ways or window_over_the_whole"
+    "or costs_no_precision or equal_ways or window_over_the_whole or test_corrections or corrected_statistics"
 )
 
 
@@ -565,7 +567,8 @@ INTERPRETED = (
 def test_the_triton_kernels_interpreted() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TLSC_TEST_BACKENDS": "triton"}
-    command = ["-m", "pytest", "tests/test_functional.py", "-q", "-x", "-W", "ignore::RuntimeWarning"]
+    files = ["tests/test_functional.py", "tests/test_kernels.py"]
+    command = ["-m", "pytest", *files, "-q", "-x", "-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         [sys.executable, *command, "-p", "no:cacheprovider", "-k", INTERPRETED],
         cwd=ROOT,
