@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tlsc import _graph
 
-__all__ = ["padded"]
+__all__ = ["cut", "padded"]
 
 
 def padded(x: Tensor, multiple: int, mode: str = "constant", wider: Any = 0) -> Tensor:
@@ -34,3 +35,15 @@ def padded(x: Tensor, multiple: int, mode: str = "constant", wider: Any = 0) -> 
         return F.pad(x, (0, right, 0, down), mode=mode)
     more = multiple if isinstance(wider, int) and wider == 0 else 2 * multiple
     return F.pad(x, (0, more, 0, more), mode=mode)[..., : height + down, : width + right]
+
+
+def cut(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left (…, height, width) of ``x``.
+
+    In a graph that is to hold at every size by gathering: a slice that happens to be everything has another memory
+    layout than one that is not.
+    """
+    if not _graph.applies():
+        return x[..., :height, :width]
+    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+    return x.index_select(-2, rows).index_select(-1, columns)

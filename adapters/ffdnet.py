@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tlsc.adapters._padding import padded
+from tlsc.adapters._padding import cut, padded
 from tlsc.adapters.architecture import Architecture, Found
 from tlsc.adapters.checkpoints import Weights
 from tlsc.adapters.descriptor import Descriptor
@@ -169,7 +169,7 @@ class FFDNet(nn.Module):
             level = F.avg_pool2d(padded(level, 2, "replicate"), 2)
         level = level.expand(image.shape[0], self.channels, *blocks.shape[-2:])
         restored = self.shuffle(self.model(torch.cat([level, blocks], dim=1)))
-        return cast(Tensor, restored[..., :height, :width])
+        return cut(restored, height, width)
 
     def _level(self, image: Tensor, sigma: float | Tensor) -> Tensor:
         """The noise level as (N or 1, 1, 1 or H, 1 or W)."""

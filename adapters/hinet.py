@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
-from tlsc.adapters._padding import padded
+from tlsc.adapters._padding import cut, padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
@@ -127,7 +127,7 @@ class HINet(nn.Module):
         for up, skip, features in zip(self.up_path_2, self.skip_conv_2, reversed(again), strict=True):
             x = up(x, skip(features))
         second = self.last(x) + image
-        return [stage[..., :height, :width] for stage in (first, second)]
+        return [cut(stage, height, width) for stage in (first, second)]
 
     def _wider(self, height: int, width: int) -> int:
         """By how much more the width is padded: by ``padder_size`` where the deepest map would be 1×1."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
-from tlsc.adapters._padding import padded
+from tlsc.adapters._padding import cut, padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
@@ -138,7 +138,7 @@ class MPRNet(nn.Module):
 
         x = self.concat23(torch.cat([self.shallow_feat3(image), x], 1))
         stage3 = self.tail(self.stage3_orsnet(x, encoded2, decoded2)) + image
-        return [stage[..., :height, :width] for stage in (stage3, stage2, stage1)]
+        return [cut(stage, height, width) for stage in (stage3, stage2, stage1)]
 
 
 def _check(settings: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tlsc.adapters._padding import padded
+from tlsc.adapters._padding import cut, padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 
@@ -183,7 +183,7 @@ class UNet(nn.Module):
         for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips), strict=True):
             x = block(torch.cat([up(x), skip], dim=1))
         restored: Tensor = self.last(x) + centred + 0.5
-        return restored[..., :height, :width]
+        return cut(restored, height, width)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc import _export, _graph, _graph_attention, _reference, attention
 from tlsc._correction import Correction
-from tlsc.adapters import FFDNet, HINet, MPRNet, UNet
+from tlsc.adapters import FFDNet, HINet, NLMNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main
 
@@ -31,16 +31,21 @@ BASE = 16
 SIZES = ((1, 11, 9), (1, 16, 16), (1, 31, 40), (1, 33, 17), (1, 9, 41), (2, 24, 13))
 
 
-def _nafnet() -> nn.Module:
-    arch = pytest.importorskip("spandrel.architectures.NAFNet.__arch.NAFNet_arch")
-    network: nn.Module = arch.NAFNet(width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
-    return network
+class _Attention(nn.Module):
+    """Restormer's."""
 
+    def __init__(self, dim: int = 4, heads: int = 2) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.qkv_dwconv = nn.Conv2d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim)
+        self.project_out = nn.Conv2d(dim, dim, 1)
 
-def _restormer() -> nn.Module:
-    arch = pytest.importorskip("spandrel_extra_arches.architectures.Restormer.__arch.restormer_arch")
-    network: nn.Module = arch.Restormer(dim=4, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 2, 2])
-    return network
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv_dwconv(self.qkv(x)).chunk(3, 1)
+        q, k, v = (y.unflatten(1, (len(self.temperature), -1)) for y in parts)
+        out = attention.transposed_attention(q, k, v, self.temperature)
+        return self.project_out(out.flatten(1, 2))
 
 
 class _Pools(nn.Module):
@@ -59,31 +64,24 @@ class _Pools(nn.Module):
         return x / (x.std((2, 3), keepdim=True) + 1)
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    "se": (lambda: UNet(4, 2, squeeze_excitation=(0, 1)), 1),
-    "hin": (lambda: UNet(4, 2, half_norm=(0, 1)), 1),
-    "hinet": (lambda: HINet(wf=4, depth=2, hin_position_right=1, padder_size=2), 1),
-    "mprnet": (lambda: MPRNet(n_feat=4, scale_unetfeats=2, scale_orsnetfeats=2, num_cab=1), 1),
-    "nafnet": (_nafnet, 1),
-    "restormer": (_restormer, 8),
-    "pools": (_Pools, 1),
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "se": lambda: UNet(8, 2, squeeze_excitation=(1,)),
+    "hinet": lambda: HINet(wf=8, depth=2, hin_position_right=1, padder_size=2),
+    "nlm": lambda: NLMNet(8, 5, 3),
+    "attention": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), _Attention()),
+    "pools": _Pools,
 }
 
 
 def _network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    network = NETWORKS[name][0]().eval()
+    network = NETWORKS[name]().eval()
     for parameter in network.parameters():
         # Published initial values switch some branches off.
         nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.1)
         if parameter.dim() == 1:
             parameter.data += 0.5
     return network
-
-
-def _sizes(name: str) -> list[tuple[int, int, int]]:
-    step = NETWORKS[name][1]
-    return [(n, -(-h // step) * step, -(-w // step) * step) for n, h, w in SIZES]
 
 
 def _result(model: nn.Module, image: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ def _close(got: np.ndarray, expected: Tensor) -> None:
     assert float((torch.from_numpy(got) - expected).abs().max()) <= 1e-4 * span
 
 
-CASES = [(name, 1) for name in NETWORKS] + [("se", 3), ("pools", 2)]
+CASES = [("se", 3), ("hinet", 1), ("nlm", 1), ("attention", 1), ("pools", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +108,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], t
         if (name, stride) not in made:
             model = tlsc.convert(_network(name), BASE, stride=stride)
             path = tmp_path_factory.mktemp(name) / "model.onnx"
-            step = NETWORKS[name][1]
-            tlsc.export(model, path, multiple=step if step > 1 else None, sizes=_sizes(name)[:1])
+            tlsc.export(model, path, sizes=SIZES[:1])
             made[name, stride] = model, path
         return made[name, stride]
 
@@ -130,33 +127,33 @@ def test_onnx_runtime_agrees_at_every_size(
     assert capfd.readouterr() == ("", "")
     assert not caplog.records
     session = onnxruntime.InferenceSession(str(path))
-    for batch, height, width in _sizes(name):
+    for batch, height, width in SIZES:
         image = torch.rand(batch, 3, height, width)
         _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
 
 
-@pytest.mark.parametrize(("name", "stride"), [("se", 1), ("se", 3), ("hin", 1)])
+@pytest.mark.filterwarnings("ignore:converting moves the output")
+@pytest.mark.parametrize(("name", "stride"), [("se", 1), ("se", 3), ("pools", 2)])
 def test_a_calibrated_model_is_exported_with_its_corrections(name: str, stride: int, tmp_path: Path) -> None:
     """At sizes below, at and beyond the window, on one axis and both; not what it would be without corrections."""
     model = tlsc.convert(_network(name), BASE, stride=stride)
     plain = _result(model, image := torch.rand(1, 3, 70, 90))
     images = torch.rand(4, 3, 6, 6).repeat_interleave(24, 2).repeat_interleave(24, 3)
-    side = min(BASE) if isinstance(BASE, tuple) else BASE
-    assert any(site.fit and site.fit.kept for site in tlsc.calibrate(model, images, side // 2 * 2))
+    assert any(site.fit and site.fit.kept for site in tlsc.calibrate(model, images))
     assert float((_result(model, image) - plain).abs().max()) > 1e-2 * float(plain.std())
-    tlsc.export(model, tmp_path / "model.onnx", sizes=_sizes(name)[:1])
+    tlsc.export(model, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    for batch, height, width in (*_sizes(name), (1, 70, 90)):
+    for batch, height, width in (*SIZES, (1, 70, 90)):
         image = torch.rand(batch, 3, height, width)
         _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
 
 
-@pytest.mark.parametrize("name", ["se", "hinet", "restormer"])
+@pytest.mark.parametrize("name", ["hinet", "nlm", "attention"])
 def test_openvino_agrees(exported: Exported, name: str) -> None:
     openvino = pytest.importorskip("openvino")
     model, path = exported(name, 1)
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for batch, height, width in (_sizes(name)[i] for i in (0, 2, 5)):
+    for batch, height, width in (SIZES[i] for i in (0, 2, 5)):
         image = torch.rand(batch, 3, height, width)
         _close(compiled([image.numpy()])[0], _result(model, image))
 
@@ -185,7 +182,7 @@ def _constants(path: Path) -> list[bytes]:
 def test_no_constant_depends_on_the_size_that_was_traced(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, first = exported("se", 1)
+    model, first = exported("se", 3)
     monkeypatch.setattr(_export, "_SMALL", (22, 71))
     tlsc.export(model, tmp_path / "second.onnx", sizes=[(1, 16, 16)])
     assert _constants(first) == _constants(tmp_path / "second.onnx")
@@ -291,33 +288,31 @@ def test_a_nan_stays_in_the_windows_that_hold_it(stride: int) -> None:
 
 # ------------------------------------------------------------------------------------- torch's own graphs
 
+# PyTorch chooses another convolution for maps of up to 20480 elements, and compiles again: none of these has one.
 COMPILED = (
-    (96, 96),
-    (104, 112),
-    (136, 96),
-    (96, 152),
-    (128, 128),
-    (200, 120),
-    (144, 168),
-    (112, 208),
-    (176, 176),
-    (192, 96),
+    (200, 200),
+    (209, 213),
+    (256, 200),
+    (200, 256),
+    (232, 232),
+    (201, 240),
+    (224, 208),
+    (240, 203),
+    (216, 216),
+    (248, 200),
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "stride"), [(name, 1) for name in ("se", "hin", "hinet", "nafnet", "restormer", "pools")] + [("se", 4)]
-)
+@pytest.mark.parametrize(("name", "stride"), [("se", 4), ("hinet", 1), ("nlm", 1), ("pools", 1)])
 def test_ten_sizes_take_two_compilations(name: str, stride: int) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
-    model = tlsc.convert(_network(name), 128, stride=stride)
+    model = tlsc.convert(_network(name), 224, stride=stride)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True)
-    sizes = COMPILED if name not in ("restormer", "hinet") else COMPILED[:5]
     with torch.no_grad():
-        for height, width in sizes:
+        for height, width in COMPILED:
             image = torch.rand(1, 3, height, width)
             got, expected = compiled(image), model(image)
             got, expected = (out if isinstance(out, Tensor) else out[-1] for out in (got, expected))
@@ -327,26 +322,23 @@ def test_ten_sizes_take_two_compilations(name: str, stride: int) -> None:
 
 def test_the_default_backend_compiles_a_converted_model() -> None:
     torch._dynamo.reset()
-    model = tlsc.convert(_network("pools"), 32)
+    torch.manual_seed(0)
+    model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4)).eval(), 32)
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     with torch.no_grad():
-        for size in ((40, 50), (20, 20), (33, 64)):
+        for size in ((40, 50), (20, 21)):
             image = torch.rand(1, 3, *size)
-            torch.testing.assert_close(compiled(image), model(image), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(compiled(image), model(image), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(NETWORKS))
+@pytest.mark.parametrize("name", ["se", "nlm", "attention", "pools"])
 def test_torch_export_holds_at_every_size(name: str) -> None:
     model = tlsc.convert(_network(name), BASE)
-    step = NETWORKS[name][1]
     side = torch.export.Dim.DYNAMIC
-    sides = {2: side, 3: side}
-    if step > 1:
-        sides = {2: step * torch.export.Dim("rows"), 3: step * torch.export.Dim("columns")}
     image = torch.rand(2, 3, 24, 40)
     with torch.no_grad():
-        program = torch.export.export(model, (image,), dynamic_shapes=({0: side, **sides},)).module()
-        for batch, height, width in [(max(n, 2), h, w) for n, h, w in _sizes(name)]:
+        program = torch.export.export(model, (image,), dynamic_shapes=({0: side, 2: side, 3: side},)).module()
+        for batch, height, width in [(max(n, 2), h, w) for n, h, w in SIZES]:
             image = torch.rand(batch, 3, height, width)
             got, expected = program(image), model(image)
             got, expected = (out if isinstance(out, Tensor) else out[-1] for out in (got, expected))

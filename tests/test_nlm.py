@@ -519,8 +519,6 @@ def test_exports_for_every_size(border: Any) -> None:
             assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-# What the exporter warns of in its own code is not ours.
-@pytest.mark.filterwarnings("ignore")
 # Errors.
 
 

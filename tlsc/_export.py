@@ -121,7 +121,6 @@ def export(
     if sizes is None:
         sizes = _default_sizes(base_size or (64, 64), step)
     _check_sizes(sizes, step)
-    made = _Exporter(model, example_input, step, describing)
     facts = {
         "network": _name(model, describing),
         **({"base_size": f"{base_size[0]}x{base_size[1]}", "stride": str(stride)} if base_size else {}),
@@ -131,6 +130,7 @@ def export(
         **(metadata or {}),
     }
     with replacing(path) as new, _still(model):
+        made = _Exporter(model, example_input, step, describing)
         program = made.run(opset)
         written = int(program.model.opset_imports[""])
         if opset not in (None, written):
@@ -271,7 +271,7 @@ class _Result(nn.Module):
     def __init__(self, network: nn.Module, describing: Any) -> None:
         super().__init__()
         self.network = network
-        self.training = network.training
+        self.training = False
         self.call = getattr(describing, "call", None)
         self.result = getattr(describing, "output", None)
 

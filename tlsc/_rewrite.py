@@ -48,6 +48,7 @@ class _Rewriter:
         self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
         self.fixed: list[tuple[str, Any]] = []  # arguments on which the traced course depends
+        # Norms that attention takes of its queries are no sites: they have no number.
         self.numbers = {node: number for number, node in enumerate((*trace.reductions, *trace.norms))}
         self.batched = self._batched()
 
@@ -184,7 +185,7 @@ class _Rewriter:
             evaluate,
             (
                 *(canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
-                *(self.graph.get_attr(CORRECTIONS), self.numbers[node]),
+                *(self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1)),
             ),
         )
         self.grids.setdefault(
@@ -217,7 +218,7 @@ class _Rewriter:
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
-        args += (self.graph.get_attr(CORRECTIONS), self.numbers[node])
+        args += (self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1))
         return self.graph.call_function(local_norm, args)
 
     def _attention(self, gram: Gram, features: fx.Node) -> fx.Node:
