@@ -35,6 +35,8 @@ class Row:
 
 COLOURS = ("#222222", "#0b6fb8", "#22a06b", "#d98200", "#b03a9a")
 MARKERS = "osD^v"
+CALIBRATED = "#a01840"
+"""The colour of calibrated curves, the same in every panel."""
 
 
 def draw_curves(
@@ -55,7 +57,8 @@ def draw_curves(
             if len(curve.sizes) == 1:
                 axes.axhline(curve.psnrs[0], linestyle=":", linewidth=1.8, color="#777777", label=curve.name)
                 continue
-            style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "label": curve.name}
+            colour = CALIBRATED if "calibrated" in curve.name else COLOURS[number % len(COLOURS)]
+            style: dict[str, Any] = {"color": colour, "label": curve.name}
             places = [whole if size is None else size for size in curve.sizes]
             first = number == 0
             axes.plot(
