@@ -151,7 +151,7 @@ class _Overlap:
         inside = smaller(window, n)
         last: Any = n - inside
         index = torch.arange((n + window - 1) // window, device=device)
-        gaps = index[-1:].clamp(min=1)
+        gaps = index.amax(0, keepdim=True).clamp(min=1)
         step = ((last + gaps - 1) // gaps).clamp(min=1)
         starts = (index * step).clamp(max=last)
         offset = torch.arange(window, device=device)
