@@ -344,8 +344,9 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
     shown: str = _NAMES.get(name, name.removeprefix("_"))
     if kind == "product":
         first, second = tensors[:2] if name == "bmm" else tensors[1:3]
-        sizes = (first.shape[-1], min(first.shape[-2], second.shape[-1]))
-        return shown if any(_is_multiple(n, maps) for n in sizes) else ""
+        positions = {height * width for height, width in maps}
+        square = first.shape[-2] in positions and second.shape[-1] in positions  # each position with each
+        return shown if square or _is_multiple(first.shape[-1], maps) else ""
     if kind == "attention":
         return shown if _is_multiple(tensors[1].shape[-2], maps) else ""
     if kind == "group_norm":
