@@ -1,9 +1,9 @@
 """Each network, converted, outside of eager PyTorch: ONNX Runtime, OpenVINO, ``torch.export``, ``torch.compile``.
 
-``uv run python -m benchmarks.deployment [NETWORK ...]``. Small settings, random weights, window 48 (to compile, 224).
-Differences from the converted model in eager PyTorch, as shares of the output's range, the greatest of: six sizes in
-ONNX Runtime (smaller than the window, equal, larger, odd, not square, a batch of two) and three of them in OpenVINO,
-from one file; ten sizes each for ``torch.export`` and ``torch.compile``, with the number of compilations.
+``uv run python -m benchmarks.deployment [NETWORK ...]``. Small settings, random weights, window 48, to compile 224.
+Differences from the converted model in eager PyTorch, as shares of the output's range, the greatest of: six sizes
+in ONNX Runtime (smaller than the window, equal, larger, odd, not square, a batch of two) and three of them in
+OpenVINO, from one file; ten sizes for ``torch.export`` and ten for ``torch.compile``, with how often it compiled.
 """
 
 from __future__ import annotations
