@@ -82,7 +82,7 @@ class _Block(nn.Module):
         channels: int,
         squeeze_excitation: bool,
         half_norm: bool,
-        padding_mode: Literal["zeros", "replicate"],
+        padding_mode: Literal["zeros", "replicate", "reflect"],
     ) -> None:
         super().__init__()
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1, padding_mode=padding_mode)
@@ -110,7 +110,8 @@ class UNet(nn.Module):
         levels: number of resolutions.
         squeeze_excitation: levels whose encoder block ends in ``SqueezeExcitation``.
         half_norm: levels whose encoder block has ``HalfInstanceNorm`` after its first convolution.
-        padding_mode: "zeros" or "replicate", for the convolutions and the image.
+        padding_mode: "zeros", "replicate" or "reflect", for the convolutions; the image is padded alike, but
+            repeated where they mirror.
 
     Raises:
         ValueError: ``width`` or ``levels`` is less than 1, ``width`` is odd with ``half_norm`` on level 0, or a
@@ -129,7 +130,7 @@ class UNet(nn.Module):
         levels: int = 3,
         squeeze_excitation: Collection[int] = (),
         half_norm: Collection[int] = (),
-        padding_mode: Literal["zeros", "replicate"] = "zeros",
+        padding_mode: Literal["zeros", "replicate", "reflect"] = "zeros",
     ) -> None:
         super().__init__()
         if width < 1 or levels < 1:
@@ -157,7 +158,8 @@ class UNet(nn.Module):
         )
         self.last = nn.Conv2d(width, 3, 3, padding=1, padding_mode=padding_mode)
         self.padder_size = 2**levels
-        self.padder_mode = "constant" if padding_mode == "zeros" else padding_mode
+        # Mirroring needs an image larger than what is added; repeating takes any.
+        self.padder_mode = "constant" if padding_mode == "zeros" else "replicate"
         self.tlsc = Descriptor(
             "UNet",
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, coverage, full_size, kernels, local_statistics, nlm
+from . import attention, calibration, coverage, full_size, kernels, local_statistics, nlm
 
 BENCHMARKS = {
     "attention": attention.main,
@@ -15,11 +15,16 @@ BENCHMARKS = {
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("name", choices=[*BENCHMARKS, "kernels"])
-parser.add_argument("parts", nargs="*", help="of kernels: means, norms, windows, gates, networks; all if none")
+parser.add_argument("name", choices=[*BENCHMARKS, "calibration", "kernels"])
+parser.add_argument(
+    "parts",
+    nargs="*",
+    help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
+    "hinet, and a folder of photographs; all if none",
+)
 given = parser.parse_args()
-if given.name == "kernels":
-    kernels.main(given.parts)
+if given.name in ("calibration", "kernels"):
+    {"calibration": calibration.main, "kernels": kernels.main}[given.name](given.parts)
 elif given.parts:
     parser.error(f"{given.name} has no parts")
 else:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 import tlsc
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["ORIGINAL", "Cell", "as_cell", "cells_of", "shown_size"]
+__all__ = ["ORIGINAL", "Cell", "as_cell", "calibrated", "cells_of", "shown_size"]
 
 Size = int | tuple[int, int]
 
@@ -25,6 +27,7 @@ class Cell:
         stride: of the strided path; 1 is exact.
         patch_size: side of the patches that images are cut into; None is the whole image.
         overlap: pixels that neighbouring patches share.
+        calibrated: whether the converted network's statistics are calibrated on the first inputs.
 
     Example:
         >>> print(Cell(96), "|", Cell(patch_size=64, overlap=16), "|", Cell(96, 4, 64))
@@ -35,13 +38,20 @@ class Cell:
     stride: int = 1
     patch_size: int | None = None
     overlap: int = 0
+    calibrated: bool = False
 
     @property
     def variant(self) -> str:
         """The network's state in words."""
         if self.base_size is None:
             return "original"
-        return f"base size {shown_size(self.base_size)}" + (f", stride {self.stride}" if self.stride > 1 else "")
+        strided = f", stride {self.stride}" if self.stride > 1 else ""
+        return f"base size {shown_size(self.base_size)}{strided}" + (", calibrated" if self.calibrated else "")
+
+    @property
+    def state(self) -> Cell:
+        """The network in this state, on whole images."""
+        return replace(self, patch_size=None, overlap=0)
 
     @property
     def size(self) -> str:
@@ -79,13 +89,35 @@ def shown_size(size: Size) -> str:
 
 
 @contextmanager
-def as_cell(model: nn.Module, cell: Cell) -> Iterator[nn.Module]:
-    """The model as a cell has it; as before afterwards."""
+def as_cell(
+    model: nn.Module, cell: Cell, images: Callable[[], list[Tensor]] | None = None, crop: int | None = None
+) -> Iterator[nn.Module]:
+    """The model as a cell has it; as before afterwards.
+
+    Args:
+        model: the network's.
+        cell: what it is to be.
+        images: gives those to calibrate on, for a cell that is calibrated.
+        crop: side of the training crops, for that.
+    """
     if cell.base_size is None:
         yield model
         return
     with tlsc.converted(model, cell.base_size, stride=cell.stride):
+        if cell.calibrated:
+            assert images is not None
+            calibrated(model, images(), crop)
         yield model
+
+
+def calibrated(model: nn.Module, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
+    """As :func:`tlsc.calibrate`; its warnings are lines on standard error."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", tlsc.TLSCWarning)
+        plan = tlsc.calibrate(model, images, crop, seed=seed)
+    for warning in said:
+        print(f"tlsc: {warning.message}", file=sys.stderr)
+    return plan
 
 
 def cells_of(
@@ -95,6 +127,7 @@ def cells_of(
     patches: Iterable[tuple[int | None, int]],
     converted_patches: bool = False,
     whole: bool = True,
+    calibrated: bool = False,
 ) -> tuple[list[Cell], list[str]]:
     """What to compare, and remarks on what is left out.
 
@@ -105,6 +138,7 @@ def cells_of(
         patches: patch sizes with overlaps; None is the whole image.
         converted_patches: whether converted networks run on patches, too.
         whole: whether whole images are among them.
+        calibrated: whether each converted network comes calibrated, too.
 
     Raises:
         ArgumentValueError: a size, stride or overlap that cannot be used.
@@ -138,4 +172,6 @@ def cells_of(
                     remarks.append(f"{site.path or 'the model'} stays global: {site.reason}")
             own = cuts if converted_patches or not whole else [(None, 0)]
             cells += [Cell(base_size, stride, size, overlap) for size, overlap in own]
+            if calibrated:
+                cells += [Cell(base_size, stride, size, overlap, True) for size, overlap in own]
     return cells, list(dict.fromkeys(remarks))

@@ -80,7 +80,7 @@ def compare(job: Job, outcome: Outcome) -> list[Comparison]:
     results: dict[str, dict[Cell, Picture]] = {name: {} for name in chosen}
     for cell in (verdict.baseline, *cells):
         try:
-            with as_cell(job.network.model, cell):
+            with as_cell(job.network.model, cell, job.images, job.network.crop):
                 for name in chosen:
                     given, _ = job.data.load(by_size[name])
                     results[name][cell] = np.concatenate(list(restored(job.network, cell, given)))

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
-from tlsc.eval.degradations import DEGRADATIONS, Pair, degraded_test_photographs
+from tlsc.eval.degradations import DEGRADATIONS, Pair, degrade_photograph, degraded_test_photographs
 from tlsc.eval.files import replacing
 from tlsc.eval.patches import restore
 from tlsc.eval.pictures import Curve, Row, draw_comparison, draw_curves
@@ -37,6 +37,8 @@ __all__ = ["PATCH_SIZES", "PROTOCOL", "Result", "Variant", "run", "sweep", "vari
 
 PROTOCOL = "PSNR in dB, data range 1, results clipped to [0, 1]; one figure per photograph, then their mean"
 PATCH_SIZES: tuple[int | None, ...] = (32, 64, 96, 128, 256, None)
+CALIBRATING = ("motorcycle_left", "rocket", "brick", "ihc")
+"""Training photographs, degraded anew; of the test photographs calibration sees nothing."""
 FILES = ("results.csv", "results.json", "psnr.png", "comparison.png")
 
 Pixels = NDArray[np.float32]
@@ -44,13 +46,17 @@ Pixels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a network: as trained, converted, or in overlapping tiles (``tile`` and ``overlap``)."""
+    """One way to run a network: as trained, converted, or in overlapping tiles (``tile`` and ``overlap``).
+
+    ``calibrated``: with corrected statistics (:func:`tlsc.calibrate`), from degraded training photographs.
+    """
 
     name: str
     base_size: int | None = None
     stride: int = 1
     tile: int | None = None
     overlap: int = 0
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ ORIGINAL = Variant("original")
 
 
 def variants_of(network: DemoNetwork, model: nn.Module) -> list[Variant]:
-    """What is shown for a network: windows of 1, 1.5 and 2 training crops, the strided path, and tiles."""
+    """What is shown for a network: windows of 1, 1.5 and 2 training crops, strided, calibrated, and tiles."""
     crop = network.crop
     tiles = Variant(f"original, tiles of {crop}, overlap {crop // 2}", tile=crop, overlap=crop // 2)
     plan = tlsc.plan(model, crop, stride=4)
@@ -82,7 +88,7 @@ def variants_of(network: DemoNetwork, model: nn.Module) -> list[Variant]:
     variants = [ORIGINAL, *(Variant(f"converted, base size {size}", size) for size in windows)]
     if any(site.action == "strided" for site in plan):
         variants.append(Variant(f"converted, base size {windows[1]}, stride 4", windows[1], stride=4))
-    return [*variants, tiles]
+    return [*variants, Variant(f"converted, base size {crop}, calibrated", crop, calibrated=True), tiles]
 
 
 def run(out: Path, seed: int) -> int:
@@ -140,7 +146,7 @@ def sweep(models: Mapping[str, nn.Module], pairs: dict[str, list[Pair]]) -> tupl
     ) as progress:
         for (name, variant), cases in jobs.items():
             progress.set_postfix_str(f"{name}, {variant.name}", refresh=False)
-            with _as(variant, models[name]) as model:
+            with _as(variant, models[name], DEMO_NETWORKS[name]) as model:
                 for size, pair in cases:
                     progress.update()
                     if variant.base_size is not None and size is not None and size <= variant.base_size:
@@ -158,16 +164,23 @@ def sweep(models: Mapping[str, nn.Module], pairs: dict[str, list[Pair]]) -> tupl
     return results, restored
 
 
-def _as(variant: Variant, model: nn.Module) -> AbstractContextManager[nn.Module]:
+def _as(variant: Variant, model: nn.Module, network: DemoNetwork) -> AbstractContextManager[nn.Module]:
     if variant.base_size is None:
         return nullcontext(model)
-    return tlsc.converted(model, variant.base_size, stride=variant.stride)
+    images = None
+    if variant.calibrated:
+        photographs = [degrade_photograph(name, network.degradation, 0).degraded for name in CALIBRATING]
+        images = [_image(photograph[100:420, 100:420]) for photograph in photographs]  # more would take longer
+    return tlsc.converted(model, variant.base_size, stride=variant.stride, calibrate=images, crop=network.crop)
 
 
 def _restore(model: nn.Module, variant: Variant, size: int | None, degraded: Pixels) -> Pixels:
-    image = torch.from_numpy(degraded).permute(2, 0, 1).unsqueeze(0)
-    out = restore(model, image, variant.tile or size, variant.overlap)
+    out = restore(model, _image(degraded), variant.tile or size, variant.overlap)
     return np.asarray(out[0].permute(1, 2, 0).clamp(0, 1).numpy())
+
+
+def _image(pixels: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
 
 
 def _psnr(clean: Pixels, image: Pixels) -> float:

@@ -74,6 +74,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_data_arguments(parser)
     parser.add_argument("--base-size", type=_one_size, help="N or HEIGHTxWIDTH (default: 1.5 training crops)")
     parser.add_argument("--crops", type=int, default=8, metavar="N", help="crops from each image (%(default)s)")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="also after calibrating on these images: corrected statistics"
+    )
     parser.add_argument("--out", type=Path, default=Path("tlsc-shift"), help="folder to write to (%(default)s)")
     parser.set_defaults(run=_shift, command="shift")
 
@@ -88,6 +91,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="windows to convert with, each N or HEIGHTxWIDTH (default: 1.5 training crops; sweep: 1, 1.5 and 2)",
     )
     parser.add_argument("--stride", type=_numbers, default=[1], metavar="N[,N]", help="1 is exact (default)")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="each converted network also with its statistics calibrated, on the first four inputs (no targets); "
+        "needs the training crop",
+    )
     parser.add_argument(
         "--no-whole", action="store_true", help="never a whole image at once: for those larger than memory"
     )
@@ -230,6 +239,7 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
         cuts,
         args.command == "sweep" or args.tile_converted,
         not args.no_whole,
+        args.calibrate,
     )
     data = _together(team, lambda: load_data(args, network))
     if data is None:
@@ -285,6 +295,8 @@ def named_network(args: argparse.Namespace) -> Network:
 def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[tuple[int | None, int]]]:
     """Windows, and patch sizes with overlaps: those asked for, or what the training crop suggests."""
     crop = network.crop
+    if args.calibrate and crop is None:
+        raise ArgumentValueError(f"--calibrate needs the training crop of {network.name}: give --crop")
     needs = f"the training crop of {network.name} is not known: give --crop, or --base-size and "
     if args.base_size is not None:
         base_sizes = list(args.base_size)
@@ -295,6 +307,11 @@ def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[
     else:
         base_sizes = [network.base_size or crop * 3 // 2]
     base_sizes = [network.taken(size) for size in base_sizes]
+    for size in base_sizes if args.calibrate else []:
+        if crop is not None and min((size, size) if isinstance(size, int) else size) < crop:
+            raise ArgumentValueError(
+                f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}"
+            )
     if args.command == "sweep":
         if args.patch_size is None and crop is None:
             raise ArgumentValueError(needs + "--patch-size")

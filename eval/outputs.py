@@ -7,7 +7,7 @@ import io
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -295,10 +295,10 @@ def sweep_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
     """Mean PSNR by variant and patch size: names of the columns, and rows."""
     cuts = list(dict.fromkeys((cell.patch_size, cell.overlap) for cell in outcome.cells))
     means = {own.cell: own.shown_psnr for own in outcome.summaries}
-    states = dict.fromkeys((cell.base_size, cell.stride) for cell in outcome.cells)
+    states = dict.fromkeys(cell.state for cell in outcome.cells)
     names = ["whole" if size is None else f"{size}" + (f"/{overlap}" if overlap else "") for size, overlap in cuts]
     body = []
-    for base_size, stride in states:
-        own = [Cell(base_size, stride, size, overlap) for size, overlap in cuts]
-        body.append([Cell(base_size, stride).variant, *(means.get(cell, "") for cell in own)])
+    for state in states:
+        own = [replace(state, patch_size=size, overlap=overlap) for size, overlap in cuts]
+        body.append([state.variant, *(means.get(cell, "") for cell in own)])
     return ["PSNR in dB at patch size", *names], body

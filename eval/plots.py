@@ -45,9 +45,9 @@ def draw_sweep(path: Path, outcome: Outcome, crop: int | None) -> None:
     whole = sizes[-1] * 2 if sizes else 1
     figure = new_figure(9.5, 5.6)
     axes = figure.add_subplot()
-    curves: dict[tuple[Any, int, bool], list[Cell]] = {}
+    curves: dict[tuple[Cell, bool], list[Cell]] = {}
     for cell in outcome.cells:
-        curves.setdefault((cell.base_size, cell.stride, bool(cell.overlap)), []).append(cell)
+        curves.setdefault((cell.state, bool(cell.overlap)), []).append(cell)
     for number, cells in enumerate(curves.values()):
         places = [whole if cell.patch_size is None else cell.patch_size for cell in cells]
         mean, low, high = np.array([_band(outcome, cell) for cell in cells]).T

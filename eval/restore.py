@@ -7,6 +7,7 @@ import dataclasses
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from tlsc.eval.photo_files import Picture
 
-__all__ = ["add_command", "restore_picture", "targets"]
+__all__ = ["add_command", "calibrate_on", "restore_picture", "targets"]
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
@@ -49,6 +50,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         type=_size,
         help="convert to local statistics with this window at the input, in pixels: N or HEIGHTxWIDTH, such as 1.5 "
         "times the training crop (default: the network as trained)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="",
+        metavar="PLAN",
+        help="correct the converted network's statistics for what the training crops' borders did to them, on each "
+        "image itself, or as a saved plan (JSON, Plan.save) says; with --base-size",
+    )
+    parser.add_argument(
+        "--crop", type=int, metavar="N", help="side of the training crops, for --calibrate (default: what is known)"
     )
     parser.add_argument("--stride", type=int, default=1, help="grid of the strided path; 1 is exact (%(default)s)")
     parser.add_argument(
@@ -138,6 +150,38 @@ def restore_picture(
     return dataclasses.replace(picture, pixels=pixels, alpha=alpha)
 
 
+def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) -> list[str]:
+    """Calibrate a converted network of :func:`tlsc.adapters.load` on the image that it is to restore.
+
+    Args:
+        model: the network; an earlier calibration is replaced.
+        picture: the image.
+        crop: side of the training crops in pixels; by default what is known of the network, at most its window.
+
+    Returns:
+        The warnings of :func:`tlsc.calibrate`.
+    """
+    import torch
+
+    import tlsc
+    from tlsc import adapters
+
+    image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
+    like, known = next(model.parameters(), image), getattr(model, "tlsc", None)
+    described = known if isinstance(known, adapters.Descriptor) else adapters.Descriptor(type(model).__name__)
+    if described.in_channels == 3 and image.shape[1] == 1:
+        image = image.expand(-1, 3, -1, -1)
+    if described.in_channels == 1 and image.shape[1] == 3:
+        image = image.transpose(0, 1)
+    if crop is None:
+        base = tlsc.plan(model).base_size
+        crop = min(*base, described.crop or min(base))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", tlsc.TLSCWarning)
+        tlsc.calibrate(model, image.to(like.device, like.dtype), crop)
+    return [str(warning.message) for warning in said]
+
+
 def _in_its_channels(
     model: nn.Module, image: Tensor, tile: int | None, overlap: int, progress: Callable[[int, int], None] | None
 ) -> Tensor:
@@ -175,10 +219,14 @@ def _restore(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
+    import tlsc
     from tlsc import adapters
     from tlsc.eval.photo_files import check_writable, read_image, write_image
 
     tile, overlap = _tiling(args.tile, args.overlap)
+    if args.calibrate is not None and args.base_size is None:
+        raise ArgumentValueError("--calibrate corrects a converted network: give --base-size, too")
+    plan = tlsc.Plan.load(args.calibrate) if args.calibrate else None
     places = targets(args.inputs, args.out)
     for place in places.values():
         check_writable(place)
@@ -186,6 +234,8 @@ def _restore(args: argparse.Namespace) -> int:
     checkpoint = demo.weights if demo else Path(args.checkpoint)
     model = adapters.load(checkpoint, args.base_size, args.stride, args.device, getattr(torch, args.dtype))
     print(_described(model, args.base_size), flush=True)
+    if plan is not None:
+        tlsc.calibrate(model, plan)
     for folder in dict.fromkeys(place.parent for place in places.values()):
         folder.mkdir(parents=True, exist_ok=True)
     failed: dict[Path, str] = {}
@@ -194,6 +244,9 @@ def _restore(args: argparse.Namespace) -> int:
             try:
                 picture = read_image(image)
                 check_writable(place, picture.bits, picture.alpha is not None)
+                if args.calibrate == "":
+                    for said in calibrate_on(model, picture, args.crop):
+                        tqdm.write(f"tlsc: {image}: {said}", file=sys.stderr)
                 restored = restore_picture(
                     model,
                     picture,

@@ -28,6 +28,10 @@ from tlsc.eval.records import Record, Records, merged, read_records
 __all__ = ["Job", "fixed_arithmetic", "restored", "run"]
 
 
+CALIBRATING = 4
+"""Inputs, no targets, on which a network is calibrated."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What is to be measured: every cell on every image."""
@@ -37,6 +41,11 @@ class Job:
     cells: Sequence[Cell]
     protocol: Protocol
     lpips: bool = False
+
+    def images(self) -> list[torch.Tensor]:
+        """The inputs to calibrate on: the first, the same in every process."""
+        found = [self.data.load(pair)[0] for pair in self.data.pairs[:CALIBRATING]]
+        return [torch.from_numpy(np.ascontiguousarray(np.moveaxis(as_float(given), 2, 0))) for given in found]
 
 
 @contextmanager
@@ -100,10 +109,10 @@ Share = tuple[ImagePair, list[Cell]]
 
 def _todo(job: Job, done: dict[Any, Record]) -> list[tuple[Cell, list[Share]]]:
     """For each state of the network the images, each with the cells that have no figures yet."""
-    states = dict.fromkeys(Cell(cell.base_size, cell.stride) for cell in job.cells)
+    states = dict.fromkeys(cell.state for cell in job.cells)
     todo = []
     for state in states:
-        own = [cell for cell in job.cells if Cell(cell.base_size, cell.stride) == state]
+        own = [cell for cell in job.cells if cell.state == state]
         shares = []
         for pair in job.data.pairs:
             left = [c for c in own if (str(c), pair.name) not in done and not _as_original(job, c, pair)]
@@ -140,7 +149,7 @@ class _Work:
         self.progress.set_postfix_str(state.variant, refresh=False)
         left = [(cell, pair) for pair, cells in shares for cell in cells]
         try:
-            with as_cell(self.job.network.model, state):
+            with as_cell(self.job.network.model, state, self.job.images, self.job.network.crop):
                 for pair, cells in shares:
                     for record in self._attempts(pair, cells):
                         self._add(record)

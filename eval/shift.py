@@ -25,9 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tlsc
 from tlsc._probe import _takes_all
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.cells import calibrated
 
 if TYPE_CHECKING:
     from tlsc import Plan, Site
+    from tlsc._plan import Fit
     from tlsc.eval.datasets import Dataset
     from tlsc.eval.networks import Network
 
@@ -35,6 +37,8 @@ __all__ = ["CONDITIONS", "Samples", "Shift", "distance", "measure", "run", "shif
 
 CONDITIONS = ("crops", "whole, global", "whole, local")
 """Crops of the training size; whole images as the network as trained sees them; as the converted one does."""
+CALIBRATED = "whole, calibrated"
+"""As :func:`tlsc.calibrate` corrects them."""
 FILES = ("shift.csv", "shift.json", "shift.png")
 _GRID = 4
 """Windows on each axis that stand for all windows of a whole image."""
@@ -63,6 +67,7 @@ class Shift:
         whole: distance on whole images, as trained.
         local: distance on whole images, converted.
         noise: distance between two halves of the crops: what is left where nothing differs.
+        calibrated: distance on whole images, converted and calibrated; None if that was not asked for.
     """
 
     site: str
@@ -70,6 +75,7 @@ class Shift:
     whole: float
     local: float
     noise: float
+    calibrated: float | None = None
 
 
 def distance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -167,9 +173,13 @@ def _replay(original: type[nn.Module], inside: list[list[Tensor]]) -> Any:
     return hook
 
 
-def _statistics(x: Tensor, window: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Mean and biased standard deviation over a map, or over windows evenly spread over it: (samples, channels)."""
+def _statistics(x: Tensor, window: tuple[int, int] | None, fit: Fit | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and biased standard deviation over a map, or over windows evenly spread over it: (samples, channels).
+
+    ``fit``: the correction that they pass through, where it has one for each channel.
+    """
     parts = [x]
+    share = torch.ones(1, 1)
     if window is not None:
         k = [min(n, size) for n, size in zip(window, x.shape[2:], strict=True)]
         starts = [
@@ -177,8 +187,19 @@ def _statistics(x: Tensor, window: tuple[int, int] | None) -> tuple[Tensor, Tens
             for n, size in zip(x.shape[2:], k, strict=True)
         ]
         parts = [x[..., top : top + k[0], left : left + k[1]] for top in starts[0] for left in starts[1]]
+        ends = [
+            [(start == 0) + (start == n - size) for start in own]
+            for own, n, size in zip(starts, x.shape[2:], k, strict=True)
+        ]
+        touched = [k[1] * down + k[0] * across for down in ends[0] for across in ends[1]]
+        share = 1 - torch.tensor(touched).repeat_interleave(len(x)).unsqueeze(1) / (2 * (k[0] + k[1]))
     found = [torch.var_mean(part.double(), dim=(2, 3), correction=0) for part in parts]
     variance, mean = (torch.cat(values).cpu() for values in zip(*found, strict=True))
+    if fit is not None and fit.kept and len(fit.coefficients[0]) == mean.shape[1]:
+        a, b, c, d, e, top, low, high = torch.tensor(fit.coefficients, dtype=torch.float64)
+        clipped = torch.minimum(torch.maximum(mean, low), high)
+        more = (a - 1) * torch.minimum(variance, top) + b + c * clipped.square()
+        variance, mean = (variance + share * more).clamp(min=0), mean + share * ((d - 1) * clipped + e)
     return mean, variance.sqrt()
 
 
@@ -190,6 +211,7 @@ def measure(
     crops: int = 8,
     seed: int = 0,
     progress: Any = iter,
+    calibrate: bool = False,
 ) -> tuple[Plan, dict[int, dict[str, Samples]]]:
     """The statistics at all sites that become local, under each of ``CONDITIONS``, by the site's number.
 
@@ -200,7 +222,8 @@ def measure(
         crop: side of the training crops in pixels.
         crops: how many of them from each image, at random.
         seed: of their places.
-        progress: wraps the pairs, which are gone through twice.
+        progress: wraps the pairs, which are gone through twice, or three times.
+        calibrate: also after calibrating on the first four inputs: a fourth condition, ``CALIBRATED``.
 
     Raises:
         ArgumentValueError: nothing becomes local.
@@ -224,6 +247,14 @@ def measure(
         for pair in progress(data.pairs):
             network(_tensor(data, pair))
             _collect(found, maps, "whole, local", plan)
+    if calibrate:
+        images = [_tensor(data, pair).to(network.reference) for pair in data.pairs[:4]]
+        with torch.no_grad(), tlsc.converted(model, base_size):
+            plan = calibrated(model, images, crop, seed)
+            with watching(model, plan, classes) as maps:
+                for pair in progress(data.pairs):
+                    network(_tensor(data, pair))
+                    _collect(found, maps, CALIBRATED, plan)
     samples = {n: {name: _joined(values) for name, values in own.items()} for n, own in sorted(found.items())}
     return plan, samples
 
@@ -245,8 +276,11 @@ def _places(image: Tensor, crop: int, crops: int, seed: int, name: str) -> list[
 
 def _collect(found: Any, maps: dict[int, list[Tensor]], condition: str, plan: Plan | None) -> None:
     for number, seen in maps.items():
+        site = None if plan is None else plan[number]
         for x in seen:
-            found[number][condition].append(_statistics(x, None if plan is None else plan[number].window))
+            found[number][condition].append(
+                _statistics(x, None, None) if site is None else _statistics(x, site.window, site.fit)
+            )
         seen.clear()
 
 
@@ -263,9 +297,9 @@ def shifts(plan: Plan, samples: dict[int, dict[str, Samples]]) -> list[Shift]:
         for statistic, name in (("mean", "mean"), ("std", "standard deviation")):
             reference, whole, local = (getattr(own[condition], statistic) for condition in CONDITIONS)
             noise = distance(reference[::2], reference[1::2]) if len(crops.mean) > 3 else float("nan")
-            found.append(
-                Shift(_name(plan, number), name, distance(reference, whole), distance(reference, local), noise)
-            )
+            moved = distance(reference, whole), distance(reference, local)
+            corrected = distance(reference, getattr(own[CALIBRATED], statistic)) if CALIBRATED in own else None
+            found.append(Shift(_name(plan, number), name, *moved, noise, corrected))
     return found
 
 
@@ -306,6 +340,7 @@ def run(args: argparse.Namespace) -> int:
             args.crops,
             args.seed,
             lambda pairs: tqdm(pairs, desc=network.name, unit="image"),
+            args.calibrate,
         )
     found = shifts(plan, samples)
     _write(args.out, found, plan, samples, network, data)
@@ -314,8 +349,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(found: Sequence[Shift]) -> tuple[list[str], list[list[str]]]:
-    names = ["site", "statistic", *CONDITIONS[1:], "crops, two halves"]
-    rows = [[one.site, one.statistic, f"{one.whole:.3f}", f"{one.local:.3f}", f"{one.noise:.3f}"] for one in found]
+    more = [CALIBRATED] if any(one.calibrated is not None for one in found) else []
+    names = ["site", "statistic", *CONDITIONS[1:], *more, "crops, two halves"]
+    rows = []
+    for one in found:
+        corrected = [] if one.calibrated is None else [one.calibrated]
+        rows.append([one.site, one.statistic, *(f"{n:.3f}" for n in (one.whole, one.local, *corrected, one.noise))])
     return names, rows
 
 
@@ -329,10 +368,12 @@ def _finding(found: Sequence[Shift]) -> str:
     closer = sum(one.local < one.whole for one in found)
     whole, local = (float(np.mean([getattr(one, name) for one in found])) for name in ("whole", "local"))
     verb = "closer to" if local < whole else "further from"
-    return (
+    said = (
         f"Converting brings statistics {verb} those of training crops: mean distance {whole:.2f} on whole images, "
         f"{local:.2f} converted; closer in {closer} of {len(found)} statistics."
     )
+    corrected = [one.calibrated for one in found if one.calibrated is not None]
+    return f"{said} Calibrated: {np.mean(corrected):.2f}." if corrected else said
 
 
 def _say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Network, data: Dataset) -> None:
@@ -343,7 +384,11 @@ def _say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: N
     names, rows = _table(found)
     print(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
     print(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
-    print(tabulate(rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * 3)))
+    print(
+        tabulate(
+            rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * (len(names) - 2))
+        )
+    )
     print(f"\n{_CONVENTION}.")
     for number, site in enumerate(plan):
         if number not in samples:
@@ -369,9 +414,11 @@ def _write(
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["site", "statistic", "whole_global", "whole_local", "noise"])
+    more = ["whole_calibrated"] if any(one.calibrated is not None for one in found) else []
+    writer.writerow(["site", "statistic", "whole_global", "whole_local", *more, "noise"])
     for one in found:
-        figures = (f"{value:.8f}" for value in (one.whole, one.local, one.noise))
+        corrected = [] if one.calibrated is None else [one.calibrated]
+        figures = (f"{value:.8f}" for value in (one.whole, one.local, *corrected, one.noise))
         writer.writerow([one.site, one.statistic, *figures])
     with replacing(out / FILES[0]) as new:
         new.write_text(text.getvalue(), encoding="utf-8")
@@ -420,6 +467,9 @@ def _draw(
         places = np.arange(len(own))
         axes.bar(places - 0.2, [one.whole for one in own], 0.4, color=COLOURS[3], label=CONDITIONS[1])
         axes.bar(places + 0.2, [one.local for one in own], 0.4, color=COLOURS[1], label=CONDITIONS[2])
+        if any(one.calibrated is not None for one in own):
+            corrected = [one.calibrated or 0.0 for one in own]
+            axes.bar(places + 0.3, corrected, 0.2, color=COLOURS[2], label=CALIBRATED)
         axes.plot(places, [one.noise for one in own], "k_", markersize=18, label="crops, two halves")
         axes.set_xticks(places, [one.site for one in own], rotation=20, ha="right", fontsize=7)
         axes.set_title(f"{statistic}: distance from training crops", fontsize=10)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork, UNet
+from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork
 from tlsc.eval.degradations import DEGRADATIONS
 from tlsc.eval.files import replacing
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
@@ -34,11 +34,11 @@ _LEARNING_RATE = 2e-3
 PHOTOGRAPH_WEIGHTS = {"motorcycle_left": 3.0, "motorcycle_right": 3.0, "rocket": 3.0}
 
 
-def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
+def train(network: DemoNetwork, steps: int, seed: int) -> nn.Module:
     """Train a demo network from scratch.
 
     Args:
-        network: what to train.
+        network: what to train; where it returns a list, as networks of several stages do, each entry is trained.
         steps: number of optimiser steps.
         seed: of the weights, the crops and the degradation.
     """
@@ -46,7 +46,7 @@ def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
     rng = np.random.default_rng(seed)
     photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
     weights = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
-    model = network.build().to(memory_format=torch.channels_last)
+    model: nn.Module = network.build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -57,7 +57,8 @@ def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
             clean, degraded = _batch(network, photographs, weights / weights.sum(), rng)
             with torch.autocast("cpu", torch.bfloat16):
                 restored = model(degraded)
-            loss = ((restored.float() - clean).square() + 1e-6).sqrt().mean()
+            stages = restored if isinstance(restored, list) else [restored]
+            loss = sum(((stage.float() - clean).square() + 1e-6).sqrt().mean() for stage in stages)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -65,8 +66,7 @@ def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
             schedule.step()
             average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
             progress.set_postfix(loss=f"{average:.4f}", refresh=False)
-    trained: UNet = model.to(memory_format=torch.contiguous_format).eval()
-    return trained
+    return model.to(memory_format=torch.contiguous_format).eval()
 
 
 def _batch(
@@ -85,7 +85,7 @@ def _batch(
 
 def random_crop(photograph: Image, size: int, rng: np.random.Generator) -> Image:
     """A square crop of side ``size``, one in three at half resolution, turned and mirrored at random."""
-    shrink = 2 if rng.random() < 1 / 3 else 1
+    shrink = 2 if rng.random() < 1 / 3 and min(photograph.shape[:2]) >= 2 * size else 1
     top, left = (rng.integers(length - size * shrink + 1) for length in photograph.shape[:2])
     crop = photograph[top : top + size * shrink, left : left + size * shrink]
     if shrink > 1:

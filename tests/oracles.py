@@ -15,7 +15,7 @@ from torch import Tensor
 # Largest relative error by dtype; float16 and bfloat16 results are one rounding away from the truth.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
-Moments = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Moments = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -37,6 +37,12 @@ def reference_window(i: int, n: int, k: int) -> slice:
     start = max(start, 0)
     start = min(start, n - k)
     return slice(start, start + k)
+
+
+def outline_inside(top: int, left: int, k: tuple[int, int], height: int, width: int) -> float:
+    """Of the pixels along a window's four sides, corners twice, the share of those sides that are not the map's."""
+    sides = {(top > 0): k[1]}, {(top + k[0] < height): k[1]}, {(left > 0): k[0]}, {(left + k[1] < width): k[0]}
+    return sum(side.get(True, 0) for side in sides) / (2 * (k[0] + k[1]))
 
 
 def reference_at_every_position(
@@ -94,20 +100,27 @@ def reference_local_group_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    correct: Moments = lambda var, mean: (var, mean),
+    correct: Moments = lambda var, mean, share: (var, mean),
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, moments over the crop and the channels of a group.
 
-    ``correct`` maps a window's variance and mean, each (N, num_groups), before they are used.
+    ``correct`` maps a window's variance and mean, each (N, num_groups), before they are used; it is told the share
+    of the window's outline that lies inside the map.
     """
     batch, channels = x.shape[:2]
+    height, width = x.shape[2:]
+    k = min(window[0], height), min(window[1], width)
+    starts = [
+        [reference_window(i, n, size).start for i in range(n)] for n, size in zip((height, width), k, strict=True)
+    ]
+    shares = iter([outline_inside(top, left, k, height, width) for top in starts[0] for left in starts[1]])
 
     def of_window(crop: Tensor, i: int, j: int) -> Tensor:
         groups = crop.reshape(batch, num_groups, channels // num_groups, *crop.shape[2:])
         size = channels // num_groups * crop.shape[2] * crop.shape[3]
         mean = groups.sum((2, 3, 4)) / size
         var = (groups - mean[:, :, None, None, None]).square().sum((2, 3, 4)) / size
-        var, mean = correct(var, mean)
+        var, mean = correct(var, mean, next(shares))
         here = groups[:, :, :, i, j]
         return ((here - mean[:, :, None]) / (var[:, :, None] + eps).sqrt()).reshape(batch, channels)
 
@@ -125,13 +138,18 @@ def reference_local_instance_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-    correct: Moments = lambda var, mean: (var, mean),
+    correct: Moments = lambda var, mean, share: (var, mean),
 ) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * weight + bias``, moments over the crop."""
     return reference_local_group_norm(x, window, x.shape[1], weight, bias, eps, correct)
 
 
-def reference_strided_mean(x: Tensor, window: tuple[int, int], stride: int) -> Tensor:
+def reference_strided_mean(
+    x: Tensor,
+    window: tuple[int, int],
+    stride: int,
+    correct: Moments = lambda var, mean, share: (var, mean),
+) -> Tensor:
     """Means of the windows that start at 0, r, 2r, … and n − k; a position, whose own window starts at ``s``,
     reads ``(1 - t)·below + t·above`` with ``t = (s - start below) / (start above - start below)``, on each axis.
     """
@@ -152,7 +170,8 @@ def reference_strided_mean(x: Tensor, window: tuple[int, int], stride: int) -> T
         return out
 
     def mean_from(top: int, left: int) -> Tensor:
-        return x[:, :, top : top + k[0], left : left + k[1]].sum((2, 3)) / (k[0] * k[1])
+        mean = x[:, :, top : top + k[0], left : left + k[1]].sum((2, 3)) / (k[0] * k[1])
+        return correct(mean, mean, outline_inside(top, left, k, height, width))[1]
 
     out = []
     for down in readings(height, k[0]):

@@ -194,7 +194,7 @@ def test_demo_writes_table_files_and_pictures(
     with (out / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    assert len(rows) == len(report["results"]) == 3 + (5 * 3 + 1) + 2 * (4 * 3 + 1)
+    assert len(rows) == len(report["results"]) == 3 + (6 * 3 + 1) + 2 * (5 * 3 + 1)
     figures = {(r["network"], r["variant"], r["patch_size"]): float(r["psnr_db"]) for r in rows}
     assert figures["se", "converted, base size 96", "96"] == figures["se", "original", "96"]
     pair = corner("haze", 0)[0]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc import _export, _graph, _graph_attention, _reference, attention
+from tlsc._correction import Correction
 from tlsc.adapters import FFDNet, HINet, NLMNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main
@@ -131,6 +132,22 @@ def test_onnx_runtime_agrees_at_every_size(
         _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
 
 
+@pytest.mark.filterwarnings("ignore:converting moves the output")
+@pytest.mark.parametrize(("name", "stride"), [("se", 1), ("se", 3), ("pools", 2)])
+def test_a_calibrated_model_is_exported_with_its_corrections(name: str, stride: int, tmp_path: Path) -> None:
+    """At sizes below, at and beyond the window, on one axis and both; not what it would be without corrections."""
+    model = tlsc.convert(_network(name), BASE, stride=stride)
+    plain = _result(model, image := torch.rand(1, 3, 70, 90))
+    images = torch.rand(4, 3, 6, 6).repeat_interleave(24, 2).repeat_interleave(24, 3)
+    assert any(site.fit and site.fit.kept for site in tlsc.calibrate(model, images))
+    assert float((_result(model, image) - plain).abs().max()) > 1e-2 * float(plain.std())
+    tlsc.export(model, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    for batch, height, width in (*SIZES, (1, 70, 90)):
+        image = torch.rand(batch, 3, height, width)
+        _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
+
+
 @pytest.mark.parametrize("name", ["hinet", "nlm", "attention"])
 def test_openvino_agrees(exported: Exported, name: str) -> None:
     openvino = pytest.importorskip("openvino")
@@ -222,6 +239,14 @@ def test_the_graph_s_statistics_are_the_reference_s(
     for ours, theirs in zip(_graph.local_var_mean(x, window), _reference.local_var_mean(x, window), strict=True):
         close(ours, theirs)
     close(_graph.local_group_norm(x, window, 1), _reference.local_group_norm(x, window, 1), rtol=1e-5, atol=1e-6)
+    a, b, c, d, e, top, low, high = torch.rand((8, 2), generator=generator, dtype=torch.float64)
+    correction = Correction(a, b, c, d, e, top, low + 2.5, high + 3)
+    ours, theirs = (by.local_mean(x, window, stride, correction) for by in (_graph, _reference))
+    close(ours, theirs, rtol=1e-5, atol=1e-6)
+    ours, theirs = (
+        by.local_group_norm(x, window, 2, eps=0.1, correction=correction) for by in (_graph, _reference)
+    )
+    close(ours, theirs, rtol=1e-5, atol=1e-5)
     ours = _graph.place(_graph.grid_maxima(x, window, stride), window, stride, height, width)
     theirs = _reference.place(_reference.grid_maxima(x, window, stride), window, stride, height, width)
     close(ours, theirs)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
+import tlsc
 from tlsc.eval import cli
 from tlsc.eval.cells import Cell, cells_of
 from tlsc.eval.metrics import score
@@ -164,6 +167,40 @@ def test_eval_writes_figures_that_can_be_made_by_hand(place: Path, capsys: pytes
     assert report["data"]["checksum_sha256"]
     assert "rgb-uint8 (clipped and rounded to 8 bit" in said
     assert report["verdict"]["recommendation"] in said
+
+
+def test_calibrated_networks_are_a_variant_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures are those of a network calibrated by hand on the first four inputs, to the last digit."""
+    _write_images(place / "data", 5, (64, 80))
+    assert _run(place, "--calibrate") == 0
+    assert "base size 16, calibrated" in capsys.readouterr().out
+    rows = [row for row in _rows(place / "out") if row["variant"] == "base size 16, calibrated"]
+    assert [row["image"] for row in rows] == [f"{n:03d}.png" for n in range(5)]
+    network = load_network(_net(place))
+    pairs = [np.asarray(Image.open(place / f"data/input/{n:03d}.png")) for n in range(5)]
+    given = [torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1) for pixels in pairs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tlsc.TLSCWarning)
+        tlsc.convert(network.model, 16, calibrate=given[:4])
+    target = np.asarray(Image.open(place / "data/target/004.png"))
+    with torch.no_grad():
+        out = network(given[4].unsqueeze(0)).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    expected = peak_signal_noise_ratio(target, np.rint(out * 255).astype(np.uint8), data_range=255)
+    assert float(rows[4]["psnr_db"]) == pytest.approx(expected, abs=1e-3)
+    assert _run(place, "--calibrate", out="again") == 0
+    assert (place / "again/results.csv").read_bytes() == (place / "out/results.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--base-size", "8"], "no smaller than the training crop, 16"), ([], "needs the training crop")],
+)
+def test_calibrating_needs_a_crop_that_fits(
+    place: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--crop", "16"] if more else ["--base-size", "16", "--tile", "16"]
+    assert cli.main(["eval", _net(place), "data", *options, *more, "--calibrate", "--no-report"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_sweep_reuses_the_original_where_patches_fit(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,10 +26,17 @@ from tlsc import _dispatch, _numba, _reference, _rewrite
 from tlsc._correction import Correction
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
-from .oracles import assert_close, reference_local_group_norm, reference_local_mean, reference_strided_mean
+from .oracles import (
+    assert_close,
+    outline_inside,
+    reference_local_group_norm,
+    reference_strided_mean,
+)
 
 ROOT = Path(__file__).parents[1]
 OPS = torch.ops.tlsc
+# Of corrected statistics; Triton's interpreter has its own process, at the end.
+BACKENDS = os.environ.get("TLSC_TEST_BACKENDS", "torch numba").split()
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +51,9 @@ def _random(*shape: int) -> Tensor:
 
 
 def _correction(channels: int) -> Correction:
-    return Correction(*(_random(5, channels)[i].abs() + 0.5 for i in range(5)))
+    """One whose limits some statistics exceed."""
+    a, b, c, d, e, top, low = (_random(7, channels)[i].abs() + 0.5 for i in range(7))
+    return Correction(a, b, c, d, e, top, low + 0.8, low + 1.2)
 
 
 class Gate(nn.Module):
@@ -220,8 +229,9 @@ def _calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         "var_mean": (OPS.local_var_mean, (3, 4)),
         "norm": (OPS.local_group_norm, (weight, bias, None, 3, 4, 2, 1e-2)),
         "corrected norm": (OPS.local_group_norm, (None, None, correction, 3, 4, 4, 1e-2)),
-        "strided grid": (OPS.grid_means, (3, 20, 4)),
-        "moments": (OPS.grid_moments, (3, 4, 3)),
+        "strided grid": (OPS.grid_means, (None, 3, 20, 4)),
+        "moments": (OPS.grid_moments, (None, 3, 4, 3)),
+        "corrected moments": (OPS.grid_moments, (correction, 3, 4, 2)),
         "meeting": (OPS.meet, (grid, 4, 4, 3, "mul")),
     }
 
@@ -356,29 +366,56 @@ def test_vmap_gives_what_a_loop_gives() -> None:
 # ---------------------------------------------------------------------------------- corrections, pieces, threads
 
 
-def test_corrections() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_corrections(backend: str) -> None:
+    """Every operation that takes one, against loops: see :class:`tlsc._correction.Correction`."""
     x, weight, bias = _random(2, 4, 9, 11) + 2, _random(4), _random(4)
     for channels_last in (False, True):
         if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        for window in ((3, 4), (9, 2)):
+        for window in ((3, 4), (9, 2), (1, 20)):
             for groups in (2, 4):
                 correction = _correction(groups)
-
-                def correct(var: Tensor, mean: Tensor, k: Correction = correction) -> tuple[Tensor, Tensor]:
-                    return (k.a * var + k.b + k.c * mean**2).clamp(min=0), k.d * mean + k.e
-
-                with tlsc.backend("numba"):
+                with tlsc.backend(backend):
                     out = _dispatch.local_group_norm(x, window, groups, weight, bias, 1e-3, correction)
-                expected = reference_local_group_norm(x, window, groups, weight, bias, 1e-3, correct)
+                expected = reference_local_group_norm(x, window, groups, weight, bias, 1e-3, _naively(correction))
                 assert_close(out, expected)
-            d, e = correction.d[:, None, None], correction.e[:, None, None]
-            with tlsc.backend("numba"):
-                assert_close(
-                    _dispatch.local_mean(x, window, 1, correction), d * reference_local_mean(x, window) + e
-                )
-                strided = _dispatch.local_mean(x, window, 3, correction)
-            assert_close(strided, d * reference_strided_mean(x, window, 3) + e)
+            for stride in (1, 3):
+                with tlsc.backend(backend):
+                    out = _dispatch.local_mean(x, window, stride, correction)
+                assert_close(out, reference_strided_mean(x, window, stride, _naively(correction)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_corrected_statistics_of_evaluated_windows(backend: str, spoiled: bool) -> None:
+    """Window by window, also of several channels together; a NaN stays in its windows."""
+    correction = _correction(4)
+    for shape in ((2, 4, 9, 11), (2, 4, 3, 9, 11)):
+        x = _random(*shape) + 2
+        if spoiled:
+            x[1, 2, ..., 8, 10] = torch.nan
+        for window, stride in (((3, 4), 1), ((3, 4), 3), ((9, 2), 2)):
+            with tlsc.backend(backend):
+                var, mean = _dispatch.grid_moments(x, window, stride, correction)
+                assert_close(_dispatch.grid_means(x, window, stride, correction), mean)
+            starts = [[*range(0, n - k, stride), n - k] for n, k in zip((9, 11), window, strict=True)]
+            for i, top in enumerate(starts[0]):
+                for j, left in enumerate(starts[1]):
+                    part = x[..., top : top + window[0], left : left + window[1]].flatten(2)
+                    moments = part.var(2, correction=0), part.mean(2)
+                    expected = _naively(correction)(*moments, outline_inside(top, left, window, 9, 11))
+                    assert_close(var[..., i, j], expected[0])
+                    assert_close(mean[..., i, j], expected[1])
+
+
+def _naively(k: Correction) -> Callable[..., tuple[Tensor, Tensor]]:
+    def correct(var: Tensor, mean: Tensor, w: float) -> tuple[Tensor, Tensor]:
+        m = torch.minimum(torch.maximum(mean, k.low), k.high)
+        more = (k.a - 1) * torch.minimum(var, k.top) + k.b + k.c * m**2
+        return (var + w * more).clamp(min=0), mean + w * ((k.d - 1) * m + k.e)
+
+    return correct
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
@@ -522,7 +559,7 @@ def test_threads_start_anew_in_a_forked_process() -> None:
 # test_narrow_types: the interpreter cuts where float16 and bfloat16 are to be rounded.
 INTERPRETED = (
     "is_that_of or interpolates or every_position_has or overflow or moments_far or several_bad or constant_map "
-    "or costs_no_precision or equal_ways or window_over_the_whole"
+    "or costs_no_precision or equal_ways or window_over_the_whole or test_corrections or corrected_statistics"
 )
 
 
@@ -530,7 +567,8 @@ INTERPRETED = (
 def test_the_triton_kernels_interpreted() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TLSC_TEST_BACKENDS": "triton"}
-    command = ["-m", "pytest", "tests/test_functional.py", "-q", "-x", "-W", "ignore::RuntimeWarning"]
+    files = ["tests/test_functional.py", "tests/test_kernels.py"]
+    command = ["-m", "pytest", *files, "-q", "-x", "-W", "ignore::RuntimeWarning"]
     done = subprocess.run(
         [sys.executable, *command, "-p", "no:cacheprovider", "-k", INTERPRETED],
         cwd=ROOT,

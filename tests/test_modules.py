@@ -251,7 +251,7 @@ def test_identity_corrects_nothing(window: tuple[int, int], dtype: torch.dtype) 
     for make, channels in _makers():
         plain, corrected = make(window).to(dtype), make(window).to(dtype)
         one, zero = torch.ones(channels), torch.zeros(channels)
-        corrected.correction = Correction(one, zero, zero, one, zero)
+        corrected.correction = Correction.unlimited(one, zero, zero, one, zero)
         # Where the window covers a map in half precision, PyTorch's own norm rounds more.
         covers = window[0] >= 7 and window[1] >= 9
         tolerance = {torch.float16: 4e-3 if covers else 0.0, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
@@ -260,12 +260,11 @@ def test_identity_corrects_nothing(window: tuple[int, int], dtype: torch.dtype) 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_a_corrected_pool_changes_the_mean(window: tuple[int, int]) -> None:
-    """``mean' = d·mean + e``, per channel"""
+    """``mean' = mean + w·((d − 1)·clip(mean) + e)``, per channel; w: see :func:`oracles.outline_inside`"""
     x = _random(2, 4, 7, 9)
     correction = _correction(4)
     for stride in (1, 2):
-        mean = reference_strided_mean(x, window, stride)
-        expected = _per_map(correction.d) * mean + _per_map(correction.e)
+        expected = reference_strided_mean(x, window, stride, _naively(correction))
         for pool in (
             LocalAvgPool2d(window, stride),
             LocalAvgPool2d.from_module(nn.AdaptiveAvgPool2d(1), window, stride),
@@ -277,7 +276,7 @@ def test_a_corrected_pool_changes_the_mean(window: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_a_corrected_instance_norm_changes_its_statistics(window: tuple[int, int]) -> None:
-    """``var' = a·var + b + c·mean²`` and ``mean' = d·mean + e``, per channel"""
+    """``var' = var + w·((a − 1)·min(var, top) + b + c·clip(mean)²)``, per channel"""
     x = _random(2, 4, 7, 9) + 3
     norm = _norm(nn.InstanceNorm2d(4, affine=True)).double()
     local = LocalInstanceNorm2d.from_module(norm, window)
@@ -288,7 +287,7 @@ def test_a_corrected_instance_norm_changes_its_statistics(window: tuple[int, int
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_a_corrected_group_norm_changes_its_statistics(window: tuple[int, int]) -> None:
-    """``var' = a·var + b + c·mean²`` and ``mean' = d·mean + e``, per group"""
+    """As instance norm, per group"""
     x = _random(2, 6, 7, 9) + 3
     norm = _norm(nn.GroupNorm(3, 6)).double()
     local = LocalGroupNorm.from_module(norm, window)
@@ -301,7 +300,8 @@ def test_a_corrected_variance_is_never_negative() -> None:
     x = _random(1, 2, 7, 9)
     local = LocalInstanceNorm2d(2, 3, eps=1e-2)
     zero, one = torch.zeros(2), torch.ones(2)
-    local.correction = Correction(one, -100 * one, zero, one, zero)
+    local.correction = Correction.unlimited(one, -1e9 * one, zero, one, zero)
+    # Only windows whose outline lies wholly inside count; all others are corrected in part, far enough here.
     assert_close(local(x), (x - reference_local_mean(x, (3, 3))) / 0.1)
 
 
@@ -359,15 +359,16 @@ def _makers() -> list[tuple[Callable[[Any], Any], int]]:
 
 
 def _correction(channels: int) -> Correction:
-    """Five different maps, different in each channel, that keep variances positive."""
+    """Maps that differ in each channel, keep variances positive, and have limits that some statistics exceed."""
     a, b, c, d, e = (_random(channels, 1 + i).mean(1) for i in range(5))
-    return Correction(a.abs() + 0.5, b.abs(), c.abs() + 0.1, d + 1, e)
+    top, low = 1 + 0.1 * _random(channels, 7).mean(1), 2.9 + 0.1 * _random(channels, 8).mean(1)
+    return Correction(a.abs() + 0.5, b.abs(), c.abs() + 0.1, d + 1, e, top, low, low + 0.2)
 
 
-def _naively(correction: Correction) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    a, b, c, d, e = correction
-    return lambda var, mean: (a * var + b + c * mean**2, d * mean + e)
+def _naively(correction: Correction) -> Callable[..., tuple[Tensor, Tensor]]:
+    def correct(var: Tensor, mean: Tensor, w: float) -> tuple[Tensor, Tensor]:
+        a, b, c, d, e, top, low, high = correction
+        m = torch.minimum(torch.maximum(mean, low), high)
+        return var + w * ((a - 1) * torch.minimum(var, top) + b + c * m**2), mean + w * ((d - 1) * m + e)
 
-
-def _per_map(coefficient: Tensor) -> Tensor:
-    return coefficient.reshape(-1, 1, 1)
+    return correct

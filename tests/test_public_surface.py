@@ -25,6 +25,7 @@ NAMES = [
     "TLSCError",
     "TLSCWarning",
     "backend",
+    "calibrate",
     "convert",
     "converted",
     "errors",
@@ -51,15 +52,21 @@ _OPTIONS = (
     "stride: 'int' = 1, example_input: 'Any' = None, include: 'Selection | None' = None, "
     "exclude: 'Selection | None' = None"
 )
+_CALIBRATE = (
+    "calibrate: 'Tensor | Sequence[Tensor] | Plan | None' = None, crop: 'int | tuple[int, int] | None' = None"
+)
 _BASE = "base_size: 'int | tuple[int, int]'"
 _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
 _AFFINE = "weight: 'Tensor | None' = None, bias: 'Tensor | None' = None, eps: 'float' = 1e-05"
 
 SIGNATURES = {
     "backend": "(name: 'str') -> 'Iterator[None]'",
-    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Model'",
-    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
-    "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
+    "calibrate": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor] | Plan', "
+    "crop: 'int | tuple[int, int] | None' = None, *, crops_per_image: 'int' = 32, seed: 'int' = 0) -> 'Plan'",
+    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}) -> 'Model'",
+    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}) "
+    "-> 'Iterator[Model]'",
+    "plan": f"(model: 'nn.Module', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
     "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, "
     "opset: 'int | None' = None, multiple: 'int | tuple[int, int] | None' = None, "
     "sizes: 'Sequence[tuple[int, int, int]] | None' = None, "
@@ -92,7 +99,12 @@ SIGNATURES = {
 }
 
 FIELDS = {
-    "Plan": {"base_size": "tuple[int, int]", "stride": "int", "sites": "tuple[Site, ...]"},
+    "Plan": {
+        "base_size": "tuple[int, int]",
+        "stride": "int",
+        "sites": "tuple[Site, ...]",
+        "calibration": "Calibration | None",
+    },
     "Site": {
         "path": "str",
         "operation": "str",
@@ -102,6 +114,7 @@ FIELDS = {
         "reason": "str",
         "aliases": "tuple[str, ...]",
         "owner": "str | None",
+        "fit": "Fit | None",
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -465,3 +466,48 @@ def test_suffixes_are_known_to_be_readable() -> None:
     for suffix in photo_files.READABLE:
         assert PIL.Image.EXTENSION[suffix] in (*photo_files._FORMATS, "PNG")
     assert set(photo_files.WRITABLE) <= set(photo_files.READABLE)
+
+
+# --------------------------------------------------------------------------------------------------- calibrated
+
+
+@torch.no_grad()
+def test_each_image_calibrates_the_network_that_restores_it(checkpoint: Path, tmp_path: Path) -> None:
+    """The files are those of a network calibrated by hand, on each image by itself; a plan serves all alike."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photographs = {f"{n}.png": pixels(72, 96, 3, seed=n) for n in range(2)}
+    for name, values in photographs.items():
+        PIL.Image.fromarray(values).save(folder / name)
+    argv = ["restore", str(folder), "--checkpoint", str(checkpoint), "--base-size", str(BASE), "--crop", str(BASE)]
+    assert cli.main([*argv[:2], str(tmp_path / "own"), *argv[2:], "--calibrate"]) == 0
+    plans = []
+    for name, values in photographs.items():
+        model = load(checkpoint, BASE)
+        image = torch.from_numpy(values / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", tlsc.TLSCWarning)
+            plans.append(tlsc.calibrate(model, image, BASE))
+        restored = run(model, image).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+        written = np.asarray(PIL.Image.open(tmp_path / "own" / name))
+        assert np.abs(written - np.rint(restored * 255)).max() <= 1
+    assert plans[0] != plans[1]
+    plans[0].save(tmp_path / "plan.json")
+    assert cli.main([*argv[:2], str(tmp_path / "plan"), *argv[2:], "--calibrate", str(tmp_path / "plan.json")]) == 0
+    for name in photographs:
+        own, other = (np.asarray(PIL.Image.open(tmp_path / place / name)) for place in ("own", "plan"))
+        assert np.array_equal(own, other) == (name == "0.png")
+
+
+def test_calibrating_grey_pictures_and_errors(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    PIL.Image.fromarray(pixels(34, 60, 1)[..., 0]).save(tmp_path / "grey.png")
+    argv = ["restore", str(tmp_path / "grey.png"), str(tmp_path / "out.png"), "--checkpoint", str(checkpoint)]
+    assert cli.main([*argv, "--base-size", "32", "--calibrate", "--crop", "32"]) == 0
+    assert "nothing was calibrated: no image is larger than the crop" in capsys.readouterr().err
+    assert cli.main([*argv, "--calibrate"]) == 1
+    assert "give --base-size, too" in capsys.readouterr().err
+    (tmp_path / "no.json").write_text("{}")
+    assert cli.main([*argv, "--base-size", "32", "--calibrate", str(tmp_path / "no.json")]) == 1
+    assert "no.json is no plan" in capsys.readouterr().err

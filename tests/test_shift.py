@@ -17,6 +17,7 @@ import tlsc
 from tlsc.eval import cli
 from tlsc.eval.datasets import find_pairs
 from tlsc.eval.networks import Network
+from tlsc.eval.photographs import load_photograph
 from tlsc.eval.shift import CONDITIONS, distance, measure, shifts
 
 RNG = np.random.default_rng(0)
@@ -154,6 +155,35 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert set(report["samples"][paths[0]]) == set(CONDITIONS)
     assert report["finding"] in said
     assert (out / "shift.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrating_brings_statistics_closer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a ring dominates, the corrected statistics are those of training crops."""
+    out = tmp_path / "shift"
+    (tmp_path / "photographs").mkdir()
+    for name in ("chelsea", "coffee"):
+        pixels = np.rint(load_photograph(name)[40:200, 60:260] * 255).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photographs" / f"{name}.png")
+    argv = [
+        "shift",
+        "hin-all",
+        str(tmp_path / "photographs"),
+        "--degrade",
+        "noise:5",
+        "--crops",
+        "6",
+        "--calibrate",
+        "--crop",
+        "32",
+    ]
+    assert cli.main([*argv, "--base-size", "32", "--out", str(out)]) == 0
+    assert "whole, calibrated" in capsys.readouterr().out
+    with (out / "shift.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    local, calibrated = (np.mean([float(row[f"whole_{name}"]) for row in rows]) for name in ("local", "calibrated"))
+    assert calibrated < 0.7 * local
+    report: dict[str, Any] = json.loads((out / "shift.json").read_text(encoding="utf-8"))
+    assert any(site["fit"]["kept"] for site in report["plan"]["sites"])
 
 
 def test_networks_without_sites(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from . import errors, functional
+from ._calibrate import calibrate
 from ._dispatch import backend
 from ._export import Export, export
 from ._influence import Influence, influence
@@ -33,6 +34,7 @@ __all__ = [
     "TLSCError",
     "TLSCWarning",
     "backend",
+    "calibrate",
     "convert",
     "converted",
     "errors",

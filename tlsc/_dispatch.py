@@ -165,7 +165,7 @@ def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: A
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """See :func:`tlsc._reference.local_mean`; so for the others."""
-    out: Tensor = _call("local_mean", (x, _stacked(correction)), *window, stride)
+    out: Tensor = _call("local_mean", (x, _stacked(correction, x)), *window, stride)
     return out
 
 
@@ -183,17 +183,19 @@ def local_group_norm(
     eps: float = 1e-5,
     correction: Correction | None = None,
 ) -> Tensor:
-    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction)), *window, num_groups, eps)
+    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction, x)), *window, num_groups, eps)
     return out
 
 
-def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
-    out: Tensor = _call("grid_means", (x,), *window, stride)
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
+    out: Tensor = _call("grid_means", (x, _stacked(correction, x)), *window, stride)
     return out
 
 
-def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
-    var, mean = _call("grid_moments", (x,), *window, stride)
+def grid_moments(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
+    var, mean = _call("grid_moments", (x, _stacked(correction, x)), *window, stride)
     return var, mean
 
 
@@ -232,8 +234,8 @@ def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
 # ---------------------------------------------------------------- the operations on tensors and numbers alone
 
 
-def _stacked(correction: Correction | None) -> Tensor | None:
-    return None if correction is None else torch.stack(tuple(correction))
+def _stacked(correction: Correction | None, x: Tensor) -> Tensor | None:
+    return None if correction is None else torch.stack(tuple(correction)).to(x.device)
 
 
 def _correction(stacked: Tensor | None) -> Correction | None:
@@ -262,12 +264,12 @@ def _norm_by(
     return by.local_group_norm(x, (rows, columns), num_groups, weight, bias, eps, _correction(correction))
 
 
-def _grid_means_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
-    return by.grid_means(x, (rows, columns), stride)
+def _grid_means_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_means(x, (rows, columns), stride, _correction(correction))
 
 
-def _grid_moments_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
-    return by.grid_moments(x, (rows, columns), stride)
+def _grid_moments_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
+    return by.grid_moments(x, (rows, columns), stride, _correction(correction))
 
 
 def _meet_by(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int, operation: str) -> Any:
@@ -320,8 +322,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 def _free_grid(name: str) -> Callable[..., Any]:
     """An operation whose grid gets the size that it has in a graph: its last window, repeated, fills it up."""
 
-    def function(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
-        made = _FUNCTIONS[name](by, x, rows, columns, stride)
+    def function(by: Any, x: Tensor, *rest: Any) -> Any:
+        made, stride = _FUNCTIONS[name](by, x, *rest), rest[-1]
         sides = _graph.grid_shape(x, stride)[-2:]
         grids = tuple(_filled(grid, sides) for grid in (made if isinstance(made, tuple) else (made,)))
         return grids if isinstance(made, tuple) else grids[0]
@@ -371,8 +373,8 @@ _SHAPES: dict[str, Callable[..., Sequence[Sequence[int]]]] = {
     "local_mean": lambda x, *_: (x.shape,),
     "local_var_mean": lambda x, *_: (x.shape, x.shape),
     "local_group_norm": lambda x, *_: (x.shape,),
-    "grid_means": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),),
-    "grid_moments": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),) * 2,
+    "grid_means": lambda x, correction, rows, columns, stride: (_graph.grid_shape(x, stride),),
+    "grid_moments": lambda x, correction, rows, columns, stride: (_graph.grid_shape(x, stride),) * 2,
     "grid_maxima": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),),
     "meet": lambda x, *_: (x.shape,),
     "transposed_attention": lambda q, k, v, *_: (v.shape,),
@@ -390,7 +392,8 @@ def _like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _grid(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+def _grid(x: Tensor, *arguments: Any) -> Tensor:
+    rows, columns, stride = arguments[-3:]
     sizes = [(max(n - k, 0) + stride - 1) // stride + 1 for n, k in zip(x.shape[-2:], (rows, columns), strict=True)]
     return x.new_empty((x.shape[0], x.shape[1], *sizes))
 
@@ -400,8 +403,9 @@ _SCHEMAS = {
     "local_var_mean": "(Tensor x, SymInt rows, SymInt columns) -> (Tensor, Tensor)",
     "local_group_norm": "(Tensor x, Tensor? weight, Tensor? bias, Tensor? correction, SymInt rows, SymInt columns, "
     "SymInt num_groups, float eps) -> Tensor",
-    "grid_means": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
-    "grid_moments": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
+    "grid_means": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
+    "grid_moments": "(Tensor x, Tensor? correction, SymInt rows, SymInt columns, SymInt stride) "
+    "-> (Tensor, Tensor)",
     "grid_maxima": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
     "place": "(Tensor grid, SymInt rows, SymInt columns, SymInt stride, SymInt height, SymInt width) -> Tensor",
     "transposed_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns, "
@@ -427,8 +431,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _free_like(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
-    return x.new_empty(_graph.grid_shape(x, stride))
+def _free_like(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(_graph.grid_shape(x, arguments[-1]))
 
 
 _FREE_FAKES: dict[str, Callable[..., Any]] = {

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._correction import Correction
+from ._correction import Correction, share_of
 
 __all__ = [
     "applies",
@@ -64,9 +64,7 @@ def smaller(a: Any, b: Any) -> Any:
 
 def local_mean(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.local_mean`."""
-    mean = grid_means(x, window, stride)
-    if correction is not None:
-        mean = correction.mean_of(mean)
+    mean = grid_means(x, window, stride, correction)
     return place(mean, window, stride, x.shape[2], x.shape[3])
 
 
@@ -93,8 +91,9 @@ def local_group_norm(
     var, mean = _moments(centred, window, 1)
     if correction is not None:
         absolute = mean + shift.squeeze(2)
-        var = correction.var_of(var, absolute)
-        mean = correction.mean_of(absolute) - shift.squeeze(2)
+        share = _inside(x, window, 1).to(var.dtype)
+        var = correction.var_of(var, absolute, share)
+        mean = correction.mean_of(absolute, share) - shift.squeeze(2)
     scale = place((var + eps).rsqrt(), window, 1, height, width).unsqueeze(2)
     out = (centred - place(mean, window, 1, height, width).unsqueeze(2)) * scale
     out = out.reshape(batch, channels, height, width)
@@ -105,20 +104,28 @@ def local_group_norm(
     return out.to(x.dtype)
 
 
-def grid_means(x: Tensor, window: Window, stride: int = 1) -> Tensor:
+def grid_means(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.grid_means`."""
     groups = x if x.dim() == 5 else x.unsqueeze(2)
     shift = _shift(groups)
-    mean = _means((groups.to(shift.dtype) - shift).mean(2), window, stride)
-    return (mean + shift.squeeze(2)).to(x.dtype)
+    mean = _means((groups.to(shift.dtype) - shift).mean(2), window, stride) + shift.squeeze(2)
+    if correction is not None:
+        mean = correction.mean_of(mean, _inside(x, window, stride).to(mean.dtype))
+    return mean.to(x.dtype)
 
 
-def grid_moments(x: Tensor, window: Window, stride: int = 1) -> tuple[Tensor, Tensor]:
+def grid_moments(
+    x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
     """As :func:`tlsc._reference.grid_moments`."""
     groups = x if x.dim() == 5 else x.unsqueeze(2)
     shift = _shift(groups)
     var, mean = _moments(groups.to(shift.dtype) - shift, window, stride)
-    return var.to(x.dtype), (mean + shift.squeeze(2)).to(x.dtype)
+    mean = mean + shift.squeeze(2)
+    if correction is not None:
+        share = _inside(x, window, stride).to(mean.dtype)
+        var, mean = correction.var_of(var, mean, share), correction.mean_of(mean, share)
+    return var.to(x.dtype), mean.to(x.dtype)
 
 
 def grid_maxima(x: Tensor, window: Window, stride: int = 1) -> Tensor:
@@ -171,6 +178,20 @@ def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, Any]:
     inside = smaller(k, n)
     last = n - inside
     return (torch.arange(n, device=device) - (inside - 1) // 2).clamp(min=0).clamp(max=last), last
+
+
+def _inside(x: Tensor, window: Window, stride: int) -> Tensor:
+    """As :func:`tlsc._correction.inside`, for the grid that is made here of a map (…, H, W); float32."""
+    touched, sizes = [], []
+    for dim, axis in _AXES:
+        n = x.shape[dim]
+        _, last = window_starts(n, window[axis], x.device)
+        start = torch.arange(n if stride == 1 else n // stride + 1, device=x.device) * stride
+        if stride > 1:
+            start = torch.cat([start, torch.zeros_like(start[:1]) + last])
+        touched.append((start == 0).float() + (start == last).float())
+        sizes.append(smaller(window[axis], n))
+    return share_of(touched[0], touched[1], (sizes[0], sizes[1]))
 
 
 def positions(x: Tensor, window: Window) -> Any:

@@ -163,10 +163,10 @@ def _prefixes(sums, squares, prefix, prefix2):
 
 
 @_compiled
-def _means(prefix, columns, share, shift, scale, offset, out):
+def _means(prefix, columns, share, shift, out):
     ends = prefix[columns:]
     for j in range(ends.shape[0]):
-        out[j] = ((ends[j] - prefix[j]) * share + shift) * scale + offset
+        out[j] = (ends[j] - prefix[j]) * share + shift
 
 
 @_compiled
@@ -175,6 +175,37 @@ def _variances(first, second, columns, share, out):
     for j in range(ends.shape[0]):
         mean = (ends[j] - first[j]) * share
         out[j] = max((squares[j] - second[j]) * share - mean * mean, 0.0)
+
+
+@_compiled
+def _corrected_mean(mean, correction, weight):
+    """See :class:`tlsc._correction.Correction`, whose fields are the entries here."""
+    clipped = min(max(mean, correction[6]), correction[7])
+    return mean + weight * ((correction[3] - 1.0) * clipped + correction[4])
+
+
+@_compiled
+def _corrected_var(var, mean, correction, weight):
+    clipped = min(max(mean, correction[6]), correction[7])
+    more = (correction[0] - 1.0) * min(var, correction[5]) + correction[1] + correction[2] * (clipped * clipped)
+    return max(var + weight * more, 0.0)
+
+
+@_compiled
+def _means_corrected(prefix, columns, share, shift, correction, across, down, out):
+    """:func:`_means`, corrected with the weights ``across − down``."""
+    ends = prefix[columns:]
+    for j in range(ends.shape[0]):
+        out[j] = _corrected_mean((ends[j] - prefix[j]) * share + shift, correction, across[j] - down)
+
+
+@_compiled
+def _variances_corrected(first, second, columns, share, shift, correction, across, down, out):
+    ends, squares = first[columns:], second[columns:]
+    for j in range(ends.shape[0]):
+        mean = (ends[j] - first[j]) * share
+        var = max((squares[j] - second[j]) * share - mean * mean, 0.0)
+        out[j] = _corrected_var(var, mean + shift, correction, across[j] - down)
 
 
 @_compiled
@@ -190,17 +221,16 @@ def _scales(first, second, columns, share, shift, eps, mean, scale):
 
 
 @_compiled
-def _scales_anywhere(first, second, columns, share, shift, eps, correction, mean, scale):
-    """The same beyond the range of single precision, and with a correction (a, b, c, d, e)."""
-    a, b, c, d, e = correction[0], correction[1], correction[2], correction[3], correction[4]
+def _scales_anywhere(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
+    """The same beyond the range of single precision, and with a correction."""
     ends, squares = first[columns:], second[columns:]
     for j in range(ends.shape[0]):
         value = (ends[j] - first[j]) * share
         var = max((squares[j] - second[j]) * share - value * value, 0.0)
         value += shift
-        var = max(a * var + b + c * (value * value), 0.0)
+        var = _corrected_var(var, value, correction, across[j] - down)
         scale[j] = 1.0 / np.sqrt(var + eps)
-        mean[j] = d * value + e
+        mean[j] = _corrected_mean(value, correction, across[j] - down)
 
 
 @_compiled
@@ -239,7 +269,10 @@ def _combine(operation, row, values, out):
 
 
 @_compiled
-def _slide(x, rows, columns, moments, placed, coefficients, bands, means, variances, spoiled, start, stop):
+def _slide(
+    x, rows, columns, moments, placed, corrected, coefficients, down, across, bands, means, variances, spoiled,
+    start, stop,
+):  # fmt: skip
     """Mean, and variance, of the windows that start at every position; ``placed``: one for every position."""
     depth, height, width = x.shape[1:]
     first, second = np.empty(width), np.empty(width)
@@ -270,20 +303,30 @@ def _slide(x, rows, columns, moments, placed, coefficients, bands, means, varian
                     _move(x[p, d, at + rows - 1], x[p, d, at - 1], shift, moments, first, second)
             top = at
             _prefix(first, sums)
-            _means(sums, columns, share, shift, coefficients[p, 0], coefficients[p, 1], means[p, i, left:])
-            if placed:
-                _replicate(means[p, i], left, count)
             if moments:
                 _prefix(second, squares)
-                _variances(sums, squares, columns, share, variances[p, i, left:])
-                if placed:
+            if corrected:
+                k = coefficients[p]
+                _means_corrected(sums, columns, share, shift, k, across, down[at], means[p, i, left:])
+                if moments:
+                    line = variances[p, i, left:]
+                    _variances_corrected(sums, squares, columns, share, shift, k, across, down[at], line)
+            else:
+                _means(sums, columns, share, shift, means[p, i, left:])
+                if moments:
+                    _variances(sums, squares, columns, share, variances[p, i, left:])
+            if placed:
+                _replicate(means[p, i], left, count)
+                if moments:
                     _replicate(variances[p, i], left, count)
         total = first.sum() + (second.sum() if moments else 0.0)
         spoiled[unit] = not np.isfinite(total)
 
 
 @_compiled
-def _norm(x, rows, columns, weight, bias, eps, corrected, coefficients, bands, out, spoiled, start, stop):
+def _norm(
+    x, rows, columns, weight, bias, eps, corrected, coefficients, down, across, bands, out, spoiled, start, stop
+):  # fmt: skip
     """Normalise every position by its window; parameters are of the planes' groups, over and over."""
     depth, height, width = x.shape[1:]
     first, second = np.empty(width), np.empty(width)
@@ -316,8 +359,9 @@ def _norm(x, rows, columns, weight, bias, eps, corrected, coefficients, bands, o
                     _scales(sums, squares, columns, share, shift, eps, mean[left:], scale[left:])
                 else:
                     _scales_anywhere(
-                        sums, squares, columns, share, shift, eps, coefficients[group], mean[left:], scale[left:]
-                    )
+                        sums, squares, columns, share, shift, eps, coefficients[group], across, down[at],
+                        mean[left:], scale[left:],
+                    )  # fmt: skip
                 _replicate(mean, left, count)
                 _replicate(scale, left, count)
             for d in range(depth):
@@ -326,7 +370,10 @@ def _norm(x, rows, columns, weight, bias, eps, corrected, coefficients, bands, o
 
 
 @_compiled
-def _grid(x, tops, lefts, rows, columns, moments, coefficients, means, variances, spoiled, start, stop):
+def _grid(
+    x, tops, lefts, rows, columns, moments, corrected, coefficients, down_weights, across_weights, means, variances,
+    spoiled, start, stop,
+):  # fmt: skip
     """Mean, and variance, of the windows at ``tops`` × ``lefts``: sums of all rows above, read at their ends."""
     depth, height, width = x.shape[1:]
     first, second = np.empty(width), np.empty(width)
@@ -365,9 +412,15 @@ def _grid(x, tops, lefts, rows, columns, moments, coefficients, means, variances
         for a in range(down):
             for c in range(across):
                 value = mean[a, c] * share
-                means[p, a, c] = (value + shift) * coefficients[p, 0] + coefficients[p, 1]
+                var = max(square[a, c] * share - value * value, 0.0)
+                value += shift
+                if corrected:
+                    weight = across_weights[c] - down_weights[a]
+                    var = _corrected_var(var, value, coefficients[p], weight)
+                    value = _corrected_mean(value, coefficients[p], weight)
+                means[p, a, c] = value
                 if moments:
-                    variances[p, a, c] = max(square[a, c] * share - value * value, 0.0)
+                    variances[p, a, c] = var
         spoiled[p] = not np.isfinite(first.sum() + (second.sum() if moments else 0.0))
 
 
@@ -553,7 +606,9 @@ def _statistics(
             columns,
             moments,
             placed,
+            correction is not None,
             coefficients[first:],
+            *weights,
             bands,
             means,
             variances,
@@ -563,30 +618,43 @@ def _statistics(
         return _spoiled(spoiled, len(stack))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
-        maps = planes.unsqueeze(0)
+        maps, own = planes.unsqueeze(0), _of_plane(correction, first % x.shape[1])
         if moments:
-            var, mean = _reference.grid_moments(maps, window)
+            var, mean = _reference.grid_moments(maps, window, 1, own)
         else:
-            mean = _reference.grid_means(maps, window)
-            if correction is not None:
-                mean = correction.per_plane(x.shape[0]).planes(slice(first, first + 1)).mean_of(mean[0])[None]
-            var = mean
+            var = mean = _reference.grid_means(maps, window, 1, own)
         if placed:
             var, mean = (_reference.place(value, window, 1, *x.shape[-2:]) for value in (var, mean))
         return (mean[0], var[0])[: len(outs)]
 
-    coefficients = _mean_coefficients(x, correction)
+    coefficients = np.tile(_coefficients(correction, x.shape[1]), (x.shape[0], 1))
+    weights = _weights(rows, columns, x.shape[-2] - rows + 1, x.shape[-1] - columns + 1)
     _over(x, outs, run, spare)
 
 
-def _mean_coefficients(x: Tensor, correction: Correction | None) -> np.ndarray:
-    """Scale and offset of each plane's mean."""
-    out = np.zeros((x.shape[0] * x.shape[1], 2))
-    out[:, 0] = 1.0
-    if correction is not None:
-        for i, values in enumerate((correction.d, correction.e)):
-            out[:, i] = np.tile(values.detach().double().numpy(), x.shape[0])
-    return out
+_NONE = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def _coefficients(correction: Correction | None, channels: int) -> np.ndarray:
+    """A correction as (channels, 8); one that changes nothing where there is none."""
+    if correction is None:
+        return np.tile(_NONE, (channels, 1))
+    return np.stack([values.detach().double().numpy() for values in correction], 1)
+
+
+def _of_plane(correction: Correction | None, channel: int) -> Correction | None:
+    return None if correction is None else correction.planes(slice(channel, channel + 1))
+
+
+@lru_cache(256)
+def _weights(rows: int, columns: int, down: int, across: int) -> tuple[np.ndarray, np.ndarray]:
+    """What to subtract for each row of windows, and from what for each column: the outline inside the map."""
+    touched = np.zeros(down), np.zeros(across)
+    for ends in touched:
+        ends[0] += 1
+        ends[-1] += 1
+    outline = 2 * (rows + columns)
+    return touched[0] * columns / outline, 1 - touched[1] * rows / outline
 
 
 def _on_grid(
@@ -601,21 +669,20 @@ def _on_grid(
         stack = planes.reshape(len(planes), -1, *planes.shape[-2:])
         spoiled = np.zeros(len(stack), np.bool_)
         means, variances = flat[0].numpy(), flat[-1].numpy()
-        args: Any = (stack.numpy(), tops, lefts, rows, columns, moments, coefficients[first:])
-        args += means, variances, spoiled
+        args: Any = (stack.numpy(), tops, lefts, rows, columns, moments, correction is not None)
+        args += coefficients[first:], *weights, means, variances, spoiled
         _share_out(_grid, args, len(stack), planes.numel())
         return _spoiled(spoiled, len(stack))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
+        own = _of_plane(correction, first % x.shape[1])
         if moments:
-            var, mean = _reference.grid_moments(planes.unsqueeze(0), window, stride)
+            var, mean = _reference.grid_moments(planes.unsqueeze(0), window, stride, own)
             return mean[0], var[0]
-        mean = _reference.grid_means(planes.unsqueeze(0), window, stride)[0]
-        if correction is not None:
-            mean = correction.per_plane(x.shape[0]).planes(slice(first, first + 1)).mean_of(mean)
-        return (mean,)
+        return (_reference.grid_means(planes.unsqueeze(0), window, stride, own)[0],)
 
-    coefficients = _mean_coefficients(x, correction)
+    coefficients = np.tile(_coefficients(correction, x.shape[1]), (x.shape[0], 1))
+    weights = _weights(rows, columns, len(tops), len(lefts))
     _over(x, outs, run, spare)
 
 
@@ -676,9 +743,8 @@ def local_group_norm(
         else values.detach().double().reshape(num_groups, depth).contiguous().numpy()
         for values, default in ((weight, 1.0), (bias, 0.0))
     )
-    coefficients = np.tile([1.0, 0.0, 0.0, 1.0, 0.0], (num_groups, 1))
-    if correction is not None:
-        coefficients = np.stack([values.detach().double().numpy() for values in correction], 1)
+    coefficients = _coefficients(correction, num_groups)
+    weights = _weights(rows, columns, x.shape[-2] - rows + 1, x.shape[-1] - columns + 1)
 
     def run(planes: Tensor, flat: list[Tensor], first: int) -> list[int]:
         bands = _bands(len(planes), planes.shape[2], rows)
@@ -697,6 +763,7 @@ def local_group_norm(
             eps,
             correction is not None,
             parameters[2],
+            *weights,
             bands,
             flat[0].numpy(),
             spoiled,
@@ -708,7 +775,7 @@ def local_group_norm(
         group = first % num_groups
         part = slice(group * depth, (group + 1) * depth)
         scaled, moved = (None if values is None else values[part] for values in (weight, bias))
-        corrected = None if correction is None else correction.planes(slice(group, group + 1))
+        corrected = _of_plane(correction, group)
         return (_reference.local_group_norm(planes, window, 1, scaled, moved, eps, corrected),)
 
     out = _empty(x)
@@ -717,23 +784,25 @@ def local_group_norm(
     return out
 
 
-def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.grid_means`."""
     out = _new_grid(x, window, stride, x.dtype)
     if stride == 1:
-        _statistics(x, [out], window, False)
+        _statistics(x, [out], window, False, correction)
     else:
-        _on_grid(x, [out], window, stride)
+        _on_grid(x, [out], window, stride, correction)
     return out
 
 
-def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+def grid_moments(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
     """As :func:`tlsc._reference.grid_moments`."""
     mean, var = (_new_grid(x, window, stride, x.dtype) for _ in range(2))
     if stride == 1:
-        _statistics(x, [mean, var], window, False)
+        _statistics(x, [mean, var], window, False, correction)
     else:
-        _on_grid(x, [mean, var], window, stride)
+        _on_grid(x, [mean, var], window, stride, correction)
     return var, mean
 
 

@@ -2,13 +2,68 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-__all__ = ["Action", "Plan", "Site"]
+from .errors import ArgumentValueError
+
+__all__ = ["Action", "Calibration", "Fit", "Plan", "Site"]
 
 Action = Literal["exact", "strided", "left global", "left alone"]
+FORMAT = "tlsc plan 1"
+NAMES = ("a", "b", "c", "d", "e", "top", "low", "high")
+"""The rows of a site's coefficients."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`tlsc.calibrate` found at a site.
+
+    Attributes:
+        kept: whether the site's statistics are corrected.
+        before: how far they are from those of training crops, on crops held out, averaged over channels: for a norm
+            ``sqrt(log(s'/s)² + (m' − m)²/s²)`` with mean m and ``s² = var + eps``, for a mean ``|m' − m|/s``.
+            None where nothing was measured.
+        after: the same with the correction.
+        reason: why there is none; empty otherwise.
+        coefficients: the eight rows of the correction (a, b, c, d, e, top, low, high), a number per channel each:
+            ``var' = a·var + b + c·mean²``, ``mean' = d·mean + e``, as they are up to a variance of ``top`` and for
+            means between ``low`` and ``high``. Empty where nothing was fitted.
+    """
+
+    kept: bool = False
+    before: float | None = None
+    after: float | None = None
+    reason: str = ""
+    coefficients: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a plan was calibrated, and what that did to the output.
+
+    Attributes:
+        crop: (height, width) of the training crops in pixels.
+        images: how many were given.
+        crops: how many of them were looked at.
+        seed: of their places.
+        original: RMS difference between the original's output on images and on crops, at the crops' centres.
+        local: the same for the converted model without corrections.
+        calibrated: and with those that are kept. None, all three, where nothing was measured.
+    """
+
+    crop: tuple[int, int]
+    images: int
+    crops: int
+    seed: int
+    original: float | None = None
+    local: float | None = None
+    calibrated: float | None = None
 
 
 @dataclass(frozen=True)
@@ -26,6 +81,7 @@ class Site:
         owner: path of the module whose forward is rewritten for it, with all that follows the statistic until its
             result meets the map again; None where the site's own module is replaced.
         aliases: further paths under which the same place is found.
+        fit: its correction, once the model is calibrated.
     """
 
     path: str
@@ -36,6 +92,7 @@ class Site:
     reason: str = ""
     aliases: tuple[str, ...] = ()
     owner: str | None = None
+    fit: Fit | None = None
 
     @property
     def converted(self) -> bool:
@@ -51,6 +108,7 @@ class Plan:
         base_size: (height, width) at the model's input, in pixels.
         stride: grid on which local means are evaluated; 1 is exact.
         sites: one :class:`Site` each.
+        calibration: how it was calibrated; None if it was not.
 
     Example:
         >>> from torch import nn
@@ -69,6 +127,7 @@ class Plan:
     base_size: tuple[int, int]
     stride: int
     sites: tuple[Site, ...]
+    calibration: Calibration | None = None
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -93,6 +152,54 @@ class Plan:
         """Plain Python data, ready for JSON."""
         return asdict(self)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan, its corrections included, to a JSON file. The file is written whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        target = Path(path)
+        text = json.dumps({"format": FORMAT, **self.as_dict()}, indent=1, allow_nan=False)
+        new = target.with_name(f".{target.name}.{os.getpid()}.new")
+        try:
+            new.write_text(text + "\n", encoding="utf-8")
+            new.replace(target)
+        finally:
+            new.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read what :meth:`save` wrote; nothing in it is trusted.
+
+        Raises:
+            ArgumentValueError: it is no such file, or holds values that cannot be.
+            OSError: it cannot be read.
+
+        Example:
+            >>> import tempfile, tlsc
+            >>> from torch import nn
+            >>> plan = tlsc.plan(nn.Sequential(nn.InstanceNorm2d(8)), 64)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     plan.save(f"{folder}/plan.json")
+            ...     Plan.load(f"{folder}/plan.json") == plan
+            True
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ArgumentValueError(f"{path} is no plan: {str(error).splitlines()[0]}") from error
+        except RecursionError as error:
+            raise ArgumentValueError(f"{path} is no plan: nested too deep") from error
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+            raise ArgumentValueError(f"{path} is no plan: it does not begin with the format {FORMAT!r}")
+        try:
+            plan = _made(cls, data)
+            assert isinstance(plan, Plan)
+            _check(plan)
+        except (TypeError, ValueError) as error:
+            raise ArgumentValueError(f"{path} is no plan: {error}") from error
+        return plan
+
     def __str__(self) -> str:
         from tabulate import tabulate
 
@@ -103,6 +210,10 @@ class Plan:
         )
         if not self.sites:
             return head
+        names = ["path", "operation", "feature size", "window", "action", "reason"]
+        if self.calibration is not None:
+            head += f"\n{_calibrated(self)}"
+            names[5:5] = ["before", "after"]
         rows = [
             (
                 ",\n".join(path or "(the model)" for path in (site.path, *site.aliases)),
@@ -110,13 +221,83 @@ class Plan:
                 _size(site.feature_size),
                 _size(site.window),
                 site.action,
-                site.reason,
+                *(() if self.calibration is None else _figures(site.fit)),
+                _reason(site),
             )
             for site in self.sites
         ]
-        names = ["path", "operation", "feature size", "window", "action", "reason"]
-        table = tabulate(rows, headers=names, disable_numparse=True, maxcolwidths=[*[None] * 5, 64])
+        table = tabulate(rows, headers=names, disable_numparse=True, maxcolwidths=[*[None] * (len(names) - 1), 64])
         return head + "\n\n" + "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def _calibrated(plan: Plan) -> str:
+    about, kept = plan.calibration, sum(site.fit is not None and site.fit.kept for site in plan)
+    assert about is not None
+    said = (
+        f"calibrated on {about.crops} crops of {_size(about.crop)}: {kept} of {len(plan.converted)} sites corrected"
+    )
+    if about.original is None:
+        return said
+    return (
+        f"{said}. Off from the output on crops (RMS, at their centres): original {about.original:.2g}, "
+        f"local {about.local:.2g}, calibrated {about.calibrated:.2g}"
+    )
+
+
+def _figures(fit: Fit | None) -> tuple[str, str]:
+    """How far a site's statistics are from those of training crops; unchanged where nothing is corrected."""
+    if fit is None or fit.before is None or fit.after is None:
+        return "–", "–"
+    return f"{fit.before:.3f}", f"{fit.after if fit.kept else fit.before:.3f}"
+
+
+def _reason(site: Site) -> str:
+    return site.reason or (f"not corrected: {site.fit.reason}" if site.fit is not None and site.fit.reason else "")
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """``value``, as JSON has it, as the type of a field; TypeError or ValueError where it is something else."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
+            raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
+        return kind(**{name: _made(hints[name], value[name]) for name in hints})
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        if not isinstance(value, list) or (inner[-1] is not ... and len(value) != len(inner)):
+            raise ValueError(f"expected a list, {kind}, got {value!r:.50}")
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
+        return tuple(_made(one, part) for one, part in zip(kinds, value, strict=True))
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"expected one of {', '.join(inner)}, got {value!r:.50}")
+        return value
+    if type(None) in inner:
+        return None if value is None else _made(inner[0], value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, got {value!r:.50}")
+    if kind is float and not math.isfinite(value):
+        raise ValueError("numbers must be finite")
+    return value
+
+
+def _check(plan: Plan) -> None:
+    sizes = [plan.base_size, *(site.window for site in plan if site.window is not None)]
+    if plan.stride < 1 or any(n < 1 for size in sizes for n in size):
+        raise ValueError("sizes and stride must be at least 1")
+    for site in plan:
+        rows = () if site.fit is None else site.fit.coefficients
+        if rows and (len(rows) != len(NAMES) or len({len(row) for row in rows}) != 1 or not rows[0]):
+            raise ValueError(f"{site.path or 'the model'}: coefficients are {len(NAMES)} rows of one length")
+        if site.fit is not None and site.fit.kept and not rows:
+            raise ValueError(f"{site.path or 'the model'}: a correction that is kept has coefficients")
+        found = dict(zip(NAMES, rows, strict=False))
+        if any(value < 0 for name in ("a", "b", "c", "d", "top") for value in found.get(name, ())):
+            raise ValueError(f"{site.path or 'the model'}: a, b, c, d and top are not negative")
+        if rows and any(low > high for low, high in zip(found["low"], found["high"], strict=True)):
+            raise ValueError(f"{site.path or 'the model'}: low is at most high")
 
 
 def _size(size: tuple[int, int] | None) -> str:

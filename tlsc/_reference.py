@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._correction import Correction
+from ._correction import Correction, inside
 
 __all__ = ["local_group_norm", "local_mean", "local_var_mean"]
 
@@ -38,7 +38,7 @@ def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
         shift = _shift(planes)
         mean = _window_means(planes - shift, window, stride) + shift
         if per_plane is not None:
-            mean = per_plane.planes(part).mean_of(mean)
+            mean = per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
         if stride == 1:
             return _replicate(mean.to(x.dtype), window, height, width)
         return _interpolate(mean.to(read), window, stride, height, width).to(x.dtype)
@@ -82,8 +82,9 @@ def local_group_norm(
         var, mean = _moments(centred, window)
         if per_plane is not None:
             absolute = mean + shift.squeeze(1)
-            var = per_plane.planes(part).var_of(var, absolute)
-            mean = per_plane.planes(part).mean_of(absolute) - shift.squeeze(1)
+            own, share = per_plane.planes(part), inside(var, _clipped(window, planes))
+            var = own.var_of(var, absolute, share)
+            mean = own.mean_of(absolute, share) - shift.squeeze(1)
         scale = _replicate((var + eps).rsqrt(), window, height, width).unsqueeze(1)
         mean = _replicate(mean, window, height, width).unsqueeze(1)
         out = (centred - mean) * scale
@@ -99,31 +100,45 @@ def local_group_norm(
 # ------------------------------------------------------------------------------- statistics of evaluated windows
 
 
-def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """Means of (N, K, H, W), or of (N, K, D, H, W) over D too, over every evaluated window: (N, K, h, w).
 
     Every window that lies inside where ``stride`` is 1, else those on its grid; one where it covers the map.
     """
+    per_plane = None if correction is None else correction.per_plane(x.shape[0])
 
-    def piece(planes: Tensor) -> Tensor:
+    def piece(planes: Tensor, part: slice) -> Tensor:
         shift = _shift(planes.flatten(1, 2)).unsqueeze(1)
         centred = planes - shift
         first = centred.squeeze(1) if centred.shape[1] == 1 else centred.mean(1)
-        return _window_means(first, window, stride) + shift.squeeze(1)
+        mean = _window_means(first, window, stride) + shift.squeeze(1)
+        return (
+            mean
+            if per_plane is None
+            else per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
+        )
 
     planes = _stacked(x)
-    return _unstacked([piece(planes[part]).to(x.dtype) for part in _pieces(planes)], x)
+    return _unstacked([piece(planes[part], part).to(x.dtype) for part in _pieces(planes)], x)
 
 
-def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+def grid_moments(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
     """Biased variances and means, as :func:`grid_means`."""
     planes = _stacked(x)
+    per_plane = None if correction is None else correction.per_plane(x.shape[0])
     variances, means = [], []
     for part in _pieces(planes):
         shift = _shift(planes[part].flatten(1, 2)).unsqueeze(1)
         var, mean = _moments(planes[part] - shift, window, stride)
+        mean = mean + shift.squeeze(1)
+        if per_plane is not None:
+            own, share = per_plane.planes(part), inside(var, _clipped(window, x))
+            var = own.var_of(var, mean, share)
+            mean = own.mean_of(mean, share)
         variances.append(var.to(x.dtype))
-        means.append((mean + shift.squeeze(1)).to(x.dtype))
+        means.append(mean.to(x.dtype))
     return _unstacked(variances, x), _unstacked(means, x)
 
 
@@ -168,6 +183,10 @@ def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
     ends = blocks.flip(dim).cummax(dim).values.flip(dim).flatten(dim - 1, dim)
     beginnings = blocks.cummax(dim).values.flatten(dim - 1, dim)
     return torch.maximum(ends.narrow(dim, 0, n - k + 1), beginnings.narrow(dim, k - 1, n - k + 1))
+
+
+def _clipped(window: tuple[int, int], x: Tensor) -> tuple[int, int]:
+    return min(window[0], x.shape[-2]), min(window[1], x.shape[-1])
 
 
 def _stacked(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from types import ModuleType
 from typing import Any, TypeGuard
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import _dispatch, _graph, _reference, attention, functional
+from ._correction import Correction
 from ._probe import is_hooked
 from ._trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 from .errors import ArgumentValueError
@@ -47,6 +48,8 @@ class _Rewriter:
         self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
         self.fixed: list[tuple[str, Any]] = []  # arguments on which the traced course depends
+        # Norms that attention takes of its queries are no sites: they have no number.
+        self.numbers = {node: number for number, node in enumerate((*trace.reductions, *trace.norms))}
         self.batched = self._batched()
 
     def run(self) -> fx.Graph:
@@ -180,7 +183,10 @@ class _Rewriter:
             return call(to_batch, (grid, _item(node.meta["value"])))
         grid = call(
             evaluate,
-            (canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
+            (
+                *(canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
+                *(self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1)),
+            ),
         )
         self.grids.setdefault(
             space, grid if reduction.operation not in _PAIRS else call(operator.getitem, (grid, 0))
@@ -212,6 +218,7 @@ class _Rewriter:
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        args += (self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1))
         return self.graph.call_function(local_norm, args)
 
     def _attention(self, gram: Gram, features: fx.Node) -> fx.Node:
@@ -305,6 +312,8 @@ class _Rewriter:
 
 
 _PAIRS = ("var_mean", "std_mean")
+CORRECTIONS = "_tlsc_corrections"
+"""Where a rewritten module keeps the corrections of its statistics, by the number of each among its sites."""
 
 
 def _pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -374,10 +383,13 @@ def local_norm(
     eps: float,
     height: int,
     width: int,
+    corrections: Corrections,
+    number: int,
 ) -> Tensor:
     """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
     maps = x.reshape(*x.shape[:2], height, width)
-    out = functional._local_group_norm(maps, window, groups, weight, bias, eps)
+    correction = _found(corrections, number, maps, "instance" if groups is None else str(groups))
+    out = functional._local_group_norm(maps, window, groups, weight, bias, eps, correction)
     return out.reshape(x.shape)
 
 
@@ -404,21 +416,39 @@ def to_canonical(
     return x.reshape(x.shape[0], channels, -1, height, width)
 
 
+Corrections = MutableMapping[int, Correction]
+
+
+def _found(corrections: Corrections, number: int, x: Tensor, operation: str) -> Correction | None:
+    """The correction of a statistic of ``x``; while calibrating the map is noted."""
+    if type(corrections) is not dict:
+        corrections.note(number, x, operation)  # type: ignore[attr-defined]
+    return corrections.get(number)
+
+
 def evaluate(
-    x: Tensor, operation: str, window: tuple[int, int], stride: int, order: float = 2.0, correction: float = 0.0
+    x: Tensor,
+    operation: str,
+    window: tuple[int, int],
+    stride: int,
+    order: float,
+    correction: float,
+    corrections: Corrections,
+    number: int,
 ) -> Any:
     """A statistic of every window that is evaluated: (N, K, h, w); (N, K, 1, 1) where the window covers the map."""
     height, width = x.shape[-2:]
     if x.dim() == 3:
-        out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction)
+        out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction, corrections, number)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
+    corrected = _found(corrections, number, x, operation)
     if not _graph.applies() and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
     positions = _graph.positions(x, window)
     if x.dim() == 5:
         positions *= x.shape[2]
     if operation in ("mean", "sum"):
-        mean = _dispatch.grid_means(x, window, stride)
+        mean = _dispatch.grid_means(x, window, stride, corrected)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
         if math.isinf(order):
@@ -436,7 +466,7 @@ def evaluate(
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
         return sign * _dispatch.grid_maxima(sign * x, window, stride)
-    var, mean = _dispatch.grid_moments(x, window, stride)
+    var, mean = _dispatch.grid_moments(x, window, stride, corrected)
     if operation == "var_sum":
         return var * positions
     if correction:
@@ -618,7 +648,7 @@ def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
         name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)
         for name, value in code.globals.items()
     }
-    return _assembled(type(module), code.src, names, dict(module.__dict__))
+    return _assembled(type(module), code.src, names, {**module.__dict__, CORRECTIONS: {}})
 
 
 def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:

@@ -26,13 +26,15 @@ Model = TypeVar("Model", bound=nn.Module)
 Selection = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 _ORIGINAL = "_tlsc_original"
+_PLAN = "_tlsc_plan"  # the plan that a model was converted by
+OWN_SITES = "_tlsc_own_sites"  # of a rewritten module: the child that takes each statistic, or None
 _MADE_FOR = "_tlsc_made_for"  # base_size and stride of the conversion
 _EXCHANGED = "_tlsc_exchanged"  # marks a local module that is the very object the caller converted
 
 
 def plan(
     model: nn.Module,
-    base_size: int | tuple[int, int],
+    base_size: int | tuple[int, int] | None = None,
     *,
     stride: int = 1,
     example_input: Any = None,
@@ -44,13 +46,15 @@ def plan(
     A model that is converted already is planned as the original it was.
 
     Args:
-        model, base_size, stride, example_input, include, exclude: as for :func:`convert`.
+        model, base_size, stride, example_input, include, exclude: as for :func:`convert`. Without ``base_size``:
+            what was done to a converted model, its corrections included.
 
     Returns:
         A :class:`Plan`: data, and a table when printed. Without any site it is empty.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError, ProbeError: as :func:`convert`.
+        ArgumentTypeError, ArgumentValueError, ProbeError: as :func:`convert`; there is no ``base_size``, and the
+            model is not converted.
 
     Example:
         >>> from torch import nn
@@ -58,8 +62,31 @@ def plan(
         >>> [site.path for site in plan(gate, 64)]
         ['0']
     """
-    with _reverted(model):
+    if base_size is None:
+        return plan_of(model)
+    with reverted(model):
         return _Planner(model, base_size, stride, example_input, include, exclude).plan
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan that a model was converted by.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: it is no module, or was not converted.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    found = model.__dict__.get(_PLAN)
+    if not isinstance(found, Plan):
+        raise ArgumentValueError(
+            f"{type(model).__name__} is not converted: use tlsc.convert(model, base_size) first"
+        )
+    return found
+
+
+def note_plan(model: nn.Module, made: Plan) -> None:
+    """Remember the plan of a converted model, in none of its containers."""
+    model.__dict__[_PLAN] = made
 
 
 def convert(
@@ -71,6 +98,8 @@ def convert(
     include: Selection | None = None,
     exclude: Selection | None = None,
     strict: bool = True,
+    calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
+    crop: int | tuple[int, int] | None = None,
 ) -> Model:
     """Replace each global aggregation of a trained model by a local one, in place.
 
@@ -93,6 +122,8 @@ def convert(
         include, exclude: which layers to treat: a predicate (module, path) -> bool, or glob patterns over paths
             (``"encoder.*"``), one or several.
         strict: raise :class:`NoSiteError` for a model without any known layer; False returns it as it is.
+        calibrate: unlabelled images, or a saved plan: :func:`calibrate` the model with them.
+        crop: side of the training crops, for that; by default ``base_size``.
 
     Returns:
         ``model`` itself. Converting again replaces the earlier conversion.
@@ -102,9 +133,10 @@ def convert(
         ProbeError: the model cannot be run at ``base_size``.
         NoSiteError: it has no layer that is known.
         TLSCError: a registered factory failed or changed the ``state_dict``. In each case the model is as before.
+            :func:`calibrate` failed: the model is converted, and not corrected.
 
     Warns:
-        TLSCWarning: there are known layers, but all of them are left as they are.
+        TLSCWarning: there are known layers, but all of them are left as they are; as :func:`calibrate`.
 
     Source: Chu, Chen, Chen, Lu, "Improving Image Restoration by Revisiting Global Information Aggregation",
     ECCV 2022, arXiv 2112.04491.
@@ -115,7 +147,7 @@ def convert(
         >>> convert(model, base_size=384)[1]
         LocalInstanceNorm2d(8, window=(384, 384), eps=1e-05, affine=True)
     """
-    with _reverted(model) as before:
+    with reverted(model) as before:
         planner = _Planner(model, base_size, stride, example_input, include, exclude)
         made = planner.plan
         if not made.sites and strict:
@@ -129,9 +161,15 @@ def convert(
     for slot, module in local:
         module.__dict__[_MADE_FOR] = made.base_size, made.stride
         _swap(slot, module)
+    if local:
+        note_plan(model, made)
     if made.sites and not local:
         reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
         warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
+    if calibrate is not None and local:
+        from ._calibrate import calibrated
+
+        calibrated(model, calibrate, crop)
     return model
 
 
@@ -159,6 +197,8 @@ def revert(model: Model) -> Model:
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     _take_out(model)
+    for module in model.modules():
+        module.__dict__.pop(_PLAN, None)
     return model
 
 
@@ -172,11 +212,13 @@ def converted(
     include: Selection | None = None,
     exclude: Selection | None = None,
     strict: bool = True,
+    calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
+    crop: int | tuple[int, int] | None = None,
 ) -> Iterator[Model]:
     """Convert a model for the length of a ``with`` block; afterwards it is as before, converted or not.
 
     Args:
-        model, base_size, stride, example_input, include, exclude, strict: as for :func:`convert`.
+        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop: as for :func:`convert`.
 
     Raises:
         TLSCError: as :func:`convert`.
@@ -190,17 +232,19 @@ def converted(
         >>> type(model[0]).__name__
         'InstanceNorm2d'
     """
-    with _reverted(model):
-        convert(
-            model,
-            base_size,
-            stride=stride,
-            example_input=example_input,
-            include=include,
-            exclude=exclude,
-            strict=strict,
-        )
+    with reverted(model):
         try:
+            convert(
+                model,
+                base_size,
+                stride=stride,
+                example_input=example_input,
+                include=include,
+                exclude=exclude,
+                strict=strict,
+                calibrate=calibrate,
+                crop=crop,
+            )
             yield model
         finally:
             revert(model)
@@ -264,7 +308,9 @@ class _Planner:
         for owner in self.owners:
             key_ = id(owner.slot.module), str(owner.graph)
             if key_ not in rewritten:
-                rewritten[key_] = _dressed(stand_in(owner.slot.module, owner.graph), owner.slot.module)
+                made_ = _dressed(stand_in(owner.slot.module, owner.graph), owner.slot.module)
+                made_.__dict__[OWN_SITES] = tuple(own.child for own in owner.sites)
+                rewritten[key_] = made_
             out.append((owner.slot, rewritten[key_]))
         return out
 
@@ -639,11 +685,14 @@ def _take_out(model: nn.Module) -> list[tuple[Slot, nn.Module]]:
 
 
 @contextmanager
-def _reverted(model: nn.Module) -> Iterator[list[tuple[Slot, nn.Module]]]:
+def reverted(model: nn.Module) -> Iterator[list[tuple[Slot, nn.Module]]]:
     """The model as it was before any conversion; afterwards what was taken out, and is still listed, is back."""
+    noted = model.__dict__.pop(_PLAN, None) if isinstance(model, nn.Module) else None
     out = _take_out(model) if isinstance(model, nn.Module) else []
     try:
         yield out
     finally:
         for slot, local in out:
             _swap(slot, local)
+        if out and noted is not None:
+            note_plan(model, noted)

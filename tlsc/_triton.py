@@ -214,13 +214,56 @@ def _start(position, n, k):
 
 
 @triton.jit
+def _inside(s, t, last, last2, rows, columns, TYPE: tl.constexpr):
+    """The share of a window's outline that lies inside the map; the window starts at (s, t)."""
+    down = (s == 0).to(TYPE) + (s == last).to(TYPE)
+    across = (t == 0).to(TYPE) + (t == last2).to(TYPE)
+    return 1 - (columns * down + rows * across) / (2 * (rows + columns))
+
+
+@triton.jit
+def _clip(value, low, high):
+    value = tl.where(value < low, low, value)
+    return tl.where(value > high, high, value)
+
+
+@triton.jit
+def _correct(
+    mean, var, correction, elements, channels, rows, columns, count, across,
+    MOMENTS: tl.constexpr, TYPE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Means, and variances, of the evaluated windows of planes, in place; ``correction``: (8, channels)."""
+    lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
+    there = lane < elements
+    t, above = lane % across, lane // across
+    s, plane = above % count, above // count
+    k = correction + plane % channels
+    share = _inside(s, t, count - 1, across - 1, rows, columns, TYPE)
+    m = tl.load(mean + lane, mask=there, other=0.0)
+    low = tl.load(k + 6 * channels, mask=there, other=0.0)
+    high = tl.load(k + 7 * channels, mask=there, other=0.0)
+    clipped = _clip(m, low, high)
+    if MOMENTS:
+        v = tl.load(var + lane, mask=there, other=0.0)
+        top = tl.load(k + 5 * channels, mask=there, other=0.0)
+        more = (tl.load(k, mask=there, other=1.0) - 1) * tl.where(v < top, v, top)
+        more += tl.load(k + channels, mask=there, other=0.0)
+        more += tl.load(k + 2 * channels, mask=there, other=0.0) * clipped * clipped
+        v += share * more
+        tl.store(var + lane, tl.where(v > 0, v, v * 0), mask=there)
+    d = tl.load(k + 3 * channels, mask=there, other=1.0)
+    e = tl.load(k + 4 * channels, mask=there, other=0.0)
+    tl.store(mean + lane, m + share * ((d - 1) * clipped + e), mask=there)
+
+
+@triton.jit
 def _normalise(
     x, mean, var, shift, factor, parameters, out, elements, depth, height, width, rows, columns, groups, windows,
     TYPE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Every position by its window's moments, in units of its plane's scale, so that nothing overflows.
 
-    ``parameters``: (2, C) weight and bias, then (5, G) the correction, then eps.
+    ``parameters``: (2, C) weight and bias, then (8, G) the correction, then eps.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     there = lane < elements
@@ -232,23 +275,31 @@ def _normalise(
     number = groups * depth
     centre = tl.load(shift + plane, mask=there, other=0.0)
     by = tl.load(factor + plane, mask=there, other=1.0)
-    at = (plane * (height - rows + 1) + _start(i, height, rows)) * (width - columns + 1)
-    at += _start(column, width, columns)
+    s, t = _start(i, height, rows), _start(column, width, columns)
+    at = (plane * (height - rows + 1) + s) * (width - columns + 1) + t
     m = tl.load(mean + at, mask=there, other=0.0)
     less = tl.load(mean + windows + at, mask=there, other=0.0)
-    eps = tl.load(parameters + 2 * number + 5 * groups)
+    eps = tl.load(parameters + 2 * number + 8 * groups)
     v = tl.load(var + at, mask=there, other=1.0)
+    share = _inside(s, t, height - rows, width - columns, rows, columns, TYPE)
     correction = parameters + 2 * number + group
     a = tl.load(correction, mask=there, other=1.0)
     b = tl.load(correction + groups, mask=there, other=0.0)
     c = tl.load(correction + 2 * groups, mask=there, other=0.0)
     d = tl.load(correction + 3 * groups, mask=there, other=1.0)
     e = tl.load(correction + 4 * groups, mask=there, other=0.0)
+    top = tl.load(correction + 5 * groups, mask=there, other=0.0)
+    low = tl.load(correction + 6 * groups, mask=there, other=0.0) * by
+    high = tl.load(correction + 7 * groups, mask=there, other=0.0) * by
     absolute = m + centre * by
-    v = a * v + b * by * by + c * absolute * absolute
+    clipped = _clip(absolute, low, high)
+    most = top * by * by
+    v += share * ((a - 1) * tl.where(v < most, v, most) + b * by * by + c * clipped * clipped)
     v = tl.where(v > 0, v, v * 0)  # NaN stays
-    m = d * m + ((d - 1) * centre + e) * by
-    value = (tl.load(x + lane, mask=there, other=0.0).to(TYPE) - centre) * by - m - d * less
+    # Within the limits from the parts of the mean: their sum is rounded.
+    whole = (d - 1) * (m + less) + ((d - 1) * centre + e) * by
+    moved = tl.where(clipped == absolute, whole, (d - 1) * clipped + e * by)
+    value = (tl.load(x + lane, mask=there, other=0.0).to(TYPE) - centre) * by - m - less - share * moved
     value = value / tl.sqrt(v + eps * by * by)
     weight = tl.load(parameters + inside, mask=there, other=0.0)
     value = value * weight + tl.load(parameters + number + inside, mask=there, other=0.0)
@@ -379,18 +430,20 @@ def _grids(x: Tensor, window: tuple[int, int], stride: int, moments: bool, corre
     stack = _stack(x)
     made = _Planes(stack, window, stride, moments)
     mean, var = made.means(), made.variances() if moments else None
-    per_plane = None if correction is None else correction.per_plane(x.shape[0])
-    if per_plane is not None:
-        mean = per_plane.mean_of(mean)
+    if correction is not None:
+        values = torch.stack(tuple(correction)).to(x.device, made.dtype)
+        sizes = (mean.numel(), x.shape[1], *made.window, *mean.shape[1:])
+        target = mean if var is None else var
+        _correct[(triton.cdiv(mean.numel(), LANES),)](mean, target, values, *sizes, moments, made.type, LANES)
     for p in made.spoiled:
         planes = stack[p : p + 1].unsqueeze(0)
+        channel = p % x.shape[1]
+        own = None if correction is None else correction.planes(slice(channel, channel + 1))
         if var is not None:
-            again, value = _reference.grid_moments(planes, window, stride)
+            again, value = _reference.grid_moments(planes, window, stride, own)
             var[p] = again[0, 0]
         else:
-            value = _reference.grid_means(planes, window, stride)
-        if per_plane is not None:
-            value = per_plane.planes(slice(p, p + 1)).mean_of(value[0])[None]
+            value = _reference.grid_means(planes, window, stride, own)
         mean[p] = value[0, 0]
     return var, mean
 
@@ -425,7 +478,8 @@ def local_group_norm(
     made = _Planes(stack, window, 1, True)
     ones, zeros = (x.new_full((n,), value, dtype=made.dtype) for n, value in ((channels, 1.0), (channels, 0.0)))
     affine = [ones if weight is None else weight, zeros if bias is None else bias]
-    plain = [ones[:num_groups], zeros[:num_groups], zeros[:num_groups], ones[:num_groups], zeros[:num_groups]]
+    one, zero = ones[:num_groups], zeros[:num_groups]
+    plain = [one, zero, zero, one, zero, zero, zero, zero]
     parameters = torch.cat([values.to(made.dtype) for values in (*affine, *(correction or plain))])
     parameters = torch.cat([parameters, parameters.new_full((1,), eps)])
     out = torch.empty_like(stack)
@@ -443,16 +497,18 @@ def local_group_norm(
     return _reference._like(out.reshape(batch, channels, height, width), x)
 
 
-def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """As :func:`tlsc._reference.grid_means`."""
-    _, mean = _grids(x, window, stride, False, None)
+    _, mean = _grids(x, window, stride, False, correction)
     means: Tensor = mean.to(x.dtype).reshape(*x.shape[:2], *mean.shape[1:])
     return means
 
 
-def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
+def grid_moments(
+    x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
+) -> tuple[Tensor, Tensor]:
     """As :func:`tlsc._reference.grid_moments`."""
-    grids = _grids(x, window, stride, True, None)
+    grids = _grids(x, window, stride, True, correction)
     var, mean = (grid.to(x.dtype).reshape(*x.shape[:2], *grid.shape[1:]) for grid in grids)
     return var, mean
 

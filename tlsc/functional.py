@@ -161,7 +161,7 @@ def _local_mean(
         return _dispatch.local_mean(x, window, stride, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
-    if _covers(window, x) and correction is None:
+    if _covers(window, x):  # its own borders are in the statistics: nothing to correct
         return _global_mean(x).expand(x.shape)
     return _dispatch.local_mean(x, window, stride, correction)
 
@@ -186,7 +186,7 @@ def _local_group_norm(
         return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
-    plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
+    plain = all(p is None or p.dtype == x.dtype for p in (weight, bias))
     if _covers(window, x) and plain and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
         if num_groups is None:

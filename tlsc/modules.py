@@ -95,11 +95,7 @@ class LocalAvgPool2d(_LocalModule):
 
     def _pool(self, x: Tensor) -> Tensor:
         if self._collapse and not _graph.applies() and self._covers(x):
-            mean = functional._global_mean(x)
-            if self.correction is not None:
-                planes = mean.reshape(-1, 1, 1)
-                mean = self.correction.per_plane(x.shape[0]).mean_of(planes).reshape(mean.shape)
-            return mean
+            return functional._global_mean(x)
         # A view that repeats its elements would break the in-place activation of a layer behind.
         mean = functional._local_mean(x, self.window, self.stride, self.correction)
         return _reference._like(mean.contiguous(), x)
