@@ -173,7 +173,7 @@ def network_named(name: str) -> tuple[nn.Module, int | None]:
     if ":" in name:
         return _imported(name).eval(), None
     raise ArgumentValueError(
-        f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
+        f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)} and ffdnet. "
         "Name one of your own as module:factory, or a checkpoint's file"
     )
 

@@ -373,13 +373,14 @@ class _Lying(nn.Module):
     [(_Branching, "cannot be exported"), (_Lying, "differs from PyTorch at 1×24×24")],
 )
 def test_a_model_that_cannot_be_exported_leaves_no_file(
-    make: Callable[[], nn.Module], message: str, tmp_path: Path
+    make: Callable[[], nn.Module], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"before")
     with pytest.raises(ExportError, match=message) as raised:
         tlsc.export(make(), path, sizes=[(1, 24, 24)])
     assert len(str(raised.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -25,7 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
         ...     Path(folder, "a.txt").read_text()
         'whole'
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     os.close(handle)
     new = Path(name)
     try:

@@ -150,14 +150,15 @@ class _Overlap:
     def of(cls, n: int, window: int, device: torch.device) -> _Overlap:
         inside = smaller(window, n)
         last: Any = n - inside
-        index = torch.arange((n + window - 1) // window, device=device)
-        gaps = index[-1:].clamp(min=1)
+        at = torch.arange(n, device=device)
+        # One more than there are, which nobody reads: a graph would take an axis of one for always one.
+        index = torch.arange((n - 1) // window + 2, device=device)
+        gaps = (at.amax(0, keepdim=True) // window).clamp(min=1)
         step = ((last + gaps - 1) // gaps).clamp(min=1)
         starts = (index * step).clamp(max=last)
         offset = torch.arange(window, device=device)
         held = (starts.unsqueeze(1) + offset).clamp(max=n - 1).flatten()
         mask = (offset < inside).expand(index.shape[0], window).flatten()
-        at = torch.arange(n, device=device)
         final = (last + step - 1) // step  # the first window that is flush with the border
         first = torch.minimum(((at - inside + step) // step).clamp(min=0), final)
         holders = first + torch.arange(3, device=device).unsqueeze(1)
