@@ -219,7 +219,7 @@ def _rows_of_strip(first: int, last: int, height: int, margin: int, dy: int) -> 
 
 @_compiled
 def _columns_of_shift(width: int, margin: int, dx: int) -> Any:
-    """The first of the columns whose pairs with those ``dx`` to the right touch the image, and how many there are."""
+    """The first of the columns whose pairs with those ``dx`` to the right touch the image, and their number."""
     return margin - max(dx, 0), width - 2 * margin + abs(dx)
 
 
@@ -311,9 +311,18 @@ def _subtract_product(a: Array, b: Array, out: Array) -> None:
 
 @_compiled
 def _patch_gradient(
-    measure: Array, from_p: Array, from_q: Array, rate: Array, p: int, q: int, a: int, dx: int, power: int, out: Array
+    measure: Array,
+    from_p: Array,
+    from_q: Array,
+    rate: Array,
+    p: int,
+    q: int,
+    a: int,
+    dx: int,
+    power: int,
+    out: Array,
 ) -> None:
-    """The gradient of d^power over what the guide's differences are to be multiplied by, with its sign changed."""
+    """Minus the gradient of d^power, over what the guide's differences are to be multiplied by."""
     n = measure.size
     if rate.size == 1:
         _scaled_sum(from_p, from_q, -rate[0, 0], out)
@@ -354,7 +363,7 @@ def _spread_over_patches(
     spare: Array,
     grad_y: Array,
 ) -> None:
-    """What each patch distance passes on (``flow``, from row ``patch - 1`` on) reaches all pixels of both patches."""
+    """What each distance passes on (``flow``, from row ``patch - 1`` on) reaches all pixels of both patches."""
     n = wide - patch + 1
     flow[: patch - 1] = 0
     flow[rows + patch - 1 : rows + 2 * (patch - 1)] = 0
@@ -441,9 +450,7 @@ def _backward_strip(
                     out = flow[i + patch - 1, :n]
                     _patch_gradient(measure, from_p, from_q, rate, p, q, a, dx, power, out)
             if needs_image:
-                _spread_over_patches(
-                    flow, y, dy, dx, low - half, high - low, a - half, wide, patch, spare, grad_y
-                )
+                _spread_over_patches(flow, y, dy, dx, low - half, high - low, a - half, wide, patch, spare, grad_y)
 
 
 # The kernels: strips [start, stop) of all those of one parity, counted through the batch.

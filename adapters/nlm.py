@@ -349,9 +349,7 @@ def _guide(x: Tensor, distance: Distance) -> Tensor:
     return r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
 
 
-def _exported(
-    image: Tensor, guide: Tensor, h: Tensor, window: int, patch: int, power: int, floor: float
-) -> Tensor:
+def _exported(image: Tensor, guide: Tensor, h: Tensor, window: int, patch: int, power: int, floor: float) -> Tensor:
     """The mean (N, C, H, W) before clamping, by operations that ONNX knows: all shifts of a row at a time.
 
     Of (N, dx, C, H, W) everything; a handful of nodes for each of ``window`` rows, sizes nowhere but in slices.

@@ -550,7 +550,16 @@ def test_compiles(implementation: Any) -> None:
     """One operator in the graph, with its gradient, for every size."""
     torch.library.opcheck(
         torch.ops.tlsc.nonlocal_means.default,
-        (torch.rand(1, 3, 12, 12), torch.rand(1, 1, 12, 12), torch.rand(1, 1, 1) + 0.1, 3, 3, 1, 0.0, implementation),
+        (
+            torch.rand(1, 3, 12, 12),
+            torch.rand(1, 1, 12, 12),
+            torch.rand(1, 1, 1) + 0.1,
+            3,
+            3,
+            1,
+            0.0,
+            implementation,
+        ),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     layer = NonLocalMeans(0.1, 3, 3, "reflect", implementation=implementation)
