@@ -345,8 +345,8 @@ def _guide(x: Tensor, distance: Distance) -> Tensor:
     """What patches are compared in: (N, 1, H, W), or all channels."""
     if x.shape[1] == 1 or distance == "color":
         return x.clone()
-    r, g, b = x.split(1, 1)
-    return r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
+    r, g, b = x.unbind(1)
+    return (r * LUMA[0] + g * LUMA[1] + b * LUMA[2]).unsqueeze(1)
 
 
 def _exported(image: Tensor, guide: Tensor, h: Tensor, window: int, patch: int, power: int, floor: float) -> Tensor:
