@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tlsc.adapters.checkpoints import CheckpointError
 from tlsc.adapters.descriptor import Descriptor, Padding
+from tlsc.adapters.ffdnet import FFDNet, load_demo_ffdnet
 from tlsc.adapters.hinet import HINet
 from tlsc.adapters.loading import load, run
 from tlsc.adapters.mprnet import MPRNet
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointError",
     "DemoNetwork",
     "Descriptor",
+    "FFDNet",
     "HINet",
     "MPRNet",
     "NLMNet",
@@ -23,6 +25,7 @@ __all__ = [
     "Padding",
     "UNet",
     "load",
+    "load_demo_ffdnet",
     "load_demo_network",
     "nonlocal_means",
     "run",

@@ -56,6 +56,8 @@ class Descriptor:
         crop: side of the square training crops in pixels, None where it is not known.
         output: which entry of a list of outputs is the result; None for a network that returns the result.
         call: how to call a network of others on an image, (model, image) -> outputs; None for ``model(image)``.
+        inputs: call arguments for an image of a size, (height, width) -> arguments; None where it takes an image
+            and nothing else.
         source: the package that the code of the network comes from.
     """
 
@@ -69,6 +71,7 @@ class Descriptor:
     crop: int | None = None
     output: int | None = None
     call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
+    inputs: Callable[[int, int], Any] | None = field(default=None, repr=False, compare=False)
     source: str = "tlsc"
 
     @property

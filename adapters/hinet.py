@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
+from tlsc.adapters._padding import padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
@@ -106,10 +106,7 @@ class HINet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
-        down, right = -height % self.padder_size, -width % self.padder_size
-        if max(height + down, width + right) < self._least:
-            right += self.padder_size
-        image = F.pad(image, (0, right, 0, down))
+        image = padded(image, self.padder_size, wider=self._wider(height, width))
         x = self.conv_01(image)
         encoded: list[Tensor] = []
         for block in self.down_path_1[:-1]:
@@ -131,6 +128,14 @@ class HINet(nn.Module):
             x = up(x, skip(features))
         second = self.last(x) + image
         return [stage[..., :height, :width] for stage in (first, second)]
+
+    def _wider(self, height: int, width: int) -> int:
+        """By how much more the width is padded: by ``padder_size`` where the deepest map would be 1×1."""
+        if self._least <= self.padder_size:
+            return 0
+        down, across = (-(-n // self.padder_size) for n in (height, width))
+        # Without a branch, as graphs hold for every size.
+        return self.padder_size * (1 // (down + across - 1))
 
 
 def _down_path(channels: list[int], normalised: list[int], relu_slope: float, fusion: bool) -> nn.ModuleList:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._arguments import FLOATING, as_pair, check_map
-from tlsc.adapters import hinet, mprnet, unet
+from tlsc.adapters import ffdnet, hinet, mprnet, unet
 from tlsc.adapters.architecture import Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
 from tlsc.adapters.descriptor import Descriptor, Padding
@@ -23,7 +23,12 @@ from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["load", "run"]
 
-_ARCHITECTURES: tuple[Architecture, ...] = (hinet.ARCHITECTURE, mprnet.ARCHITECTURE, unet.ARCHITECTURE)
+_ARCHITECTURES: tuple[Architecture, ...] = (
+    hinet.ARCHITECTURE,
+    mprnet.ARCHITECTURE,
+    unet.ARCHITECTURE,
+    ffdnet.ARCHITECTURE,
+)
 
 # Networks of others whose training crops are published.
 _CROPS = {"NAFNet": 256, "Restormer": 256, "MIRNet2": 256}
@@ -117,7 +122,8 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
         (N, C', scale · H, scale · W), not clamped, without gradients.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes.
+        ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes, or
+            is not all that it takes.
 
     Example:
         >>> from tlsc.adapters import MPRNet
@@ -134,6 +140,8 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
             f"{description.architecture} takes images of {description.in_channels} channels, got shape "
             f"{tuple(image.shape)}"
         )
+    if description.inputs is not None:
+        raise ArgumentTypeError(f"{description.architecture} takes more than an image: call the network itself")
     height, width = image.shape[-2:]
     if not description.padding.inside:
         image = _padded(image, description.padding.padded(height, width))

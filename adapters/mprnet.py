@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tlsc._arguments import as_positive_int
+from tlsc.adapters._padding import padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentValueError
@@ -110,7 +111,7 @@ class MPRNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
-        image = F.pad(image, (0, -width % self.padder_size, 0, -height % self.padder_size))
+        image = padded(image, self.padder_size)
         middle = image.shape[2] // 2, image.shape[3] // 2
         halves = image[..., : middle[0], :], image[..., middle[0] :, :]
 
@@ -220,12 +221,25 @@ class _Down(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.down = nn.Sequential(
-            nn.Upsample(scale_factor=0.5, mode="bilinear", align_corners=False),
+            _Halved(),
             nn.Conv2d(in_channels, channels, 1, bias=False),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(x)  # type: ignore[no-any-return]
+
+
+class _Halved(nn.Module):
+    """Half the size. A size and not a factor is named, since graphs cannot multiply an open size by 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2] // 2, x.shape[3] // 2
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+class _Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, (2 * x.shape[2], 2 * x.shape[3]), mode="bilinear", align_corners=False)
 
 
 class _Up(nn.Module):
@@ -234,7 +248,7 @@ class _Up(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            _Doubled(),
             nn.Conv2d(in_channels, channels, 1, bias=False),
         )
 

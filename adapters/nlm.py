@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from tlsc import _dispatch
+from tlsc import _dispatch, _graph
 from tlsc._arguments import FLOATING, as_positive_int, check_map
 from tlsc._reference import _is_traced
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
@@ -85,8 +85,7 @@ def nonlocal_means(
             :func:`tlsc.backend` names (there is no Triton kernel; PyTorch stands in), else Numba on the CPU where
             it can run.
 
-    ``torch.export`` and ``torch.compile`` take it at any size. ONNX does not yet: ONNX Runtime was seen to compute
-    something else from what PyTorch's exporter writes.
+    ``torch.export``, ``torch.compile`` and :func:`tlsc.export` take it at any size.
 
     Returns:
         Same shape, dtype and memory format as ``x``. It can be differentiated once, with respect to ``x`` and
@@ -125,7 +124,7 @@ def nonlocal_means(
     floor = 2 * _as_noise(sigma) ** 2 * side**2 * mixing
     power = 2 if weights == "gaussian" else 1
     margin = window // 2 + side // 2
-    if _is_exported():
+    if _graph.leaves():
         image = _extend(x.to(dtype), margin, border)
         guide = _guide(image, distance)
         return _exported(image, guide, strength, window, side, power, floor).to(x.dtype).clamp(0, 1)
@@ -301,12 +300,6 @@ def _choose(implementation: str, x: Tensor) -> str:
     return "torch"
 
 
-def _is_exported() -> bool:
-    """Whether this call becomes part of a graph that others run, who do not know tlsc's operator."""
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return bool(exporting and exporting()) or torch.onnx.is_in_onnx_export()
-
-
 def _strength(h: Any, x: Tensor) -> Tensor:
     """``h`` as (N, 1, 1) or (N, H, W)."""
     if not isinstance(h, Tensor):
@@ -365,7 +358,8 @@ def _exported(image: Tensor, guide: Tensor, h: Tensor, window: int, patch: int, 
     for dy in columns:
         squared = _over_channels((_part(guides, dy, 2 * radius - dy, -2) - center_guide).square(), 2)
         if patch > 1:
-            squared = torch.nn.functional.avg_pool2d(squared, patch, 1, divisor_override=1)
+            # PyTorch's exporter drops a divisor_override without a word.
+            squared = torch.nn.functional.avg_pool2d(squared, patch, 1) * patch**2
         if floor:
             squared = (squared - floor).relu()
         if power == 1:

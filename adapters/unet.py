@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tlsc.adapters._padding import padded
 from tlsc.adapters.architecture import Architecture, count, dimensions
 from tlsc.adapters.descriptor import Descriptor, Padding
 
@@ -171,16 +172,15 @@ class UNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        missing = (0, -width % self.padder_size, 0, -height % self.padder_size)
-        padded = F.pad(image - 0.5, missing, mode=self.padder_mode)
-        x = self.encoder[0](padded)
+        centred = padded(image - 0.5, self.padder_size, self.padder_mode)
+        x = self.encoder[0](centred)
         skips = []
         for down, block in zip(self.down, self.encoder[1:], strict=True):
             skips.append(x)
             x = block(down(x))
         for up, block, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips), strict=True):
             x = block(torch.cat([up(x), skip], dim=1))
-        restored: Tensor = self.last(x) + padded + 0.5
+        restored: Tensor = self.last(x) + centred + 0.5
         return restored[..., :height, :width]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
-from tlsc.eval import harness, nlm, restore
+from tlsc.eval import export, harness, nlm, restore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,20 +28,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     harness.add_commands(commands)
     nlm.add_command(commands)
     restore.add_command(commands)
+    export.add_command(commands, _size)
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _EXTRA:
             raise
-        return _fail(f"this command needs {error.name}: pip install 'tlsc[eval]'")
+        extra = "onnx" if error.name.startswith("onnx") else "eval"
+        return _fail(f"this command needs {error.name}: pip install 'tlsc[{extra}]'")
     except (TLSCError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
 
-_EXTRA = ("PIL", "imagecodecs", "matplotlib", "scipy", "skimage", "tifffile", "tqdm")
+_EXTRA = (
+    "PIL",
+    "imagecodecs",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "scipy",
+    "skimage",
+    "tifffile",
+    "tqdm",
+)
 
 
 def _fail(message: str, status: int = 1) -> int:
@@ -136,26 +149,33 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _network(name: str, base_size: int | tuple[int, int] | None) -> tuple[nn.Module, int | tuple[int, int]]:
-    """A demo network, a checkpoint's, or what module:factory makes, and the window for it."""
-    from tlsc.adapters import DEMO_NETWORKS, load, load_demo_network
-
-    if name in DEMO_NETWORKS:
-        return load_demo_network(name), base_size or DEMO_NETWORKS[name].crop
-    if Path(name).is_file():
-        model = load(name)
-        base_size = base_size or model.tlsc.base_size  # type: ignore[union-attr, assignment]
-    elif ":" in name:
-        model = _imported(name)
-    else:
-        raise ArgumentValueError(
-            f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
-            "Name one of your own as module:factory, or a checkpoint's file"
-        )
+    """A network by its name, and the window for it."""
+    model, recommended = network_named(name)
+    base_size = base_size or recommended
     if base_size is None:
         raise ArgumentValueError(
             f"{name} needs --base-size: the window in pixels, such as 1.5 times its training crop"
         )
-    return model.eval(), base_size
+    return model, base_size
+
+
+def network_named(name: str) -> tuple[nn.Module, int | None]:
+    """A demo network, a checkpoint's, or what module:factory makes, and the recommended window."""
+    from tlsc.adapters import DEMO_NETWORKS, load, load_demo_ffdnet, load_demo_network
+
+    if name in DEMO_NETWORKS:
+        return load_demo_network(name), DEMO_NETWORKS[name].crop
+    if name == "ffdnet":
+        return load_demo_ffdnet(), None
+    if Path(name).is_file():
+        model = load(name)
+        return model, model.tlsc.base_size  # type: ignore[union-attr, return-value]
+    if ":" in name:
+        return _imported(name).eval(), None
+    raise ArgumentValueError(
+        f"no demo network {name!r}; there are {', '.join(DEMO_NETWORKS)}. "
+        "Name one of your own as module:factory, or a checkpoint's file"
+    )
 
 
 def _imported(name: str) -> nn.Module:

@@ -25,13 +25,13 @@ from tlsc.eval.degradations import DEGRADATIONS
 from tlsc.eval.files import replacing
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
 
-__all__ = ["main", "train"]
+__all__ = ["PHOTOGRAPH_WEIGHTS", "main", "random_crop", "train"]
 
 # Pixels per step, whatever the size of the crop.
 _PIXELS_PER_STEP = 16 * 64 * 64
 _LEARNING_RATE = 2e-3
 # Scenes in colour with much detail are drawn more often.
-_WEIGHTS = {"motorcycle_left": 3.0, "motorcycle_right": 3.0, "rocket": 3.0}
+PHOTOGRAPH_WEIGHTS = {"motorcycle_left": 3.0, "motorcycle_right": 3.0, "rocket": 3.0}
 
 
 def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
@@ -45,7 +45,7 @@ def train(network: DemoNetwork, steps: int, seed: int) -> UNet:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
-    weights = np.array([_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
+    weights = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
     model = network.build().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -77,13 +77,14 @@ def _batch(
     inside = slice(degradation.margin, degradation.margin + network.crop)
     for _ in range(max(1, _PIXELS_PER_STEP // network.crop**2)):
         photograph = photographs[rng.choice(len(photographs), p=weights)]
-        crop = _random_crop(photograph, network.crop + 2 * degradation.margin, rng)
+        crop = random_crop(photograph, network.crop + 2 * degradation.margin, rng)
         degraded.append(degradation.apply(crop, rng.random(), rng)[inside, inside])
         clean.append(crop[inside, inside])
     return _tensor(clean), _tensor(degraded)
 
 
-def _random_crop(photograph: Image, size: int, rng: np.random.Generator) -> Image:
+def random_crop(photograph: Image, size: int, rng: np.random.Generator) -> Image:
+    """A square crop of side ``size``, one in three at half resolution, turned and mirrored at random."""
     shrink = 2 if rng.random() < 1 / 3 else 1
     top, left = (rng.integers(length - size * shrink + 1) for length in photograph.shape[:2])
     crop = photograph[top : top + size * shrink, left : left + size * shrink]

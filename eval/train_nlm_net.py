@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.eval.files import replacing
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
-from tlsc.eval.train_demo import _WEIGHTS
+from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS
 
 __all__ = ["main", "train"]
 
@@ -125,7 +125,7 @@ def _weighted(error: Tensor, sigma: Tensor) -> Tensor:
 def _samples(rng: np.random.Generator) -> Iterator[_Sample]:
     """Crops with noise, without end."""
     photographs = [torch.from_numpy(load_photograph(name)).permute(2, 0, 1) for name in TRAINING_PHOTOGRAPHS]
-    shares = np.array([_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
+    shares = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
     shares /= shares.sum()
     while True:
         clean = torch.stack([_scene(photographs, shares, rng) for _ in range(_AT_ONCE)])

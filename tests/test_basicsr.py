@@ -23,6 +23,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tlsc
 from tlsc import adapters
 from tlsc.adapters import load, run
+from tlsc.eval.metrics import Protocol, score
 
 from .networks import with_random_weights
 
@@ -140,11 +141,15 @@ def _restored(model: torch.nn.Module, path: Path) -> NDArray[np.uint8]:
 
 
 def _figures(image: NDArray[np.uint8], target: NDArray[np.uint8]) -> tuple[float, float]:
+    """Ours, which are scikit-image's."""
+    figures = score(image, target, Protocol("rgb-uint8", BORDER))
     a, b = (x[BORDER:-BORDER, BORDER:-BORDER] for x in (image, target))
     ssim = structural_similarity(
         a, b, channel_axis=2, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
-    return float(peak_signal_noise_ratio(b, a, data_range=255)), float(ssim)
+    theirs = peak_signal_noise_ratio(b, a, data_range=255), ssim
+    assert (figures.psnr, figures.ssim) == pytest.approx(theirs, abs=1e-6)
+    return figures.psnr, figures.ssim
 
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -228,7 +228,39 @@ def with_einops(self: Any, x: Tensor) -> Tensor:
     )
 
 
+def channel_attention(self: Any, x: Tensor) -> Tensor:
+    """Of tokens of a map (N, H, W, C), in two heads, the first matrix transposed (RetinexFormer)."""
+    b, h, w, c = x.shape
+    tokens = x.reshape(b, h * w, c)
+    q, k, v = (einops.rearrange(part, "b n (h d) -> b h d n", h=2) for part in self.qkv(tokens).chunk(3, -1))
+    q, k = F.normalize(q, dim=-1, p=2), F.normalize(k, dim=-1)
+    weights = ((k @ q.transpose(-2, -1)) * self.scale).softmax(dim=-1)
+    out = (weights @ v).permute(0, 3, 1, 2).reshape(b, h * w, c)
+    return self.project(out).view(b, h, w, c) + x
+
+
+def channels_last_within(**parts: nn.Module | nn.Parameter) -> nn.Module:
+    last = Written(channel_attention, **parts)
+    return Written(lambda s, x: s.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), inner=last)
+
+
+def channel_attention_by_einsum(self: Any, x: Tensor) -> Tensor:
+    """Without heads, beside a mean of the same map."""
+    q, k = F.normalize(self.q(x).flatten(2), dim=2), F.normalize(x.flatten(2), dim=2)
+    weights = self.softmax(0.7 * torch.einsum("bcn,bdn->bcd", q, k))
+    return torch.einsum("bcd,bdn->bcn", weights, x.flatten(2)).view_as(x) * x.mean((2, 3), keepdim=True)
+
+
 SPELLINGS |= {
+    "sum over one side": lambda: Written(
+        lambda s, x: x * (x.sum((2, 3)) / x.shape[2]).tanh()[..., None, None] * (x.sum((2, 3), True) / x.size(3))
+    ),
+    "channel attention, heads, tokens": lambda: channels_last_within(
+        qkv=nn.Linear(8, 24), project=nn.Linear(8, 8), scale=nn.Parameter(torch.rand(2, 1, 1) + 0.5)
+    ),
+    "channel attention, einsum": lambda: Written(
+        channel_attention_by_einsum, q=nn.Conv2d(8, 8, 1), softmax=nn.Softmax(dim=-1)
+    ),
     "mean of one image's number of positions": lambda: Written(
         lambda s, x: x * (x.sum((2, 3), keepdim=True) / x[0, 0].numel() + x.sum((2, 3), True) / x.shape[2:].numel())
     ),
@@ -425,6 +457,33 @@ REFUSED: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
     "covariance": (
         lambda s, x: (s.fc(x.flatten(2) @ x.flatten(2).mT) @ x.flatten(2)).view_as(x),
         "matmul over all positions",
+    ),
+    "attention beside a mean": (
+        lambda s, x: (
+            ((x.flatten(2).mT @ x.flatten(2)).softmax(1) @ x.flatten(2).mT).mT.view_as(x)
+            * x.mean((2, 3), keepdim=True)
+        ),
+        "matmul over all positions",
+    ),
+    "attention with heads in the batch": (
+        lambda s, x: (
+            torch.bmm(x.view(-1, 4, positions(x)), x.view(-1, 4, positions(x)).mT)
+            .softmax(-1)
+            .mean((1, 2))
+            .view(-1, 2, 1, 1)
+            .mean()
+            * x
+            * x.amax((2, 3), keepdim=True)
+        ),
+        "matmul over all positions",
+    ),
+    "Fourier transform beside a mean": (
+        lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]) * x.mean((2, 3), keepdim=True),
+        "fft over all",
+    ),
+    "running sum beside a mean": (
+        lambda s, x: x.flatten(2).cumsum(-1).view_as(x) * x.mean((2, 3), keepdim=True),
+        "cumsum over all",
     ),
     "Fourier transform": (lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[2:]), "fft over all"),
     "median": (lambda s, x: x * x.flatten(2).median(-1)[0][..., None, None], "median over all positions"),

@@ -12,6 +12,8 @@ import tlsc
 
 NAMES = [
     "BackendError",
+    "Export",
+    "ExportError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
@@ -26,6 +28,7 @@ NAMES = [
     "convert",
     "converted",
     "errors",
+    "export",
     "functional",
     "influence",
     "plan",
@@ -37,6 +40,7 @@ ERRORS = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "BackendError",
+    "ExportError",
     "NoSiteError",
     "ProbeError",
     "TLSCError",
@@ -56,6 +60,10 @@ SIGNATURES = {
     "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Model'",
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True) -> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE}, *, {_OPTIONS}) -> 'Plan'",
+    "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, "
+    "opset: 'int | None' = None, multiple: 'int | tuple[int, int] | None' = None, "
+    "sizes: 'Sequence[tuple[int, int, int]] | None' = None, "
+    "cumsum: 'bool' = True, metadata: 'Mapping[str, str] | None' = None) -> 'Export'",
     "revert": "(model: 'Model') -> 'Model'",
     "influence": "(model: 'nn.Module', size: 'int | tuple[int, int]', *, example_input: 'Any' = None, "
     "radius: 'int | tuple[int, int] | None' = None, output: 'int | Callable[[Any], Tensor] | None' = None, "

@@ -184,7 +184,7 @@ ENTRIES = [
     _spandrel("RGT", "RGT/rgt:RGT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2]}),
     _spandrel("DAT", "DAT/DAT:DAT", {"img_size": 32, "embed_dim": 16, "depth": [2], "num_heads": [2], "split_size": [4, 8]}),
     _spandrel("CRAFT", "CRAFT/CRAFT:CRAFT", {"embed_dim": 24, "depths": [2], "num_heads": [6]}),
-    _spandrel("KBNet-l", heavy=True, where="KBNet/kbnet_l:KBNet_l", settings={"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}),
+    _spandrel("KBNet-l", heavy=True, where="KBNet/kbnet_l:KBNet_l", settings={"dim": 24, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1}, base=(64, 64), large=(64, 512)),
     _spandrel("KBNet-s", heavy=True, where="KBNet/kbnet_s:KBNet_s", settings={"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}),
     _spandrel("DITN", "DITN/DITN_Real:DITN_Real", {"dim": 12, "ITL_blocks": 1, "SAL_blocks": 1}, note="Its attention is over patches of 8×8 pixels cut out before: it was no larger before."),
     _spandrel("MMRealSR", "MMRealSR/mmrealsr_arch:MMRRDBNet_test", {

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from . import errors, functional
 from ._dispatch import backend
+from ._export import Export, export
 from ._influence import Influence, influence
 from ._kinds import register
 from ._plan import Plan, Site
 from ._surgery import convert, converted, plan, revert
-from .errors import BackendError, NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = [
     "BackendError",
+    "Export",
+    "ExportError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",
@@ -33,6 +36,7 @@ __all__ = [
     "convert",
     "converted",
     "errors",
+    "export",
     "functional",
     "influence",
     "plan",

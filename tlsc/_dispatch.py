@@ -26,23 +26,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _reference
+from . import _graph, _onnx, _reference
 from ._correction import Correction
 from .errors import ArgumentTypeError, ArgumentValueError, BackendError
 
 __all__ = [
     "backend",
+    "grid_maxima",
     "grid_means",
     "grid_moments",
     "local_group_norm",
     "local_mean",
     "local_var_mean",
     "meet",
+    "non_local",
+    "overlapping_attention",
+    "place",
+    "transposed_attention",
 ]
 
 NAMES = ("auto", "torch", "numba", "triton")
 # Below this many elements the first call's compilation would never be paid back.
 FEW = 2**12
+DEVICES = ("cpu", "cuda")
 
 _named = "auto"
 _modules: dict[str, Any] = {}
@@ -122,24 +128,39 @@ def _implementation(x: Tensor) -> Any:
 # ----------------------------------------------------------------------------------- how an operation is called
 
 
-def _is_graph(x: Tensor) -> bool:
-    """Whether PyTorch's own operations are to be seen: in an exported graph, under transforms, without values."""
-    if torch.compiler.is_compiling():
-        exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
-        return exporting or _named == "torch" or x.device.type not in ("cpu", "cuda")
-    return _reference._is_traced(x)
-
-
 def _call(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
     """The operation on its tensors, the first of which is the map; the other arguments follow."""
     x = tensors[0]
     assert x is not None
-    if _is_graph(x):
+    if _graph.applies():
+        return _call_of_any_size(name, tensors, *arguments)
+    if _reference._is_traced(x):
         return _FUNCTIONS[name](_reference, *tensors, *arguments)
-    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling() or grad:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return getattr(torch.ops.tlsc, name)(*tensors, *arguments)
     return _FUNCTIONS[name](_implementation(x), *tensors, *arguments)
+
+
+def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
+    """The operation in a graph whose sizes are free: an operator of tlsc's where that will run it, else PyTorch's.
+
+    While ONNX is written, a call of a function of that file.
+    """
+    x = tensors[0]
+    assert x is not None
+    functions = _onnx.collected()
+    if functions is not None and name in _SHAPES:
+        there = [t for t in tensors if t is not None]
+
+        def compute(*given: Tensor) -> Any:
+            left = iter(given)
+            return _FUNCTIONS[name](_graph, *(None if t is None else next(left) for t in tensors), *arguments)
+
+        settings = (*(t is None for t in tensors), *arguments)
+        return functions.call(name, compute, there, settings, _SHAPES[name](*tensors, *arguments))
+    if _graph.leaves() or _named == "torch" or x.device.type not in DEVICES:
+        return _FUNCTIONS[name](_graph, *tensors, *arguments)
+    return getattr(torch.ops.tlsc, f"free_{name}" if name in _FREE else name)(*tensors, *arguments)
 
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
@@ -174,6 +195,33 @@ def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
 def grid_moments(x: Tensor, window: tuple[int, int], stride: int = 1) -> tuple[Tensor, Tensor]:
     var, mean = _call("grid_moments", (x,), *window, stride)
     return var, mean
+
+
+def grid_maxima(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
+    out: Tensor = _call("grid_maxima", (x,), *window, stride)
+    return out
+
+
+def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
+    out: Tensor = _call("place", (grid,), *window, stride, height, width)
+    return out
+
+
+def transposed_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    out: Tensor = _call("transposed_attention", (q, k, v, scale), *window, *stride)
+    return out
+
+
+def overlapping_attention(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int]) -> Tensor:
+    out: Tensor = _call("overlapping_attention", (q, k, v, scale), *window)
+    return out
+
+
+def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, weighting: str) -> Tensor:
+    out: Tensor = _call("non_local", (v, q, k), *window, scale, weighting)
+    return out
 
 
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
@@ -226,6 +274,34 @@ def _meet_by(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: 
     return by.meet(x, grid, (rows, columns), stride, operation)
 
 
+def _grid_maxima_by(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
+    return (by if by is _graph else _reference).grid_maxima(x, (rows, columns), stride)
+
+
+def _place_by(by: Any, grid: Tensor, rows: int, columns: int, stride: int, height: int, width: int) -> Any:
+    return (by if by is _graph else _reference).place(grid, (rows, columns), stride, height, width)
+
+
+def _transposed_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, *sizes: int) -> Any:
+    from . import attention
+
+    return attention._sliding_by(by is _graph, q, k, v, scale, sizes[:2], sizes[2:])  # type: ignore[arg-type]
+
+
+def _overlapping_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, rows: int, columns: int) -> Any:
+    from . import attention
+
+    return attention._overlapping_by(by is _graph, q, k, v, scale, (rows, columns))
+
+
+def _non_local_by(
+    by: Any, v: Tensor, q: Tensor, k: Tensor, rows: int, columns: int, scale: float, weighting: str
+) -> Any:
+    from . import attention
+
+    return attention._non_local_by(by is _graph, q, k, v, (rows, columns), scale, weighting)  # type: ignore[arg-type]
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "local_mean": _mean_by,
     "local_var_mean": _var_mean_by,
@@ -233,6 +309,75 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "grid_means": _grid_means_by,
     "grid_moments": _grid_moments_by,
     "meet": _meet_by,
+    "grid_maxima": _grid_maxima_by,
+    "place": _place_by,
+    "transposed_attention": _transposed_by,
+    "overlapping_attention": _overlapping_by,
+    "non_local": _non_local_by,
+}
+
+
+def _free_grid(name: str) -> Callable[..., Any]:
+    """An operation whose grid gets the size that it has in a graph: its last window, repeated, fills it up."""
+
+    def function(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Any:
+        made = _FUNCTIONS[name](by, x, rows, columns, stride)
+        sides = _graph.grid_shape(x, stride)[-2:]
+        grids = tuple(_filled(grid, sides) for grid in (made if isinstance(made, tuple) else (made,)))
+        return grids if isinstance(made, tuple) else grids[0]
+
+    return function
+
+
+def _filled(grid: Tensor, sides: Sequence[int]) -> Tensor:
+    for dim, n in zip((-2, -1), sides, strict=True):
+        last = grid.narrow(dim, grid.shape[dim] - 1, 1)
+        shape = list(grid.shape)
+        shape[dim] = n - grid.shape[dim]
+        grid = torch.cat([grid, last.expand(shape)], dim)
+    return grid
+
+
+def _emptied(grid: Tensor, windows: Sequence[int], stride: int, sides: Sequence[int]) -> Tensor:
+    """The inverse of :func:`_filled`."""
+    for dim, k, n in zip((-2, -1), windows, sides, strict=True):
+        last = max(n - k, 0)
+        regular = last // stride + 1
+        out = grid.narrow(dim, 0, regular)
+        grid = torch.cat([out, grid.narrow(dim, grid.shape[dim] - 1, 1)], dim) if last % stride else out
+    return grid
+
+
+def _free_meet(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int, operation: str) -> Any:
+    return _meet_by(by, x, _emptied(grid, (rows, columns), stride, x.shape[-2:]), rows, columns, stride, operation)
+
+
+def _free_place(by: Any, grid: Tensor, rows: int, columns: int, stride: int, height: int, width: int) -> Any:
+    grid = _emptied(grid, (rows, columns), stride, (height, width))
+    return _place_by(by, grid, rows, columns, stride, height, width)
+
+
+# In a graph grids have sizes that follow from the map's without a minimum.
+_FREE: dict[str, Callable[..., Any]] = {
+    "grid_means": _free_grid("grid_means"),
+    "grid_moments": _free_grid("grid_moments"),
+    "grid_maxima": _free_grid("grid_maxima"),
+    "meet": _free_meet,
+    "place": _free_place,
+}
+
+# Of what is recorded for an ONNX file, the shapes of the results.
+_SHAPES: dict[str, Callable[..., Sequence[Sequence[int]]]] = {
+    "local_mean": lambda x, *_: (x.shape,),
+    "local_var_mean": lambda x, *_: (x.shape, x.shape),
+    "local_group_norm": lambda x, *_: (x.shape,),
+    "grid_means": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),),
+    "grid_moments": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),) * 2,
+    "grid_maxima": lambda x, rows, columns, stride: (_graph.grid_shape(x, stride),),
+    "meet": lambda x, *_: (x.shape,),
+    "transposed_attention": lambda q, k, v, *_: (v.shape,),
+    "overlapping_attention": lambda q, k, v, *_: (v.shape,),
+    "non_local": lambda v, *_: (v.shape,),
 }
 
 
@@ -246,10 +391,7 @@ def _like(x: Tensor, *_: Any) -> Tensor:
 
 
 def _grid(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
-    sizes = [
-        1 if k >= n else (n - k) // stride + 1 + ((n - k) % stride > 0)
-        for n, k in zip(x.shape[-2:], (rows, columns), strict=True)
-    ]
+    sizes = [(max(n - k, 0) + stride - 1) // stride + 1 for n, k in zip(x.shape[-2:], (rows, columns), strict=True)]
     return x.new_empty((x.shape[0], x.shape[1], *sizes))
 
 
@@ -260,6 +402,13 @@ _SCHEMAS = {
     "SymInt num_groups, float eps) -> Tensor",
     "grid_means": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
     "grid_moments": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> (Tensor, Tensor)",
+    "grid_maxima": "(Tensor x, SymInt rows, SymInt columns, SymInt stride) -> Tensor",
+    "place": "(Tensor grid, SymInt rows, SymInt columns, SymInt stride, SymInt height, SymInt width) -> Tensor",
+    "transposed_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns, "
+    "SymInt stride_rows, SymInt stride_columns) -> Tensor",
+    "overlapping_attention": "(Tensor q, Tensor k, Tensor v, Tensor scale, SymInt rows, SymInt columns) -> Tensor",
+    "non_local": "(Tensor v, Tensor q, Tensor k, SymInt rows, SymInt columns, float scale, str weighting) "
+    "-> Tensor",
     "meet": "(Tensor x, Tensor grid, SymInt rows, SymInt columns, SymInt stride, str operation) -> Tensor",
 }
 
@@ -270,11 +419,26 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "grid_means": _grid,
     "grid_moments": lambda x, *arguments: (_grid(x, *arguments), _grid(x, *arguments)),
     "meet": _like,
+    "grid_maxima": _grid,
+    "place": lambda grid, rows, columns, stride, *size: grid.new_empty((*grid.shape[:2], *size)),
+    "transposed_attention": lambda q, k, v, *_: v.new_empty(v.shape),
+    "overlapping_attention": lambda q, k, v, *_: v.new_empty(v.shape),
+    "non_local": lambda v, *_: v.new_empty(v.shape),
 }
 
 
-def _register(name: str) -> None:
-    function = _FUNCTIONS[name]
+def _free_like(x: Tensor, rows: int, columns: int, stride: int) -> Tensor:
+    return x.new_empty(_graph.grid_shape(x, stride))
+
+
+_FREE_FAKES: dict[str, Callable[..., Any]] = {
+    "grid_means": _free_like,
+    "grid_moments": lambda x, *arguments: (_free_like(x, *arguments), _free_like(x, *arguments)),
+    "grid_maxima": _free_like,
+}
+
+
+def _register(name: str, function: Callable[..., Any], schema: str, fake: Callable[..., Any]) -> None:
 
     def run(*arguments: Any) -> Any:
         detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
@@ -304,10 +468,12 @@ def _register(name: str) -> None:
             result[i] = grad
         return tuple(result)
 
-    operator = torch.library.custom_op(f"tlsc::{name}", run, mutates_args=(), schema=_SCHEMAS[name])
-    operator.register_fake(_FAKES[name])
+    operator = torch.library.custom_op(f"tlsc::{name}", run, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
     operator.register_autograd(backward, setup_context=setup)
 
 
 for _name in _FUNCTIONS:
-    _register(_name)
+    _register(_name, _FUNCTIONS[_name], _SCHEMAS[_name], _FAKES[_name])
+for _name in _FREE:
+    _register(f"free_{_name}", _FREE[_name], _SCHEMAS[_name], _FREE_FAKES.get(_name, _FAKES[_name]))

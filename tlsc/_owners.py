@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._probe import FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
+from ._probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 from ._rewrite import rewrite
 from ._trace import Cannot, Trace, name_of, trace
 
@@ -132,15 +132,28 @@ def _attempt(
 def _owner(slot: Slot, run: Run, made: Trace, stride: int) -> Owner | None:
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
-    if not made.reductions and not made.norms:
+    if not made.reductions and not made.norms and not made.attentions:
         scripted = any(isinstance(module, torch.jit.ScriptModule) for module in slot.module.modules())
         if slot in run.reducing and not scripted:  # a scripted part is in the plan by itself
-            raise Cannot(f"its {run.reducing[slot]} over all positions has no local form here")
+            raise Cannot(_no_form(slot, run))
         return None
+    known = made.attentions or any(node.meta["reduction"].logits is not None for node in made.reductions)
+    taken = run.reducing.get(slot)
+    if taken in FORMLESS or (taken in ATTENDING and not known):
+        raise Cannot(_no_form(slot, run))  # beside the statistics that are understood
     owner = Owner(slot, rewrite(made, stride))
-    for node in (*made.reductions, *made.norms):
+    for node in (*made.reductions, *made.norms, *made.attentions):
         owner.sites.append(_site(node, made))
     return owner
+
+
+def _no_form(slot: Slot, run: Run) -> str:
+    operation = run.reducing[slot]
+    what = " (attention of a form that is not known)" if operation in ATTENDING else ""
+    return (
+        f"its {operation} over all positions{what} has no local form here; tlsc.register("
+        f"{type(slot.module).__name__}, factory) can give it one"
+    )
 
 
 def _site(node: fx.Node, made: Trace) -> OwnedSite:
@@ -148,6 +161,8 @@ def _site(node: fx.Node, made: Trace) -> OwnedSite:
     if node.op == "call_module":
         child = str(node.target)
         return OwnedSite(child, type(made.root.get_submodule(child)).__name__, size, "norm" in node.meta)
+    if "attends" in node.meta:
+        return OwnedSite(None, "transposed_attention", size)
     reduction = node.meta.get("reduction")
     return OwnedSite(
         None, reduction.operation if reduction is not None else name_of(node, made.root), size, "norm" in node.meta

@@ -36,6 +36,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
 
 __all__ = [
+    "ATTENDING",
+    "FORMLESS",
     "HOOKS",
     "Call",
     "FakeMode",
@@ -322,10 +324,12 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None and owner not in self.run.reducing:
+        if owner is not None and self.run.reducing.get(owner) not in (*ATTENDING, *FORMLESS):
             name = _takes_all(func, args, kwargs, self.maps[-1])
-            if name:
-                self.run.reducing[owner] = name
+            if name in (*ATTENDING, *FORMLESS):
+                self.run.reducing[owner] = name  # which decides, whatever else is there
+            elif name:
+                self.run.reducing.setdefault(owner, name)
         return out
 
 
@@ -340,8 +344,9 @@ def _takes_all(func: Any, args: Any, kwargs: Any, maps: set[tuple[int, int]]) ->
     shown: str = _NAMES.get(name, name.removeprefix("_"))
     if kind == "product":
         first, second = tensors[:2] if name == "bmm" else tensors[1:3]
-        sizes = (first.shape[-1], min(first.shape[-2], second.shape[-1]))
-        return shown if any(_is_multiple(n, maps) for n in sizes) else ""
+        positions = {height * width for height, width in maps}
+        square = first.shape[-2] in positions and second.shape[-1] in positions  # each position with each
+        return shown if square or _is_multiple(first.shape[-1], maps) else ""
     if kind == "attention":
         return shown if _is_multiple(tensors[1].shape[-2], maps) else ""
     if kind == "group_norm":
@@ -419,6 +424,10 @@ _GLOBAL = {
         "attention",
     ),
 }
+ATTENDING = ("matmul", "attention")
+FORMLESS = (
+    "fft", "cumsum", "cumprod", "cummax", "prod", "sort", "topk", "median", "nanmedian", "kthvalue", "mode",
+)  # fmt: skip
 _NAMES = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
     **dict.fromkeys(("bmm", "baddbmm"), "matmul"),
@@ -469,8 +478,11 @@ def _stand_in(slot: Slot, forward: Callable[..., Any]) -> None:
 
 def inputs_of(model: nn.Module, example_input: Any, base_size: tuple[int, int]) -> Iterator[Inputs]:
     """Ways to call the model, the likeliest first."""
-    if example_input is None:
-        like = _first_floating(model)
+    like = _first_floating(model)
+    known = getattr(getattr(model, "tlsc", None), "inputs", None)  # a network that describes itself
+    if example_input is None and known is not None:
+        yield lambda height, width: tree_map(lambda leaf: _as_like(leaf, like), _as_args(known(height, width)))
+    elif example_input is None:
         for channels in _channels(model):
             yield lambda height, width, c=channels: (like.new_zeros((1, c, height, width)),)  # type: ignore[misc]
     elif callable(example_input) and not isinstance(example_input, Tensor):
@@ -510,6 +522,10 @@ def _resized(value: Any, unit: torch.Size, size: tuple[int, int]) -> Any:
     if (height, width) == tuple(value.shape[-2:]):
         return value.detach().clone()
     return F.interpolate(value.detach().float(), (height, width), mode="nearest").to(value.dtype)
+
+
+def _as_like(value: Any, like: Tensor) -> Any:
+    return value.to(like) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _first_floating(model: nn.Module) -> Tensor:

@@ -21,9 +21,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from . import _dispatch, _reference, functional
+from . import _dispatch, _graph, _reference, attention, functional
 from ._probe import is_hooked
-from ._trace import POINTWISE, Cannot, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from ._trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 from .errors import ArgumentValueError
 
 __all__ = ["rewrite", "stand_in"]
@@ -114,6 +114,8 @@ class _Rewriter:
             return self._local(node, node.meta["reduction"])
         if "norm" in node.meta:
             return self._local_norm(node, kind)
+        if "attends" in node.meta:
+            return self._attention(*node.meta["attends"])
         if isinstance(kind, Statistic):
             chain = self._chain(node)
             if chain is not None:
@@ -212,6 +214,15 @@ class _Rewriter:
         args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
         return self.graph.call_function(local_norm, args)
 
+    def _attention(self, gram: Gram, features: fx.Node) -> fx.Node:
+        space = features.meta["kind"].space
+        maps = tuple(self.new[n] for n in (gram.q, gram.k, features))
+        scale = (
+            self.new[gram.scale] if isinstance(gram.scale, fx.Node) else 1.0 if gram.scale is None else gram.scale
+        )
+        size = (self._length(space, axis) for axis in (0, 1))
+        return self.graph.call_function(attend, (*maps, scale, space.size, *size))
+
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
         """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
         kind: Map = base.meta["kind"]
@@ -270,7 +281,7 @@ class _Rewriter:
             if label == "N":
                 out = call(count if space in self.batched else images, (self.grids[space],))
             else:
-                window = [call(min, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
+                window = [call(_graph.smaller, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
                 out = {"H": window[0], "W": window[1]}.get(label) or call(operator.mul, tuple(window))
         else:
             out = self.graph.node_copy(node, lambda n: self._in_tail(n, space))
@@ -370,6 +381,16 @@ def local_norm(
     return out.reshape(x.shape)
 
 
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: Tensor | float, window: tuple[int, int], height: int, width: int
+) -> Tensor:
+    """Local attention between the channels of maps (N, c, H·W) or (N, heads, c, H·W)."""
+    shape = (v.shape[0], v.shape[1] if v.dim() == 4 else 1, v.shape[-2], height, width)
+    maps = q.reshape(shape), k.reshape(shape), v.reshape(shape)
+    temperature = scale.reshape(-1) if isinstance(scale, Tensor) else scale
+    return attention.local_transposed_attention(*maps, temperature, window).reshape(v.shape)
+
+
 def to_canonical(
     x: Tensor, permutation: tuple[int, ...], kept: tuple[int, ...], gone: tuple[int, ...], height: int, width: int
 ) -> Tensor:
@@ -391,9 +412,9 @@ def evaluate(
     if x.dim() == 3:
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
-    if window[0] >= height and window[1] >= width:
+    if not _graph.applies() and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
-    positions = min(window[0], height) * min(window[1], width)
+    positions = _graph.positions(x, window)
     if x.dim() == 5:
         positions *= x.shape[2]
     if operation in ("mean", "sum"):
@@ -402,7 +423,7 @@ def evaluate(
     if operation == "norm":
         if math.isinf(order):
             sign = 1 if order > 0 else -1
-            return sign * _reference.grid_maxima(sign * x.abs(), window, stride)
+            return sign * _dispatch.grid_maxima(sign * x.abs(), window, stride)
         if order == 0:
             return _dispatch.grid_means((x != 0).to(x.dtype), window, stride) * positions
         powers = x.abs().pow(order) if order != 2.0 else x.square()
@@ -414,11 +435,13 @@ def evaluate(
         return ((means * positions).log() + highest.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
-        return sign * _reference.grid_maxima(sign * x, window, stride)
+        return sign * _dispatch.grid_maxima(sign * x, window, stride)
     var, mean = _dispatch.grid_moments(x, window, stride)
     if operation == "var_sum":
         return var * positions
-    var = var * (positions / max(positions - correction, 0)) if correction else var
+    if correction:
+        left = -_graph.smaller(correction - positions, 0)
+        var = var * positions / left
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
 
@@ -484,7 +507,8 @@ PIECE = 2**18
 
 def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
     """Modules that treat each position alike, one behind the other, on a grid (N, K, h, w), some rows at a time."""
-    plain = grid.dim() == 4 and grid.numel() > 0 and not _reference._is_traced(grid) and not torch.is_grad_enabled()
+    plain = grid.dim() == 4 and not _reference._is_traced(grid) and not torch.is_grad_enabled()
+    plain = plain and grid.numel() > 0
     if not plain or any(is_hooked(part) for module in modules for part in module.modules()):
         for module in modules:
             grid = module(grid)
@@ -557,15 +581,15 @@ def spread(
 
     ``depth``: how many channels are one dimension with the positions, where some are (label M).
     """
-    if grid.shape[-2] > 1 or grid.shape[-1] > 1:
-        grid = _reference.place(grid, window, stride, height, width)
+    if _graph.applies() or grid.shape[-2] > 1 or grid.shape[-1] > 1:
+        grid = _dispatch.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
     others = [d for d, label in enumerate(labels) if label not in "NHWPM"]
     x = grid.reshape(grid.shape[0], *(item[d - 1] for d in others), *grid.shape[2:])
     if "P" in labels or "M" in labels:
         x = x.flatten(-2)
-    if depth > 1 and x.shape[-1] > 1:
+    if depth > 1 and (_graph.applies() or x.shape[-1] > 1):
         x = x.unsqueeze(-2).expand(*x.shape[:-1], depth, x.shape[-1]).flatten(-2)
     after = 1 + len(others)
     source = {"N": 0, "H": after, "W": after + 1, "P": after, "M": after}
@@ -575,10 +599,10 @@ def spread(
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
     """``x`` "mul", "add" or "sub" the value of each position's window, without a map of these values."""
     height, width = x.shape[-2:]
-    whole = window[0] >= height and window[1] >= width
+    whole = not _graph.applies() and window[0] >= height and window[1] >= width
     alike = x.dim() == grid.dim() == 4 and x.shape[0] == grid.shape[0] and x.dtype == grid.dtype
     if whole or not alike or grid.shape[1] not in (1, x.shape[1]) or not x.is_floating_point() or x.numel() == 0:
-        values = grid if whole else _reference.place(grid, window, stride, height, width)
+        values = grid if whole else _dispatch.place(grid, window, stride, height, width)
         out: Tensor = getattr(torch, operation)(x, values)
         return out
     return _dispatch.meet(x, grid.expand(-1, x.shape[1], -1, -1), window, stride, operation)

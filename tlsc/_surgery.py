@@ -26,6 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Selection = str | Sequence[str] | Callable[[nn.Module, str], bool]
 
 _ORIGINAL = "_tlsc_original"
+_MADE_FOR = "_tlsc_made_for"  # base_size and stride of the conversion
 _EXCHANGED = "_tlsc_exchanged"  # marks a local module that is the very object the caller converted
 
 
@@ -126,6 +127,7 @@ def convert(
         local = planner.build()
         before.clear()
     for slot, module in local:
+        module.__dict__[_MADE_FOR] = made.base_size, made.stride
         _swap(slot, module)
     if made.sites and not local:
         reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)

@@ -24,6 +24,7 @@ from ._probe import is_hooked
 __all__ = [
     "POINTWISE",
     "Cannot",
+    "Gram",
     "Map",
     "Number",
     "Opaque",
@@ -94,6 +95,18 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Gram:
+    """Products ``q kᵀ`` of channels, summed over positions, of vectors of unit length over them; on the way to an
+    attention between channels. ``q``, ``k``: before they were given unit length, positions last. ``scale``: the
+    constant by which they have been multiplied. ``soft``: the softmax has been taken."""
+
+    q: fx.Node
+    k: fx.Node
+    scale: fx.Node | float | None = None
+    soft: bool = False
+
+
+@dataclass(frozen=True)
 class Number:
     """A number computed from the lengths of labelled dimensions; ``space`` if a spatial one is among them."""
 
@@ -132,6 +145,7 @@ class Trace:
     inlined: tuple[str, ...]
     reductions: list[fx.Node] = field(default_factory=list)
     norms: list[fx.Node] = field(default_factory=list)
+    attentions: list[fx.Node] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     def forget(self) -> None:
@@ -187,7 +201,8 @@ def trace(
         for attempt in attempts[: -1 if graph is not None else None]:
             if hasattr(attempt, "graph"):
                 _forget(attempt.graph)
-    return Trace(graph, module, inline, tracer.reductions, tracer.norms, tracer.unknown)
+    reductions = [node for node in tracer.reductions if node not in tracer.serving]
+    return Trace(graph, module, inline, reductions, tracer.norms, tracer.attentions, tracer.unknown)
 
 
 class _ChannelsLast(Exception):
@@ -353,6 +368,8 @@ class _Tracer(fx.Tracer):
         self.inline = [module.get_submodule(path) for path in inline]
         self.reductions: list[fx.Node] = []
         self.norms: list[fx.Node] = []
+        self.attentions: list[fx.Node] = []
+        self.serving: set[fx.Node] = set()  # norms that only an attention needs
         self.spaces: list[Space] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -468,6 +485,8 @@ class _Tracer(fx.Tracer):
         kinds = [n.meta["kind"] for n in inputs]
         if not kinds:
             return None
+        if any(isinstance(k, Gram) for k in kinds):
+            return self._attending(node, name_of(node, self.root), inputs)
         if any(isinstance(k, Opaque) for k in kinds):
             if any(isinstance(k, (Statistic, Partial)) for k in kinds):
                 name = name_of(node, self.root)
@@ -521,6 +540,8 @@ class _Tracer(fx.Tracer):
     def _of_maps(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         base, value = maps[0], node.meta["value"]
         kind: Map = base.meta["kind"]
+        if name == "matmul" and len(maps) == 2:
+            return self._gram(*maps) or self._product(*maps)
         found = _reduction(node, name, self.root)
         if found is not None and found.base is base and found.child not in self.skip:
             return self._reduced(node, found)
@@ -574,7 +595,12 @@ class _Tracer(fx.Tracer):
 
     def _laid(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """A map in another layout; what is known of its values stays known."""
-        out = _laid_out(node, name, base.meta["kind"])
+        kind: Map = base.meta["kind"]
+        out = _laid_out(node, name, kind)
+        if isinstance(out, Opaque) and base.op == "placeholder" and kind.labels == "NCHW":
+            shape, rest = tuple(base.meta["value"].shape), tuple(node.meta["value"].shape[1:])
+            if rest == (shape[1] * shape[2], shape[3]):
+                raise _ChannelsLast  # its positions become one dimension
         if isinstance(out, Map) and name != "getitem" and isinstance(base.meta["value"], Tensor):
             node.meta["source"] = base
             for key in ("squared", "centred"):
@@ -656,6 +682,64 @@ class _Tracer(fx.Tracer):
         node.meta["reduction"] = found
         self.reductions.append(node)
         return Statistic(kind.space)
+
+    def _gram(self, first: fx.Node, second: fx.Node) -> Gram | None:
+        """The product of two maps over all positions, if both have unit length over them."""
+        labels = [n.meta["kind"].labels.replace("1", "C") for n in (first, second)]
+        if labels not in (["NCP", "NPC"], ["NCCP", "NCPC"]):
+            return None
+        if first.meta["kind"].space is not second.meta["kind"].space:
+            return None
+        q, k = (self._before_unit(n) for n in (first, second))
+        if q is None or k is None:
+            return None
+        turned: Any = self.proxy(k)
+        return Gram(q, turned.transpose(-2, -1).node)
+
+    def _product(self, first: fx.Node, second: fx.Node) -> Opaque:
+        """The product of two maps in another way."""
+        between = {n.meta["kind"].labels[-place:][:1] for n, place in ((first, 1), (second, 2))}
+        if between & set("PM"):
+            self.unknown.append("matmul over all positions")
+        return Opaque()
+
+    def _before_unit(self, node: fx.Node) -> fx.Node | None:
+        """What :func:`_normalize` was given, in the layout of ``node``; None if ``node`` does not come from it."""
+        if "unit_of" in node.meta:
+            base, norm = node.meta["unit_of"]
+            self.serving.add(norm)
+            return base  # type: ignore[no-any-return]
+        if "source" not in node.meta:
+            return None
+        source = node.meta["source"]
+        raw = self._before_unit(source)
+        return None if raw is None else self._also(node, source, raw)
+
+    def _attending(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
+        """The way of a Gram matrix to the map whose channels it mixes."""
+        gram = next(n for n in inputs if isinstance(n.meta["kind"], Gram))
+        kind: Gram = gram.meta["kind"]
+        others = [n for n in node.all_input_nodes if n is not gram]
+        rank = gram.meta["value"].dim()
+        if not others and name in ("contiguous", "clone", "dropout", "Dropout", "detach"):
+            return kind
+        if name == "mul" and kind.scale is None and not kind.soft and len(node.args) == 2:
+            factor = next(arg for arg in node.args if arg is not gram)
+            if isinstance(factor, (int, float)):
+                return replace(kind, scale=factor)
+            if isinstance(factor, fx.Node) and factor.meta["kind"] is None:
+                scale = factor.meta["value"]
+                if isinstance(scale, Tensor) and _is_of_heads(scale, rank):
+                    return replace(kind, scale=factor)
+        if name == "softmax" and not kind.soft and _dims(argument(node, 1, "dim"), rank) == (rank - 1,):
+            return replace(kind, soft=True)
+        if name == "matmul" and kind.soft and node.args == (gram, *others) and len(others) == 1:
+            features = others[0].meta["kind"]
+            if _like(kind.q, others[0]) and _like(kind.k, others[0]):
+                node.meta["attends"] = kind, others[0]
+                self.attentions.append(node)
+                return replace(features, mixed=True)
+        raise Cannot(f"{name} takes an attention between channels in a way that is not understood")
 
     def _weighted_mean(self, x: Any, dims: Any, keepdim: bool) -> Any:
         """The mean of what a softmax weighs: the sum, divided by the number of positions."""
@@ -841,6 +925,21 @@ def _note_centred(node: fx.Node, name: str) -> None:
                 node.meta.update(centred=one, shifted=True)
 
 
+def _like(first: fx.Node, second: fx.Node) -> bool:
+    """Whether two values are maps of one shape and layout over the same positions."""
+    one, other = first.meta["kind"], second.meta["kind"]
+    if not (isinstance(one, Map) and isinstance(other, Map)) or one.space is not other.space:
+        return False
+    same = all(a in ("1", b) or b == "1" for a, b in zip(one.labels, other.labels, strict=False))
+    return bool(same and first.meta["value"].shape == second.meta["value"].shape)
+
+
+def _is_of_heads(scale: Tensor, rank: int) -> bool:
+    """Whether a tensor has one number for all of (N, c, c) or (N, heads, c, c), or one for each head."""
+    shape = (1,) * (rank - scale.dim()) + tuple(scale.shape)
+    return len(shape) == rank and all(n == 1 for n in (*shape[:-3], *shape[-2:])) and (rank > 3 or shape[-3] == 1)
+
+
 def _source(node: fx.Node) -> fx.Node:
     """The map that ``node`` is a view of."""
     while "source" in node.meta:
@@ -981,6 +1080,10 @@ def _labels(x: Any) -> str:
     return str(getattr(kind, "labels", "")) if isinstance(kind, (Map, Partial, Weights)) else ""
 
 
+def _is_gram(x: Any) -> bool:
+    return isinstance(x, fx.Proxy) and isinstance(x.node.meta["kind"], Gram)
+
+
 def _is_over(x: Any, dim: Any) -> bool:
     """Whether dimensions of a map are positions."""
     labels = _labels(x)
@@ -1000,7 +1103,13 @@ def _sum(
 
 
 def _normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    return input / input.norm(p, dim, keepdim=True).clamp_min(eps) if _is_over(input, dim) else None
+    if not _is_over(input, dim):
+        return None
+    norm = input.norm(p, dim, keepdim=True)
+    out = input / norm.clamp_min(eps)
+    if p == 2 and eps == 1e-12 and {_labels(input)[d] for d in _dims(dim, input.dim())} == {"P"}:
+        out.node.meta["unit_of"] = input.node, norm.node
+    return out
 
 
 def _max(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
@@ -1093,6 +1202,8 @@ def _einsum(equation: Any, *operands: Any) -> Any:
         return None
     gone = [letter for letter in dict.fromkeys("".join(names)) if letter not in output]
     summed = [names[0].index(letter) for letter in gone if letter in names[0]]
+    if len(operands) == 2 and len(gone) == 1 and all(isinstance(k, (Map, Gram)) for k in kinds):
+        return _einsum_of_maps(names, output, gone[0], *operands)
     alone = len(operands) == 1 and isinstance(kinds[0], Map) and bool(summed) and _is_over(operands[0], summed)
     met = any(isinstance(k, Map) for k in kinds) and any(isinstance(k, (Statistic, Weights)) for k in kinds)
     if not (alone or met):
@@ -1106,6 +1217,24 @@ def _einsum(equation: Any, *operands: Any) -> Any:
                 x = x.unsqueeze(place)
         total = x if total is None else total * x
     return total.sum(tuple(range(len(output), len(order)))) if gone else total  # type: ignore[union-attr]
+
+
+def _einsum_of_maps(names: list[str], output: str, gone: str, first: Any, second: Any) -> Any:
+    """Two maps multiplied as matrices; None where it is another product."""
+    if not all(gone in letters for letters in names):
+        return None
+    shared = [letter for letter in names[0] if letter in names[1] and letter != gone]
+    own = [[letter for letter in letters if letter not in (*shared, gone)] for letters in names]
+    if len(own[0]) != 1 or len(own[1]) != 1 or any(letter not in output for letter in shared):
+        return None
+
+    def laid(x: Any, letters: list[str], wanted: list[str]) -> Any:
+        return x if letters == wanted else x.permute([letters.index(letter) for letter in wanted])
+
+    product = laid(first, [*names[0]], [*shared, *own[0], gone]) @ laid(
+        second, [*names[1]], [*shared, gone, *own[1]]
+    )
+    return laid(product, [*shared, *own[0], *own[1]], [*output])
 
 
 _SPELLINGS: dict[str, Callable[..., Any]] = {
@@ -1127,7 +1256,7 @@ _SPELLINGS: dict[str, Callable[..., Any]] = {
     "einsum": _einsum,
 }
 _MODULES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Softmax: lambda module, x: x.softmax(module.dim) if _labels(x) else None,
+    nn.Softmax: lambda module, x: x.softmax(module.dim) if _labels(x) or _is_gram(x) else None,
     nn.AdaptiveAvgPool1d: lambda module, x: _adaptive_avg_pool1d(x, module.output_size),
     nn.AdaptiveMaxPool1d: lambda module, x: _adaptive_max_pool1d(x, module.output_size, module.return_indices),
     nn.LayerNorm: lambda module, x, weight=None, bias=None: _layer_norm(

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _reference
+from . import _dispatch, _graph, _graph_attention, _reference
 from ._arguments import FLOATING, as_pair
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import _LocalModule
@@ -124,6 +124,8 @@ def local_transposed_attention(
     scale = _checked(q, k, v, temperature)
     size = as_pair(window, "window")
     steps = _default_stride(size) if stride is None else as_pair(stride, "stride")
+    if _graph.applies():
+        return _dispatch.transposed_attention(q, k, v, scale, size, steps)
     if _covers(size, q):
         return _global(q, k, v, scale)
     return _sliding(q, k, v, scale, size, steps)
@@ -156,8 +158,12 @@ def overlapping_transposed_attention(
     """
     scale = _checked(q, k, v, temperature)
     size = as_pair(window, "window")
-    if _covers(size, q):
-        return _global(q, k, v, scale)
+    if _graph.applies():
+        return _dispatch.overlapping_attention(q, k, v, scale, size)
+    return _overlapping_by(False, q, k, v, scale, size)
+
+
+def _overlapping(q: Tensor, k: Tensor, v: Tensor, scale: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = q.shape[3:]
     rows, columns = _spread(height, size[0]), _spread(width, size[1])
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -196,6 +202,29 @@ def _sliding(
                 _split(out[part], count).copy_(mixed)
                 x += count
     return out
+
+
+def _sliding_by(
+    graph: bool, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], stride: tuple[int, int]
+) -> Tensor:
+    """What an operator of this name runs: in a graph of any size, or at once."""
+    if graph:
+        return _graph_attention.sliding(q, k, v, scale, window, stride, EPS)
+    return _global(q, k, v, scale) if _covers(window, q) else _sliding(q, k, v, scale, window, stride)
+
+
+def _overlapping_by(graph: bool, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int]) -> Tensor:
+    if graph:
+        return _graph_attention.overlapping(q, k, v, scale, window, EPS)
+    return _global(q, k, v, scale) if _covers(window, q) else _overlapping(q, k, v, scale, window)
+
+
+def _non_local_by(
+    graph: bool, q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: float, weighting: Weighting
+) -> Tensor:
+    if graph:
+        return _graph_attention.non_local(q, k, v, window, scale, weighting == "softmax")
+    return local_non_local(q, k, v, window, scale, weighting)
 
 
 def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
@@ -402,6 +431,8 @@ def local_non_local(
     if weighting not in ("softmax", "mean"):
         raise ArgumentValueError(f'weighting must be "softmax" or "mean", got {weighting!r}')
     size = as_pair(window, "window")
+    if _graph.applies():
+        return _dispatch.non_local(q, k, v, size, scale, weighting)
     kh, kw = (min(a, n) for a, n in zip(size, q.shape[2:], strict=True))
     tall, wide = _tile(q.shape[0], kh, kw)
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -574,7 +605,7 @@ class LocalTransposedAttention(_LocalModule):
         temperature: Tensor = self.temperature
         heads = temperature.numel()
         q, k, v = (part.reshape(part.shape[0], heads, -1, *part.shape[2:]) for part in parts)
-        if self._covers(q):
+        if not _graph.applies() and self._covers(q):
             out = _global(q, k, v, temperature.reshape(-1, 1, 1))
         elif self.form == "sliding":
             out = local_transposed_attention(q, k, v, temperature, self.window, self.stride)
@@ -655,7 +686,7 @@ class LocalNonLocalBlock(_LocalModule):
     def forward(self, x: Tensor) -> Tensor:
         block = self._block
         q, k, v = (getattr(self, name)(x) for name in block.names[:3])
-        if self._covers(x):
+        if not _graph.applies() and self._covers(x):
             scores = q.flatten(2).transpose(1, 2) @ k.flatten(2)
             scores = scores if block.scale == 1 else scores * block.scale
             weights = scores.softmax(-1) if block.weighting == "softmax" else scores / scores.shape[-1]

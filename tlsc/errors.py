@@ -6,6 +6,7 @@ __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "BackendError",
+    "ExportError",
     "NoSiteError",
     "ProbeError",
     "TLSCError",
@@ -27,6 +28,10 @@ class ArgumentTypeError(TLSCError, TypeError):
 
 class BackendError(TLSCError, RuntimeError):
     """A back end that was asked for by name cannot be used; the message says why."""
+
+
+class ExportError(TLSCError):
+    """The model could not be exported, or what was exported does not compute what the model does."""
 
 
 class NoSiteError(TLSCError):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _dispatch, _reference
+from . import _dispatch, _graph, _reference
 from ._arguments import as_pair, as_positive_int, check_channels, check_eps, check_map
 from ._correction import Correction
 from .errors import ArgumentValueError
@@ -74,6 +74,8 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
     """
     check_map(x)
     size = as_pair(window, "window")
+    if _graph.applies():
+        return _dispatch.local_var_mean(x, size)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone(), x.clone()
     if _covers(size, x):
@@ -155,6 +157,8 @@ def _local_mean(
     x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
 ) -> Tensor:
     check_map(x)
+    if _graph.applies():
+        return _dispatch.local_mean(x, window, stride, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     if _covers(window, x) and correction is None:
@@ -177,6 +181,9 @@ def _local_group_norm(
         raise ArgumentValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
+    groups = x.shape[1] if num_groups is None else num_groups
+    if _graph.applies():
+        return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     plain = correction is None and all(p is None or p.dtype == x.dtype for p in (weight, bias))
@@ -185,7 +192,6 @@ def _local_group_norm(
         if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
-    groups = x.shape[1] if num_groups is None else num_groups
     return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
 
 

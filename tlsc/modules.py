@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _reference, functional
+from . import _graph, _reference, functional
 from ._arguments import as_pair, as_positive_int, check_eps
 from ._correction import Correction
 from .errors import ArgumentTypeError, ArgumentValueError
@@ -94,7 +94,7 @@ class LocalAvgPool2d(_LocalModule):
         return self._pool(input)
 
     def _pool(self, x: Tensor) -> Tensor:
-        if self._collapse and self._covers(x):
+        if self._collapse and not _graph.applies() and self._covers(x):
             mean = functional._global_mean(x)
             if self.correction is not None:
                 planes = mean.reshape(-1, 1, 1)

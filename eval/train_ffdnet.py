@@ -1,0 +1,131 @@
+"""Trains the demo's FFDNet: ``python -m tlsc.eval.train_ffdnet``.
+
+Crops of the training photographs as for the other demo networks, in random colours, with white Gaussian noise of a
+standard deviation drawn anew for each crop. AdamW, a cosine schedule, the L1 loss, bfloat16 arithmetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tlsc.adapters.ffdnet import FFDNet
+from tlsc.eval.files import replacing
+from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, random_crop
+
+__all__ = ["main", "train"]
+
+_SIGMAS = (0.0, 60 / 255)
+_CROP = 48
+_BATCH = 32
+_LEARNING_RATE = 1.5e-3
+
+
+def train(steps: int, seed: int, width: int = 64, depth: int = 9) -> FFDNet:
+    """Train from scratch.
+
+    Args:
+        steps: number of optimiser steps.
+        seed: of the weights, the crops and the noise.
+        width, depth: of the network.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
+    weights = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
+    weights /= weights.sum()
+    model = FFDNet(3, width, depth).to(memory_format=torch.channels_last)
+    _pass_image_through(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    average = math.nan
+    with tqdm(range(steps), desc="ffdnet", unit="step", mininterval=10) as progress:
+        for _ in progress:
+            crops = []
+            for _ in range(_BATCH):
+                crop = random_crop(photographs[rng.choice(len(photographs), p=weights)], _CROP, rng)
+                crops.append(torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1))
+            clean = _recoloured(torch.stack(crops)).contiguous(memory_format=torch.channels_last)
+            sigma = torch.empty(_BATCH).uniform_(*_SIGMAS)
+            noisy = clean + sigma.view(-1, 1, 1, 1) * torch.randn_like(clean)
+            with torch.autocast("cpu", torch.bfloat16):
+                restored = model(noisy, sigma)
+            loss = (restored.float() - clean).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
+            progress.set_postfix(loss=f"{average:.4f}", refresh=False)
+    trained: FFDNet = model.to(memory_format=torch.contiguous_format).eval()
+    return trained
+
+
+def _recoloured(crops: Tensor) -> Tensor:
+    """Half of the crops with their channels mixed at random: the photographs hold few colours."""
+    mix = torch.rand(len(crops), 3, 3)
+    mix = mix / mix.sum(2, keepdim=True)
+    mix[: len(crops) // 2] = torch.eye(3)
+    return torch.einsum("nij,njhw->nihw", mix, crops)
+
+
+def _pass_image_through(model: FFDNet) -> None:
+    """Start as the identity: 4·C hidden channels carry the image, raised so that ReLU cuts no negative noise."""
+    carried = 4 * model.channels
+    layers = [layer for layer in model.model if isinstance(layer, nn.Conv2d)]
+    with torch.no_grad():
+        for index, layer in enumerate(layers):
+            first = model.channels if index == 0 else 0
+            for channel in range(carried):
+                layer.weight[channel] *= 0.1
+                layer.weight[channel, first + channel, 1, 1] += 1.0
+                assert layer.bias is not None
+                layer.bias[channel] = 0.5 if index == 0 else (-0.5 if index == len(layers) - 1 else 0.0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the network, and write its weights."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tlsc.eval.train_ffdnet", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--steps", type=int, default=10000, help="optimiser steps (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("weights"), help="folder to write to (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="1 made the weights that come along (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = train(args.steps, args.seed)
+    metadata = {
+        "network": "ffdnet",
+        "noise": f"white, standard deviation {_SIGMAS[0] * 255:g} to {_SIGMAS[1] * 255:g} of 255",
+        "crop": str(_CROP),
+        "steps": str(args.steps),
+        "seed": str(args.seed),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+    path = args.out / "ffdnet.safetensors"
+    with replacing(path) as new:
+        save_file(model.state_dict(), new, metadata)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,457 @@
+"""Exported files compute what the model computes, at every size; what cannot be exported leaves nothing behind.
+
+The oracles are ONNX Runtime and OpenVINO on one side and the converted model in eager PyTorch on the other, whose
+statistics other tests compare with naive windows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import tlsc
+from tlsc import _export, _graph, _graph_attention, _reference, attention
+from tlsc.adapters import FFDNet, HINet, MPRNet, UNet
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
+from tlsc.eval.cli import main
+
+BASE = 16
+SIZES = ((1, 11, 9), (1, 16, 16), (1, 31, 40), (1, 33, 17), (1, 9, 41), (2, 24, 13))
+
+
+def _nafnet() -> nn.Module:
+    arch = pytest.importorskip("spandrel.architectures.NAFNet.__arch.NAFNet_arch")
+    network: nn.Module = arch.NAFNet(width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    return network
+
+
+def _restormer() -> nn.Module:
+    arch = pytest.importorskip("spandrel_extra_arches.architectures.Restormer.__arch.restormer_arch")
+    network: nn.Module = arch.Restormer(dim=4, num_blocks=[1, 1, 1, 1], num_refinement_blocks=1, heads=[1, 2, 2, 2])
+    return network
+
+
+class _Pools(nn.Module):
+    """Functional sites of several kinds: a maximum, a deviation, a linear tail that runs on windows as a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.linear = nn.Linear(6, 6)
+        self.norm = nn.GroupNorm(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        gate = self.linear(x.mean((2, 3))).sigmoid()[:, :, None, None]
+        x = x * gate + x.amax((2, 3), keepdim=True)
+        return x / (x.std((2, 3), keepdim=True) + 1)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "se": (lambda: UNet(4, 2, squeeze_excitation=(0, 1)), 1),
+    "hin": (lambda: UNet(4, 2, half_norm=(0, 1)), 1),
+    "hinet": (lambda: HINet(wf=4, depth=2, hin_position_right=1, padder_size=2), 1),
+    "mprnet": (lambda: MPRNet(n_feat=4, scale_unetfeats=2, scale_orsnetfeats=2, num_cab=1), 1),
+    "nafnet": (_nafnet, 1),
+    "restormer": (_restormer, 8),
+    "pools": (_Pools, 1),
+}
+
+
+def _network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = NETWORKS[name][0]().eval()
+    for parameter in network.parameters():
+        # Published initial values switch some branches off.
+        nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.1)
+        if parameter.dim() == 1:
+            parameter.data += 0.5
+    return network
+
+
+def _sizes(name: str) -> list[tuple[int, int, int]]:
+    step = NETWORKS[name][1]
+    return [(n, -(-h // step) * step, -(-w // step) * step) for n, h, w in SIZES]
+
+
+def _result(model: nn.Module, image: Tensor) -> Tensor:
+    with torch.no_grad():
+        out = model(image)
+    describing = getattr(model, "tlsc", None)
+    return out if isinstance(out, Tensor) else out[describing.output]
+
+
+def _close(got: np.ndarray, expected: Tensor) -> None:
+    span = float(expected.max() - expected.min())
+    assert got.shape == tuple(expected.shape)
+    assert float((torch.from_numpy(got) - expected).abs().max()) <= 1e-4 * span
+
+
+CASES = [(name, 1) for name in NETWORKS] + [("se", 3), ("pools", 2)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], tuple[nn.Module, Path]]:
+    made: dict[tuple[str, int], tuple[nn.Module, Path]] = {}
+
+    def get(name: str, stride: int) -> tuple[nn.Module, Path]:
+        if (name, stride) not in made:
+            model = tlsc.convert(_network(name), BASE, stride=stride)
+            path = tmp_path_factory.mktemp(name) / "model.onnx"
+            step = NETWORKS[name][1]
+            tlsc.export(model, path, multiple=step if step > 1 else None, sizes=_sizes(name)[:1])
+            made[name, stride] = model, path
+        return made[name, stride]
+
+    return get
+
+
+Exported = Callable[[str, int], tuple[nn.Module, Path]]
+
+
+@pytest.mark.parametrize(("name", "stride"), CASES)
+def test_onnx_runtime_agrees_at_every_size(
+    exported: Exported, name: str, stride: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        model, path = exported(name, stride)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    session = onnxruntime.InferenceSession(str(path))
+    for batch, height, width in _sizes(name):
+        image = torch.rand(batch, 3, height, width)
+        _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
+
+
+@pytest.mark.parametrize("name", ["se", "hinet", "restormer"])
+def test_openvino_agrees(exported: Exported, name: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    model, path = exported(name, 1)
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for batch, height, width in (_sizes(name)[i] for i in (0, 2, 5)):
+        image = torch.rand(batch, 3, height, width)
+        _close(compiled([image.numpy()])[0], _result(model, image))
+
+
+@pytest.mark.parametrize(("name", "stride"), CASES)
+def test_no_graph_holds_a_cumulative_sum_or_a_private_operator(exported: Exported, name: str, stride: int) -> None:
+    _, path = exported(name, stride)
+    model = onnx.load(path)
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    assert "CumSum" not in {node.op_type for node in nodes}
+    assert {node.domain for node in nodes} == {""}
+    assert not any(node.op_type in ("If", "Loop", "Scan") for node in nodes)
+
+
+def _constants(path: Path) -> list[bytes]:
+    model = onnx.load(path)
+    found = [(t.dims, onnx.numpy_helper.to_array(t).tobytes()) for t in model.graph.initializer]
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                found.append((attribute.t.dims, onnx.numpy_helper.to_array(attribute.t).tobytes()))
+            found.append((node.op_type, repr([*attribute.ints, attribute.i]).encode()))
+    return sorted(str(item).encode() for item in found)
+
+
+def test_no_constant_depends_on_the_size_that_was_traced(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, first = exported("se", 1)
+    monkeypatch.setattr(_export, "_SMALL", (22, 71))
+    tlsc.export(model, tmp_path / "second.onnx", sizes=[(1, 16, 16)])
+    assert _constants(first) == _constants(tmp_path / "second.onnx")
+
+
+def test_the_file_says_what_it_is(exported: Exported) -> None:
+    _, path = exported("se", 3)
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert facts["tlsc.base_size"] == f"{BASE}x{BASE}"
+    assert facts["tlsc.stride"] == "3"
+    assert facts["tlsc.network"] == "UNet"
+    assert facts["tlsc.scale"] == "1"
+    assert {"tlsc.padding_multiple", "tlsc.version_torch", "tlsc.version_tlsc"} <= facts.keys()
+
+
+def test_ffdnet_takes_its_noise_level_as_an_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "ffdnet.onnx"
+    for form in ("shuffle", "convolution"):
+        model = FFDNet(3, width=8, depth=3, form=form).eval()  # type: ignore[arg-type]
+        example = torch.rand(1, 3, 20, 20), torch.tensor([0.1])
+        made = tlsc.export(model, path, example_input=example, sizes=[(1, 12, 12)])
+        assert ("SpaceToDepth" in made.operators) == ("DepthToSpace" in made.operators) or form == "shuffle"
+        if form == "convolution":
+            assert not {"SpaceToDepth", "DepthToSpace"} & made.operators.keys()
+        session = onnxruntime.InferenceSession(str(path))
+        for batch, height, width in ((1, 1, 1), (1, 7, 12), (3, 33, 20)):
+            image, sigma = torch.rand(batch, 3, height, width), torch.rand(batch) * 0.2
+            with torch.no_grad():
+                expected = model(image, sigma)
+            names = [entry.name for entry in session.get_inputs()]
+            got = session.run(None, dict(zip(names, (image.numpy(), sigma.numpy()), strict=True)))[0]
+            np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
+# -------------------------------------------------------------------------------- the graph's own arithmetic
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    window=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    stride=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+)
+def test_the_graph_s_statistics_are_the_reference_s(
+    height: int, width: int, window: tuple[int, int], stride: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((2, 2, height, width), generator=generator, dtype=torch.float64) + 3
+    close = torch.testing.assert_close
+    close(_graph.local_mean(x, window, stride), _reference.local_mean(x, window, stride))
+    for ours, theirs in zip(_graph.local_var_mean(x, window), _reference.local_var_mean(x, window), strict=True):
+        close(ours, theirs)
+    close(_graph.local_group_norm(x, window, 1), _reference.local_group_norm(x, window, 1), rtol=1e-5, atol=1e-6)
+    ours = _graph.place(_graph.grid_maxima(x, window, stride), window, stride, height, width)
+    theirs = _reference.place(_reference.grid_maxima(x, window, stride), window, stride, height, width)
+    close(ours, theirs)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 17),
+    width=st.integers(1, 17),
+    window=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    stride=st.integers(1, 5),
+    seed=st.integers(0, 10**6),
+)
+def test_the_graph_s_attention_is_the_eager_one(
+    height: int, width: int, window: tuple[int, int], stride: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn((2, 2, 3, height, width), generator=generator, dtype=torch.float64) for _ in range(3))
+    scale = torch.tensor([0.7, 1.3], dtype=torch.float64).reshape(2, 1, 1)
+    expected = attention.local_transposed_attention(q, k, v, scale, window, stride)
+    got = _graph_attention.sliding(q, k, v, scale, window, (stride, stride), attention.EPS)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    expected = attention.overlapping_transposed_attention(q, k, v, scale, window)
+    got = _graph_attention.overlapping(q, k, v, scale, window, attention.EPS)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    for weighting in ("softmax", "mean"):
+        expected = attention.local_non_local(q[:, 0], k[:, 0], v[:, 0], window, 0.5, weighting)  # type: ignore[arg-type]
+        got = _graph_attention.non_local(q[:, 0], k[:, 0], v[:, 0], window, 0.5, weighting == "softmax")
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_nan_stays_in_the_windows_that_hold_it(stride: int) -> None:
+    x = torch.rand(1, 1, 20, 20)
+    x[0, 0, 3, 4] = float("nan")
+    got = _graph.local_mean(x, (5, 6), stride).isnan()
+    assert torch.equal(got, _reference.local_mean(x, (5, 6), stride).isnan())
+
+
+# ------------------------------------------------------------------------------------- torch's own graphs
+
+COMPILED = (
+    (96, 96),
+    (104, 112),
+    (136, 96),
+    (96, 152),
+    (128, 128),
+    (200, 120),
+    (144, 168),
+    (112, 208),
+    (176, 176),
+    (192, 96),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [(name, 1) for name in ("se", "hin", "hinet", "nafnet", "restormer", "pools")] + [("se", 4)]
+)
+def test_ten_sizes_take_two_compilations(name: str, stride: int) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    model = tlsc.convert(_network(name), 128, stride=stride)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    sizes = COMPILED if name not in ("restormer", "hinet") else COMPILED[:5]
+    with torch.no_grad():
+        for height, width in sizes:
+            image = torch.rand(1, 3, height, width)
+            got, expected = compiled(image), model(image)
+            got, expected = (out if isinstance(out, Tensor) else out[-1] for out in (got, expected))
+            assert float((got - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
+    assert counter.frame_count <= 2
+
+
+def test_the_default_backend_compiles_a_converted_model() -> None:
+    torch._dynamo.reset()
+    model = tlsc.convert(_network("pools"), 32)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in ((40, 50), (20, 20), (33, 64)):
+            image = torch.rand(1, 3, *size)
+            torch.testing.assert_close(compiled(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_torch_export_holds_at_every_size(name: str) -> None:
+    model = tlsc.convert(_network(name), BASE)
+    step = NETWORKS[name][1]
+    side = torch.export.Dim.DYNAMIC
+    sides = {2: side, 3: side}
+    if step > 1:
+        sides = {2: step * torch.export.Dim("rows"), 3: step * torch.export.Dim("columns")}
+    image = torch.rand(2, 3, 24, 40)
+    with torch.no_grad():
+        program = torch.export.export(model, (image,), dynamic_shapes=({0: side, **sides},)).module()
+        for batch, height, width in [(max(n, 2), h, w) for n, h, w in _sizes(name)]:
+            image = torch.rand(batch, 3, height, width)
+            got, expected = program(image), model(image)
+            got, expected = (out if isinstance(out, Tensor) else out[-1] for out in (got, expected))
+            assert float((got - expected).abs().max()) <= 1e-5 * float(expected.max() - expected.min())
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+class _Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.mean() > 0.5 else x
+
+
+class _Lying(nn.Module):
+    """Computes one thing in PyTorch and another one in a graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + (1 if torch.compiler.is_exporting() else 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(_Branching, "cannot be exported"), (_Lying, "differs from PyTorch at 1×24×24")],
+)
+def test_a_model_that_cannot_be_exported_leaves_no_file(
+    make: Callable[[], nn.Module], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"before")
+    with pytest.raises(ExportError, match=message) as raised:
+        tlsc.export(make(), path, sizes=[(1, 24, 24)])
+    assert len(str(raised.value).splitlines()) == 1
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": "model.pt"}, ArgumentValueError, "must end in .onnx"),
+        ({"path": "missing/model.onnx"}, ArgumentValueError, "no folder"),
+        ({"path": 3}, ArgumentTypeError, "path"),
+        ({"model": "model"}, ArgumentTypeError, "model"),
+        ({"opset": 0}, ArgumentValueError, "opset"),
+        ({"sizes": [(1, 0, 5)]}, ArgumentValueError, "sizes"),
+        ({"sizes": [(1, 12, 12)], "multiple": 8}, ArgumentValueError, "multiples of 8"),
+    ],
+)
+def test_bad_arguments_are_named(
+    arguments: dict[str, Any], error: type[TLSCError], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"model": nn.Conv2d(3, 3, 1), "path": "model.onnx", **arguments}
+    with pytest.raises(error, match=message):
+        tlsc.export(given.pop("model"), given.pop("path"), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cumulative_sum_of_the_network_s_own_is_refused_on_demand(tmp_path: Path) -> None:
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).cumsum(3)
+
+    made = tlsc.export(Summing(), tmp_path / "a.onnx", sizes=[(1, 9, 9)])
+    assert made.operators["CumSum"] == 1
+    with pytest.raises(ExportError, match="CumSum"):
+        tlsc.export(Summing(), tmp_path / "b.onnx", sizes=[(1, 9, 9)], cumsum=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5), nn.InstanceNorm2d(4))
+    model.train()
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tlsc.export(model, tmp_path / "model.onnx", sizes=[(1, 9, 12)])
+    assert [part.training for part in model.modules()] == [True, True, False, True]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+def test_the_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = UNet(4, 2, half_norm=(0,))
+    checkpoint, out = tmp_path / "net.pth", tmp_path / "net.onnx"
+    torch.save({"params": network.state_dict()}, checkpoint)
+    assert main(["export", str(checkpoint), str(out), "--base-size", "20", "--no-cumsum"]) == 0
+    assert str(out) in capsys.readouterr().out
+    model = tlsc.convert(network.eval(), 20)
+    image = torch.rand(1, 3, 31, 45)
+    got = onnxruntime.InferenceSession(str(out)).run(None, {"image": image.numpy()})[0]
+    _close(got, _result(model, image))
+
+
+@pytest.mark.parametrize(
+    ("network", "out", "message"),
+    [
+        ("nothing.pth", "out.onnx", "nothing.pth"),
+        ("text.pth", "out.onnx", "text.pth"),
+        ("plain", "out.pt", ".onnx"),
+        ("plain", "nowhere/out.onnx", "nowhere"),
+    ],
+)
+def test_the_command_fails_in_one_line(
+    network: str,
+    out: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.pth").write_text("not a checkpoint")
+    assert main(["export", network, out]) == 1
+    said = capsys.readouterr()
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["text.pth"]
