@@ -76,7 +76,8 @@ def test_converting_wins_where_noise_varies_and_costs_nothing_where_it_does_not(
 
 
 def test_trains_end_to_end() -> None:
-    net = NLMNet(width=4)
+    torch.manual_seed(0)  # some weights leave all of a narrow layer's units at 0
+    net = NLMNet(width=16)
     net(torch.rand(2, 3, 16, 16)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert all(p.grad is not None and p.grad.any() for p in net.gate.parameters())
