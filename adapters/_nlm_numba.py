@@ -97,6 +97,13 @@ def _squared_difference(a: Array, b: Array, out: Array) -> None:
 
 
 @_compiled
+def _add_squared_difference(a: Array, b: Array, out: Array) -> None:
+    for j in range(out.size):
+        d = a[j] - b[j]
+        out[j] += d * d
+
+
+@_compiled
 def _add(a: Array, b: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] = a[j] + b[j]
@@ -158,20 +165,62 @@ def _squared_column_distances(
     """Squared differences to the shift (dy, dx), summed over columns of a patch around rows top, top + 1, …"""
     for i in range(rows + patch - 1):
         k = top - patch // 2 + i
-        _squared_difference(y[k, left : left + wide], y[k + dy, left + dx : left + dx + wide], out[i, :wide])
+        for c in range(y.shape[0]):
+            here, there = y[c, k, left : left + wide], y[c, k + dy, left + dx : left + dx + wide]
+            if c == 0:
+                _squared_difference(here, there, out[i, :wide])
+            else:
+                _add_squared_difference(here, there, out[i, :wide])
     _column_sums(out, spare, rows, patch, wide)
 
 
 @_compiled
-def _weights(squared: Array, inverse: Any, out: Array) -> None:
-    for j in range(out.size):
-        out[j] = _exp_minus(np.sqrt(squared[j]) * inverse)
+def _measure(squared: Array, power: int, floor: Any) -> None:
+    """In place, d^power from the sum over the patch."""
+    zero = squared.dtype.type(0)
+    if floor != zero:
+        for j in range(squared.size):
+            excess = squared[j] - floor
+            squared[j] = zero if excess < zero else excess
+    if power == 1:
+        for j in range(squared.size):
+            squared[j] = np.sqrt(squared[j])
 
 
 @_compiled
-def _weights_of_map(squared: Array, inverse: Array, out: Array) -> None:
+def _weights(measure: Array, rate: Any, out: Array) -> None:
     for j in range(out.size):
-        out[j] = _exp_minus(np.sqrt(squared[j]) * inverse[j])
+        out[j] = _exp_minus(measure[j] * rate)
+
+
+@_compiled
+def _weights_of_map(measure: Array, rate: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] = _exp_minus(measure[j] * rate[j])
+
+
+@_compiled
+def _weights_of_row(measure: Array, rate: Array, p: int, q: int, a: int, dx: int, weight: Array) -> Any:
+    """Weights of the neighbours in row q in the means at row p, and of p's in those at q: rows of ``weight``."""
+    n = measure.size
+    if rate.size == 1:
+        _weights(measure, rate[0, 0], weight[0, :n])
+        return weight[0, :n], weight[0, :n]
+    _weights_of_map(measure, rate[p, a : a + n], weight[0, :n])
+    _weights_of_map(measure, rate[q, a + dx : a + dx + n], weight[1, :n])
+    return weight[0, :n], weight[1, :n]
+
+
+@_compiled
+def _rows_of_strip(first: int, last: int, height: int, margin: int, dy: int) -> Any:
+    """Rows [low, high) of a strip whose pairs with the rows ``dy`` below touch the image."""
+    return max(first, margin - dy), min(last, height - margin)
+
+
+@_compiled
+def _columns_of_shift(width: int, margin: int, dx: int) -> Any:
+    """The first of the columns whose pairs with those ``dx`` to the right touch the image, and their number."""
+    return margin - max(dx, 0), width - 2 * margin + abs(dx)
 
 
 @_compiled
@@ -188,39 +237,40 @@ def _add_product(weight: Array, value: Array, out: Array) -> None:
 
 @_compiled
 def _forward_strip(
-    x: Array, y: Array, inverse: Array, search: int, patch: int, first: int, last: int, num: Array, den: Array
+    x: Array,
+    y: Array,
+    rate: Array,
+    search: int,
+    patch: int,
+    power: int,
+    floor: Any,
+    first: int,
+    last: int,
+    num: Array,
+    den: Array,
 ) -> None:
     """Adds the pairs whose position lies in rows [first, last) of the extended image to ``num`` and ``den``."""
     channels, height, width = x.shape
     radius, half = search // 2, patch // 2
     margin = radius + half
-    is_map = inverse.size > 1
     rows = np.empty((last - first + patch - 1, width), x.dtype)
     spare = np.empty(width, x.dtype)
-    distance = np.empty(width, x.dtype)
+    measures = np.empty(width, x.dtype)
     weight = np.empty((2, width), x.dtype)
     for dy in range(radius + 1):
-        low = max(first, margin - dy)
-        high = min(last, height - margin)
+        low, high = _rows_of_strip(first, last, height, margin, dy)
+        if low >= high:
+            continue
         for dx in range(-radius if dy else 1, radius + 1):
-            if low >= high:
-                continue
-            a = margin - max(dx, 0)
-            b = width - margin + max(-dx, 0)
-            n = b - a
-            wide = n + patch - 1
-            _squared_column_distances(y, dy, dx, low, high - low, a - half, wide, patch, rows, spare)
+            a, n = _columns_of_shift(width, margin, dx)
+            b = a + n
+            _squared_column_distances(y, dy, dx, low, high - low, a - half, n + patch - 1, patch, rows, spare)
             for i in range(high - low):
                 p, q = low + i, low + i + dy
-                squared = distance[:n]
-                _row_sums(rows[i], spare, squared, patch)
-                if is_map:
-                    _weights_of_map(squared, inverse[p, a:b], weight[0, :n])
-                    _weights_of_map(squared, inverse[q, a + dx : b + dx], weight[1, :n])
-                    here, there = weight[0, :n], weight[1, :n]
-                else:
-                    _weights(squared, inverse[0, 0], weight[0, :n])
-                    here = there = weight[0, :n]
+                measure = measures[:n]
+                _row_sums(rows[i], spare, measure, patch)
+                _measure(measure, power, floor)
+                here, there = _weights_of_row(measure, rate, p, q, a, dx, weight)
                 for c in range(channels):
                     at_p, at_q = x[c, p, a:b], x[c, q, a + dx : b + dx]
                     _add_weighted_difference(here, at_q, at_p, num[c, p, a:b])
@@ -242,31 +292,55 @@ def _times(a: Array, out: Array) -> None:
 
 
 @_compiled
-def _add_root_product(a: Array, squared: Array, out: Array) -> None:
+def _negative(a: Array, out: Array) -> None:
     for j in range(out.size):
-        out[j] += a[j] * np.sqrt(squared[j])
+        out[j] = -a[j]
 
 
 @_compiled
-def _distance_gradient(squared: Array, a: Array, b: Array, scale_a: Any, scale_b: Any, out: Array) -> None:
-    zero = squared.dtype.type(0)
+def _scaled_sum(a: Array, b: Array, scale: Any, out: Array) -> None:
     for j in range(out.size):
-        g = -(a[j] * scale_a + b[j] * scale_b)
-        out[j] = zero if squared[j] == zero else g / np.sqrt(squared[j])
+        out[j] = (a[j] + b[j]) * scale
 
 
 @_compiled
-def _distance_gradient_of_map(
-    squared: Array, a: Array, b: Array, scale_a: Array, scale_b: Array, out: Array
+def _subtract_product(a: Array, b: Array, out: Array) -> None:
+    for j in range(out.size):
+        out[j] -= a[j] * b[j]
+
+
+@_compiled
+def _patch_gradient(
+    measure: Array,
+    from_p: Array,
+    from_q: Array,
+    rate: Array,
+    p: int,
+    q: int,
+    a: int,
+    dx: int,
+    power: int,
+    out: Array,
 ) -> None:
-    zero = squared.dtype.type(0)
-    for j in range(out.size):
-        g = -(a[j] * scale_a[j] + b[j] * scale_b[j])
-        out[j] = zero if squared[j] == zero else g / np.sqrt(squared[j])
+    """Minus the gradient of d^power, over what the guide's differences are to be multiplied by."""
+    n = measure.size
+    if rate.size == 1:
+        _scaled_sum(from_p, from_q, -rate[0, 0], out)
+    else:
+        _negative(from_p, out)
+        _times(rate[p, a : a + n], out)
+        _subtract_product(from_q, rate[q, a + dx : a + dx + n], out)
+    zero = measure.dtype.type(0)
+    if power == 1:
+        for j in range(out.size):
+            out[j] = zero if measure[j] == zero else out[j] / measure[j]
+    else:
+        for j in range(out.size):
+            out[j] = zero if measure[j] == zero else out[j] + out[j]
 
 
 @_compiled
-def _add_luma_gradient(g: Array, here: Array, there: Array, spare: Array, out: Array, out_there: Array) -> None:
+def _add_guide_gradient(g: Array, here: Array, there: Array, spare: Array, out: Array, out_there: Array) -> None:
     for j in range(spare.size):
         spare[j] = g[j] * (here[j] - there[j])
     for j in range(out.size):
@@ -276,12 +350,52 @@ def _add_luma_gradient(g: Array, here: Array, there: Array, spare: Array, out: A
 
 
 @_compiled
+def _spread_over_patches(
+    flow: Array,
+    y: Array,
+    dy: int,
+    dx: int,
+    top: int,
+    rows: int,
+    left: int,
+    wide: int,
+    patch: int,
+    spare: Array,
+    grad_y: Array,
+) -> None:
+    """What each distance passes on (``flow``, from row ``patch - 1`` on) reaches all pixels of both patches."""
+    n = wide - patch + 1
+    flow[: patch - 1] = 0
+    flow[rows + patch - 1 : rows + 2 * (patch - 1)] = 0
+    _column_sums(flow, spare[0], rows + patch - 1, patch, n)
+    right = left + wide
+    for i in range(rows + patch - 1):
+        p, q = top + i, top + i + dy
+        padded = spare[0, : wide + patch - 1]
+        padded[: patch - 1] = 0
+        padded[patch - 1 : wide] = flow[i, :n]
+        padded[wide:] = 0
+        _row_sums(padded, spare[1], flow[i, :wide], patch)
+        for c in range(y.shape[0]):
+            _add_guide_gradient(
+                flow[i, :wide],
+                y[c, p, left:right],
+                y[c, q, left + dx : right + dx],
+                spare[0, :wide],
+                grad_y[c, p, left:right],
+                grad_y[c, q, left + dx : right + dx],
+            )
+
+
+@_compiled
 def _backward_strip(
     x: Array,
     y: Array,
-    inverse: Array,
+    rate: Array,
     search: int,
     patch: int,
+    power: int,
+    floor: Any,
     first: int,
     last: int,
     g: Array,
@@ -292,42 +406,31 @@ def _backward_strip(
     grad_h: Array,
 ) -> None:
     """Adds what the pairs of rows [first, last) contribute. ``g`` is the gradient over the weights' sum, zero
-    outside the image; ``g_mean`` its product with (mean − x), summed over channels. ``grad_h`` lacks 1/h²."""
+    outside the image; ``g_mean`` its product with (mean − x), summed over channels. ``grad_h`` lacks a factor of
+    power / h^(power + 1)."""
     channels, height, width = x.shape
     radius, half = search // 2, patch // 2
     margin = radius + half
-    is_map = inverse.size > 1
     rows = np.empty((last - first + patch - 1, width), x.dtype)
     flow = np.empty((last - first + 2 * (patch - 1), width), x.dtype)
     spare = np.empty((2, width + patch), x.dtype)
-    distance = np.empty(width, x.dtype)
+    measures = np.empty(width, x.dtype)
     weight = np.empty((2, width), x.dtype)
     grad_weight = np.empty((2, width), x.dtype)
     for dy in range(radius + 1):
-        low = max(first, margin - dy)
-        high = min(last, height - margin)
+        low, high = _rows_of_strip(first, last, height, margin, dy)
+        if low >= high:
+            continue
         for dx in range(-radius if dy else 1, radius + 1):
-            if low >= high:
-                continue
-            a = margin - max(dx, 0)
-            b = width - margin + max(-dx, 0)
-            n = b - a
-            wide = n + patch - 1
+            a, n = _columns_of_shift(width, margin, dx)
+            b, wide = a + n, n + patch - 1
             _squared_column_distances(y, dy, dx, low, high - low, a - half, wide, patch, rows, spare[0])
-            if needs_image:
-                flow[: patch - 1] = 0
-                flow[high - low + patch - 1 : high - low + 2 * (patch - 1)] = 0
             for i in range(high - low):
                 p, q = low + i, low + i + dy
-                squared = distance[:n]
-                _row_sums(rows[i], spare[0], squared, patch)
-                if is_map:
-                    _weights_of_map(squared, inverse[p, a:b], weight[0, :n])
-                    _weights_of_map(squared, inverse[q, a + dx : b + dx], weight[1, :n])
-                    here, there = weight[0, :n], weight[1, :n]
-                else:
-                    _weights(squared, inverse[0, 0], weight[0, :n])
-                    here = there = weight[0, :n]
+                measure = measures[:n]
+                _row_sums(rows[i], spare[0], measure, patch)
+                _measure(measure, power, floor)
+                here, there = _weights_of_row(measure, rate, p, q, a, dx, weight)
                 from_p, from_q = grad_weight[0, :n], grad_weight[1, :n]
                 _negative(g_mean[p, a:b], from_p)
                 _negative(g_mean[q, a + dx : b + dx], from_q)
@@ -341,52 +444,36 @@ def _backward_strip(
                         _add_product(there, g_q, grad_x[c, p, a:b])
                 _times(here, from_p)
                 _times(there, from_q)
-                _add_root_product(from_p, squared, grad_h[p, a:b])
-                _add_root_product(from_q, squared, grad_h[q, a + dx : b + dx])
+                _add_product(from_p, measure, grad_h[p, a:b])
+                _add_product(from_q, measure, grad_h[q, a + dx : b + dx])
                 if needs_image:
                     out = flow[i + patch - 1, :n]
-                    if is_map:
-                        scale_p, scale_q = inverse[p, a:b], inverse[q, a + dx : b + dx]
-                        _distance_gradient_of_map(squared, from_p, from_q, scale_p, scale_q, out)
-                    else:
-                        _distance_gradient(squared, from_p, from_q, inverse[0, 0], inverse[0, 0], out)
+                    _patch_gradient(measure, from_p, from_q, rate, p, q, a, dx, power, out)
             if needs_image:
-                _column_sums(flow, spare[0], high - low + patch - 1, patch, n)
-                left = a - half
-                right = left + wide
-                for i in range(high - low + patch - 1):
-                    p, q = low - half + i, low - half + i + dy
-                    padded = spare[0, : wide + patch - 1]
-                    padded[: patch - 1] = 0
-                    padded[patch - 1 : wide] = flow[i, :n]
-                    padded[wide:] = 0
-                    _row_sums(padded, spare[1], flow[i, :wide], patch)
-                    _add_luma_gradient(
-                        flow[i, :wide],
-                        y[p, left:right],
-                        y[q, left + dx : right + dx],
-                        spare[0, :wide],
-                        grad_y[p, left:right],
-                        grad_y[q, left + dx : right + dx],
-                    )
-
-
-@_compiled
-def _negative(a: Array, out: Array) -> None:
-    for j in range(out.size):
-        out[j] = -a[j]
+                _spread_over_patches(flow, y, dy, dx, low - half, high - low, a - half, wide, patch, spare, grad_y)
 
 
 # The kernels: strips [start, stop) of all those of one parity, counted through the batch.
 
 
 @_compiled
+def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: int) -> Any:
+    """Which image a unit of work belongs to, and its rows [first, last)."""
+    begin, end = patch // 2, height - search // 2 - patch // 2
+    strips = (-((begin - end) // size) + 1 - parity) // 2
+    first = begin + (2 * (unit % strips) + parity) * size
+    return unit // strips, first, min(first + size, end)
+
+
+@_compiled
 def _forward(
     x: Array,
     y: Array,
-    inverse: Array,
+    rate: Array,
     search: int,
     patch: int,
+    power: int,
+    floor: Any,
     num: Array,
     den: Array,
     size: int,
@@ -394,22 +481,20 @@ def _forward(
     start: int,
     stop: int,
 ) -> None:
-    margin = search // 2 + patch // 2
-    begin, end = patch // 2, x.shape[2] - margin
-    strips = (-((begin - end) // size) + 1 - parity) // 2
     for unit in range(start, stop):
-        n = unit // strips
-        first = begin + (2 * (unit % strips) + parity) * size
-        _forward_strip(x[n], y[n], inverse[n], search, patch, first, min(first + size, end), num[n], den[n])
+        n, first, last = _strip(unit, x.shape[2], search, patch, size, parity)
+        _forward_strip(x[n], y[n], rate[n], search, patch, power, floor, first, last, num[n], den[n])
 
 
 @_compiled
 def _backward(
     x: Array,
     y: Array,
-    inverse: Array,
+    rate: Array,
     search: int,
     patch: int,
+    power: int,
+    floor: Any,
     g: Array,
     g_mean: Array,
     needs_image: bool,
@@ -421,31 +506,14 @@ def _backward(
     start: int,
     stop: int,
 ) -> None:
-    margin = search // 2 + patch // 2
-    begin, end = patch // 2, x.shape[2] - margin
-    strips = (-((begin - end) // size) + 1 - parity) // 2
     for unit in range(start, stop):
-        n = unit // strips
-        first = begin + (2 * (unit % strips) + parity) * size
-        last = min(first + size, end)
-        _backward_strip(
-            x[n],
-            y[n],
-            inverse[n],
-            search,
-            patch,
-            first,
-            last,
-            g[n],
-            g_mean[n],
-            needs_image,
-            grad_x[n],
-            grad_y[n],
-            grad_h[n],
-        )
+        n, first, last = _strip(unit, x.shape[2], search, patch, size, parity)
+        grads = (grad_x[n], grad_y[n], grad_h[n])
+        of_mean = (g[n], g_mean[n], needs_image)
+        _backward_strip(x[n], y[n], rate[n], search, patch, power, floor, first, last, *of_mean, *grads)
 
 
-def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: int, patch: int) -> None:
+def _run(kernel: Callable[..., None], x: Tensor, search: int, patch: int, args: tuple[Any, ...]) -> None:
     """All strips of all images, even ones first."""
     margin = search // 2 + patch // 2
     size = max(STRIP_ROWS, margin + patch)  # what one strip writes must end before the next but one begins
@@ -456,18 +524,27 @@ def _run(kernel: Callable[..., None], args: tuple[Any, ...], x: Tensor, search: 
             _share_out(kernel, (*args, size, parity), units, int(x.numel() * search**2 * COST))
 
 
-def forward(x: Tensor, y: Tensor, inverse: Tensor, search: int, patch: int, num: Tensor, den: Tensor) -> None:
+def _settings(x: Tensor, y: Tensor, rate: Tensor, search: int, patch: int, power: int, floor: float) -> Any:
+    x_array = _array(x)
+    return x_array, _array(y), _array(rate), search, patch, power, x_array.dtype.type(floor)
+
+
+def forward(
+    x: Tensor, y: Tensor, rate: Tensor, search: int, patch: int, power: int, floor: float, num: Tensor, den: Tensor
+) -> None:
     """Adds all pairs but the zero shift to ``num`` (N, C, H, W) and ``den`` (N, H, W), in extended coordinates."""
-    args = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (num, den)))
-    _run(_forward, args, x, search, patch)
+    settings = _settings(x, y, rate, search, patch, power, floor)
+    _run(_forward, x, search, patch, (*settings, _array(num), _array(den)))
 
 
 def backward(
     x: Tensor,
     y: Tensor,
-    inverse: Tensor,
+    rate: Tensor,
     search: int,
     patch: int,
+    power: int,
+    floor: float,
     g: Tensor,
     g_mean: Tensor,
     needs_image: bool,
@@ -476,8 +553,9 @@ def backward(
     grad_h: Tensor,
 ) -> None:
     """Adds all pairs but the zero shift to the three gradients, as :func:`_backward_strip` says."""
-    given = (*(_array(t) for t in (x, y, inverse)), search, patch, *(_array(t) for t in (g, g_mean)), needs_image)
-    _run(_backward, (*given, *(_array(t) for t in (grad_x, grad_y, grad_h))), x, search, patch)
+    settings = _settings(x, y, rate, search, patch, power, floor)
+    grads = (_array(t) for t in (grad_x, grad_y, grad_h))
+    _run(_backward, x, search, patch, (*settings, _array(g), _array(g_mean), needs_image, *grads))
 
 
 def _array(tensor: Tensor) -> Array:

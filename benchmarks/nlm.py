@@ -11,7 +11,7 @@ import ctypes
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,140 +196,100 @@ def growth() -> None:
     print(tabulate(rows, headers=headers, floatfmt=".0f"), "\n", flush=True)
 
 
-# Quality: everyone at the best of a list of strengths.
+# Quality: everyone at its best strength, found by search.
 
-STRENGTHS = {3: np.linspace(0.5, 2.5, 9), 5: np.linspace(1.0, 3.5, 11)}
 CROP = 160
+PATCHES = (5, 3)
+SIGMAS = (0.05, 0.1)
+
+Filter = Callable[[float], NDArray[Any]]
 
 
-def quality() -> None:
-    from skimage.restoration import denoise_nl_means
+def _best(way: Filter, clean: NDArray[Any], low: float, high: float) -> float:
+    """The highest PSNR over strengths from ``low`` to ``high``: on a coarse grid, then on a fine one around it."""
+    for count in (9, 9):
+        strengths = np.geomspace(low, high, count)
+        found = [_psnr(way(float(h)), clean) for h in strengths]
+        at = int(np.argmax(found))
+        low, high = strengths[max(at - 1, 0)], strengths[min(at + 1, count - 1)]
+    return max(found)
 
+
+def _noisy_crops() -> Iterator[tuple[str, float, NDArray[Any], NDArray[Any]]]:
     from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
 
+    for name in TEST_PHOTOGRAPHS:
+        clean = load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP]
+        for sigma in SIGMAS:
+            noise = sigma * np.random.default_rng(0).standard_normal(clean.shape)
+            yield name, sigma, clean, np.clip(clean + noise, 0, 1).astype(np.float32)
+
+
+def _ours(noisy: NDArray[Any], patch: int, **options: Any) -> Filter:
+    """``h`` is in units of the root mean square over a patch and, in colour, over channels, as scikit-image's."""
+    x = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous()
+    scale = patch * (3**0.5 if options.get("distance") == "color" else 1)
+    return lambda h: nonlocal_means(x, scale * h, WINDOW, patch, "reflect", **options)[0].permute(1, 2, 0).numpy()
+
+
+def _scikit(noisy: NDArray[Any], patch: int, sigma: float = 0.0) -> Filter:
+    from skimage.restoration import denoise_nl_means
+
+    settings: dict[str, Any] = {"fast_mode": True, "sigma": sigma, "channel_axis": -1}
+    return lambda h: np.asarray(denoise_nl_means(noisy, patch, WINDOW // 2, h, **settings))
+
+
+def _opencv(noisy: NDArray[Any], patch: int) -> Filter | None:
     try:
         import cv2
     except ModuleNotFoundError:
-        cv2 = None
-        print("OpenCV is not installed; its columns stay empty\n")
-    images = {name: load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP] for name in TEST_PHOTOGRAPHS}
+        return None
+    pixels = (noisy[..., ::-1] * 255).round().astype(np.uint8)
+
+    def way(h: float) -> NDArray[Any]:
+        result = cv2.fastNlMeansDenoisingColored(pixels, None, h * 255, h * 255, patch, WINDOW)
+        return np.asarray(result[..., ::-1], np.float64) / 255
+
+    return way
+
+
+def quality() -> None:
+    """Beside scikit-image and OpenCV: as it comes, and by the classical definition."""
     rows = []
-    for name, clean in images.items():
-        for sigma in (0.05, 0.1):
-            rng = np.random.default_rng(0)
-            noisy = np.clip(clean + sigma * rng.standard_normal(clean.shape), 0, 1).astype(np.float32)
-            x = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous()
-            bytes_ = (noisy[..., ::-1] * 255).round().astype(np.uint8)
-            row: list[Any] = [name, sigma, _psnr(noisy, clean)]
-            for patch in (5, 3):
-
-                def ours(h: float, x: Tensor = x, patch: int = patch) -> NDArray[Any]:
-                    return nonlocal_means(x, h, WINDOW, patch, "reflect")[0].permute(1, 2, 0).numpy()
-
-                def scikit(h: float, noisy: Any = noisy, patch: int = patch, level: float = 0.0) -> NDArray[Any]:
-                    result: NDArray[Any] = denoise_nl_means(
-                        noisy, patch, WINDOW // 2, h, fast_mode=True, sigma=level, channel_axis=-1
-                    )
-                    return result
-
-                def opencv(h: float, bytes_: Any = bytes_, patch: int = patch) -> NDArray[Any]:
-                    result = cv2.fastNlMeansDenoisingColored(bytes_, None, h * 255, h * 255, patch, WINDOW)
-                    return np.asarray(result[..., ::-1], np.float64) / 255
-
-                row.append(_best(ours, clean, STRENGTHS[patch] * sigma))
-                fractions = np.linspace(0.4, 1.2, 9) * sigma
-                row.append(_best(scikit, clean, fractions))
-                row.append(_best(lambda h, f=scikit, s=sigma: f(h, level=s), clean, fractions))
-                row.append(_best(opencv, clean, fractions) if cv2 else None)
-            rows.append(row)
-    ways = ["tlsc", "skimage", "skimage σ", "OpenCV"]
-    headers = ["photograph", "noise", "noisy", *(f"{way} {patch}" for patch in (5, 3) for way in ways)]
+    for name, sigma, clean, noisy in _noisy_crops():
+        row: list[Any] = [name, sigma, _psnr(noisy, clean)]
+        for patch in PATCHES:
+            ways = (
+                _ours(noisy, patch),
+                _ours(noisy, patch, distance="color", weights="gaussian", sigma=sigma),
+                _scikit(noisy, patch),
+                _scikit(noisy, patch, sigma),
+                _opencv(noisy, patch),
+            )
+            row += [_best(way, clean, 0.1 * sigma, 3 * sigma) if way else None for way in ways]
+        rows.append(row)
+    names = ["tlsc", "tlsc σ", "skimage", "skimage σ", "OpenCV"]
+    headers = ["photograph", "noise", "noisy", *(f"{way} {patch}" for patch in PATCHES for way in names)]
     print(f"PSNR [dB], {CROP}×{CROP}, values in [0, 1], each at its best h, search window {WINDOW}, patch 5 and 3;")
-    print("skimage: fast_mode=True; skimage σ: told the noise level\n")
+    print('tlsc σ: distance="color", weights="gaussian", sigma; skimage: fast_mode=True; σ: told the noise level\n')
     print(tabulate(rows, headers=headers, floatfmt=".2f"), "\n", flush=True)
 
 
-def _variant(x: Tensor, h: float, patch: int, color: bool, squared: bool, level: float) -> Tensor:
-    """Non-local means by a chosen definition: distance of colour or luma, squared or not, less the noise's share.
-
-    ``h`` is of the root mean square over the patch.
-    """
-    margin = WINDOW // 2 + patch // 2
-    wide = F.pad(x, (margin,) * 4, mode="reflect")
-    y = wide if color else _luma(wide)
-    _, _, height, width = x.shape
-    r, half = WINDOW // 2, patch // 2
-    total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
-
-    def at(z: Tensor, dy: int, dx: int, ring: int) -> Tensor:
-        top, left = margin + dy - ring, margin + dx - ring
-        return z[..., top : top + height + 2 * ring, left : left + width + 2 * ring]
-
-    for dy, dx in _offsets(2 * r + 1):
-        distance = (at(y, 0, 0, half) - at(y, dy, dx, half)).square().mean(1, keepdim=True)
-        distance = (F.avg_pool2d(distance, patch, 1) - 2 * level**2).clamp_min(0)
-        weight = torch.exp(-(distance / h**2 if squared else distance.sqrt() / h))
-        total += weight * at(wide, dy, dx, 0)
-        weights += weight
-    return (total / weights).clamp(0, 1)
-
-
 def definitions() -> None:
-    """What each difference between our definition and scikit-image's is worth."""
-    from skimage.restoration import denoise_nl_means
-
-    from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
-
+    """What each difference between the default definition and the classical one is worth."""
     rows = []
-    for name in TEST_PHOTOGRAPHS:
-        clean = load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP]
-        for sigma in (0.05, 0.1):
-            noise = sigma * np.random.default_rng(0).standard_normal(clean.shape)
-            noisy = np.clip(clean + noise, 0, 1).astype(np.float32)
-            x = torch.from_numpy(noisy).permute(2, 0, 1)[None].contiguous()
-            fractions = np.linspace(0.2, 1.1, 10) * sigma
-            row: list[Any] = [name, sigma]
-
-            def steps(h: float, x: Tensor = x, settings: Any = ()) -> NDArray[Any]:
-                return _variant(x, h, 5, *settings)[0].permute(1, 2, 0).numpy()
-
-            luma = sigma * float(np.sqrt(np.square([0.299, 0.587, 0.114]).sum()))
-            for settings in ((False, False, 0.0), (False, True, 0.0), (False, True, luma), (True, False, 0.0)):
-                row.append(_best(lambda h, f=steps, s=settings: f(h, settings=s), clean, fractions))
-            for settings in ((True, True, 0.0), (True, True, sigma)):
-                row.append(_best(lambda h, f=steps, s=settings: f(h, settings=s), clean, fractions))
-            for level in (0.0, sigma):
-                row.append(
-                    _best(
-                        lambda h, n=noisy, s=level: denoise_nl_means(
-                            n, 5, WINDOW // 2, h, fast_mode=True, sigma=s, channel_axis=-1
-                        ),
-                        clean,
-                        fractions,
-                    )
-                )
-            grey = (noisy @ np.array([0.299, 0.587, 0.114])).astype(np.float32)
-            clean_grey = clean @ np.array([0.299, 0.587, 0.114])
-            g = torch.from_numpy(grey)[None, None]
-            row.append(
-                _best(
-                    lambda h, g=g: nonlocal_means(g, 5 * h, WINDOW, 5, "reflect")[0, 0].numpy(),
-                    clean_grey,
-                    fractions,
-                )
-            )
-            row.append(
-                _best(
-                    lambda h, n=grey: denoise_nl_means(n, 5, WINDOW // 2, h, fast_mode=True),
-                    clean_grey,
-                    fractions,
-                )
-            )
-            rows.append(row)
-    print(f"PSNR [dB], {CROP}×{CROP}, patch 5, each at its best h: what each difference in definition is worth;")
-    print("distances d of luma (ours: d) or of colour, −2σ²: the noise's share subtracted\n")
-    headers = ["photograph", "noise", "luma d", "luma d²", "luma d²−2σ²", "colour d", "colour d²", "colour d²−2σ²"]
-    headers += ["skimage", "skimage σ", "grey: tlsc", "grey: skimage"]
+    for name, sigma, clean, noisy in _noisy_crops():
+        row: list[Any] = [name, sigma]
+        for distance in ("luma", "color"):
+            for weights in ("exponential", "gaussian"):
+                for level in (0.0, sigma):
+                    way = _ours(noisy, PATCH, distance=distance, weights=weights, sigma=level)
+                    row.append(_best(way, clean, 0.05 * sigma, 3 * sigma))
+        rows.append(row)
+    print(f"PSNR [dB], {CROP}×{CROP}, patch {PATCH}, each at its best h: distance d of luma or colour, weight")
+    print("exp(−d/h) or exp(−d²/h²), with or without the noise's share 2σ² of every square subtracted\n")
+    each = ("d", "d, −2σ²", "d²", "d², −2σ²")
+    headers = ["photograph", "noise", *(f"{distance} {kind}" for distance in ("luma", "colour") for kind in each)]
     print(tabulate(rows, headers=headers, floatfmt=".2f"), "\n", flush=True)
 
 
@@ -367,10 +327,6 @@ def beside() -> None:
 
 def _psnr(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(-10 * np.log10(np.mean((np.asarray(a, np.float64) - b) ** 2)))
-
-
-def _best(way: Callable[[float], NDArray[Any]], clean: NDArray[Any], strengths: NDArray[Any]) -> float:
-    return max(_psnr(way(float(h)), clean) for h in strengths)
 
 
 TABLES = {

@@ -45,6 +45,10 @@ def _add_fit(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--search-window", type=_odd, default=11, help="in pixels, odd (%(default)s)")
     parser.add_argument("--patch", type=_odd, default=5, help="in pixels, odd (%(default)s)")
     parser.add_argument("--border", choices=("circular", "reflect"), default="circular", help="(%(default)s)")
+    parser.add_argument("--distance", choices=("luma", "color"), default="luma", help="of patches (%(default)s)")
+    parser.add_argument(
+        "--weights", choices=("exponential", "gaussian"), default="exponential", help="(%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the way that was taken")
     parser.set_defaults(run=_run_fit)
@@ -194,6 +198,8 @@ def fit(
     search_window: int = 11,
     patch: int = 5,
     border: Literal["circular", "reflect"] = "circular",
+    distance: Literal["luma", "color"] = "luma",
+    weights: Literal["exponential", "gaussian"] = "exponential",
 ) -> Iterator[Step]:
     """Learn the strength that brings ``image`` closest to ``clean``; yields every step, the start among them.
 
@@ -209,6 +215,8 @@ def fit(
         search_window: of the non-local means, in pixels; odd.
         patch: of the non-local means, in pixels; odd.
         border: of the non-local means.
+        distance: of the non-local means.
+        weights: of the non-local means.
 
     Raises:
         ArgumentValueError: the error has no gradient at ``h0``, because every weight but a pixel's own is 0.
@@ -225,7 +233,7 @@ def fit(
     optimizer = torch.optim.Rprop([log_h], lr=0.1, step_sizes=(1e-5, 0.5))
     for number in range(steps + 1):
         h = log_h.exp()
-        restored = nonlocal_means(image, h, search_window, patch, border)
+        restored = nonlocal_means(image, h, search_window, patch, border, distance=distance, weights=weights)
         yield Step(number, psnr(restored.detach(), clean), float(h.detach()))
         if number == steps:
             return
@@ -245,11 +253,12 @@ def _run_fit(args: argparse.Namespace) -> int:
         _check_folder(args.plot)
     clean = _image(args.clean)
     image = noisy(clean, args.sigma, args.seed)
+    options: dict[str, Any] = {"distance": args.distance, "weights": args.weights}
     settings = (args.search_window, args.patch, args.border)
     print(f"{args.clean}, noise {args.sigma:g}: {psnr(image, clean):.2f} dB\n")
     print("  step  PSNR [dB]         h")
     steps = []
-    for step in fit(image, clean, args.h0, args.steps, *settings):
+    for step in fit(image, clean, args.h0, args.steps, *settings, **options):
         steps.append(step)
         if step.number <= 10 or step.number % max(args.steps // 20, 1) == 0 or step.number == args.steps:
             print(f"{step.number:6d}  {step.psnr:9.3f}  {step.h:.6f}", flush=True)
@@ -257,7 +266,7 @@ def _run_fit(args: argparse.Namespace) -> int:
     print(f"\nfrom h = {first.h:.4f} to h = {last.h:.4f}: {last.psnr - first.psnr:+.2f} dB")
     if args.plot is not None:
         strengths = np.geomspace(min(s.h for s in steps) / 2, max(s.h for s in steps) * 2, 25)
-        curve = [(float(h), psnr(nonlocal_means(image, float(h), *settings), clean)) for h in strengths]
+        curve = [(float(h), psnr(nonlocal_means(image, float(h), *settings, **options), clean)) for h in strengths]
         best = max(curve, key=lambda point: point[1])
         print(f"best of {len(curve)} other h: {best[1]:.2f} dB at h = {best[0]:.4f}")
         _draw_fit(args, curve, steps)
@@ -298,7 +307,7 @@ def _draw_fit(args: argparse.Namespace, curve: Sequence[tuple[float, float]], st
     axes.set_ylabel("PSNR [dB], values in [0, 1]")
     axes.set_title(
         f"Non-local means on {Path(args.clean).name}, noise σ = {args.sigma:g}, "
-        f"window {args.search_window}, patch {args.patch}, {args.border}"
+        f"window {args.search_window}, patch {args.patch}, {args.border}, {args.distance}, {args.weights}"
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

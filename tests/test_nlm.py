@@ -44,13 +44,26 @@ def _fold(i: int, n: int, border: str) -> int:
     return i
 
 
-def _reference(x: NDArray[Any], h: NDArray[Any], search: int, patch: int, border: str) -> NDArray[Any]:
+def _reference(
+    x: NDArray[Any],
+    h: NDArray[Any],
+    search: int,
+    patch: int,
+    border: str,
+    distance: str = "luma",
+    weights: str = "exponential",
+    sigma: float = 0.0,
+) -> NDArray[Any]:
     """clamp(Σ_s w_s x(p + s) / Σ_s w_s), w_s = exp(−sqrt(Σ_o (y(p + o) − y(p + s + o))²) / h), pixel by pixel.
 
-    ``x`` is (C, H, W), ``h`` (H, W), positive; y is the luma, s runs over the search window, o over the patch.
+    ``x`` is (C, H, W), ``h`` (H, W), positive; y is the luma, s runs over the search window, o over the patch. In
+    colour the sum runs over the channels, too; Gaussian weights are exp(−d²/h²); with ``sigma`` d² is less by
+    what noise of that standard deviation in each channel of ``x`` adds to it on average.
     """
     channels, height, width = x.shape
-    luma = x[0] if channels == 1 else 0.299 * x[0] + 0.587 * x[1] + 0.114 * x[2]
+    shares = [[1.0]] if channels == 1 else [[0.299, 0.587, 0.114]]
+    guides = x if distance == "color" else np.tensordot(shares, x, 1)
+    variance = 2 * sigma**2 * patch**2 * (channels if distance == "color" else np.square(shares).sum())
 
     def at(plane: NDArray[Any], i: int, j: int) -> Any:
         return plane[_fold(i, height, border), _fold(j, width, border)]
@@ -59,19 +72,30 @@ def _reference(x: NDArray[Any], h: NDArray[Any], search: int, patch: int, border
     offsets = list(itertools.product(range(-(patch // 2), patch // 2 + 1), repeat=2))
     out = np.empty_like(x)
     for i, j in itertools.product(range(height), range(width)):
-        total, weights = np.zeros(channels), 0.0
+        total, sum_of_weights = np.zeros(channels), 0.0
         for dy, dx in itertools.product(window, window):
-            squares = [(at(luma, i + a, j + b) - at(luma, i + dy + a, j + dx + b)) ** 2 for a, b in offsets]
-            weight = np.exp(-np.sqrt(sum(squares)) / h[i, j])
+            squares = [
+                (at(y, i + a, j + b) - at(y, i + dy + a, j + dx + b)) ** 2 for a, b in offsets for y in guides
+            ]
+            d = np.sqrt(max(sum(squares) - variance, 0))
+            weight = np.exp(-d / h[i, j]) if weights == "exponential" else np.exp(-((d / h[i, j]) ** 2))
             total += weight * np.array([at(plane, i + dy, j + dx) for plane in x])
-            weights += weight
-        out[:, i, j] = total / weights
+            sum_of_weights += weight
+        out[:, i, j] = total / sum_of_weights
     return out.clip(0, 1)
 
 
 def _image(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
+
+DEFINITIONS = st.fixed_dictionaries(
+    {
+        "distance": st.sampled_from(["luma", "color"]),
+        "weights": st.sampled_from(["exponential", "gaussian"]),
+        "sigma": st.sampled_from([0.0, 0.1]),
+    }
+)
 
 # The definition.
 
@@ -107,10 +131,19 @@ def test_golden_vectors(case: str, dtype: torch.dtype, implementation: Any) -> N
     st.sampled_from([1, 3, 5, 7]),
     st.sampled_from(BORDERS),
     st.sampled_from(["number", "scalar", "image", "map"]),
+    DEFINITIONS,
     st.integers(0, 2**16),
 )
 def test_equals_the_definition(
-    channels: int, height: int, width: int, search: int, patch: int, border: Any, form: str, seed: int
+    channels: int,
+    height: int,
+    width: int,
+    search: int,
+    patch: int,
+    border: Any,
+    form: str,
+    options: dict[str, Any],
+    seed: int,
 ) -> None:
     """Also images smaller than the window or the patch, on one axis or both."""
     x = _image(2, channels, height, width, seed=seed)
@@ -125,10 +158,13 @@ def test_equals_the_definition(
     if form == "scalar":
         full = full.float().double()  # it was a float32 tensor
     expected = np.stack(
-        [_reference(a, b, search, patch, border) for a, b in zip(x.numpy(), full[:, 0].numpy(), strict=True)]
+        [
+            _reference(a, b, search, patch, border, **options)
+            for a, b in zip(x.numpy(), full[:, 0].numpy(), strict=True)
+        ]
     )
     for implementation in ("torch", "numba") if HAS_NUMBA else ("torch",):
-        out = nonlocal_means(x, h, search, patch, border, implementation=implementation)  # type: ignore[arg-type]
+        out = nonlocal_means(x, h, search, patch, border, **options, implementation=implementation)
         assert np.abs(out.numpy() - expected).max() <= 1e-11
 
 
@@ -142,6 +178,7 @@ def test_equals_the_definition(
     st.sampled_from([1, 3, 5, 9]),
     st.sampled_from(BORDERS),
     st.booleans(),
+    DEFINITIONS,
     st.sampled_from([torch.float32, torch.float64]),
     st.integers(1, 3),
 )
@@ -153,6 +190,7 @@ def test_implementations_agree(
     patch: int,
     border: Any,
     mapped: bool,
+    options: dict[str, Any],
     dtype: torch.dtype,
     threads: int,
 ) -> None:
@@ -166,7 +204,7 @@ def test_implementations_agree(
         torch.set_num_threads(threads)
         for implementation in ("torch", "numba"):
             inputs = x.clone().requires_grad_(), h.clone().requires_grad_()
-            out = nonlocal_means(*inputs, search, patch, border, implementation=implementation)  # type: ignore[arg-type]
+            out = nonlocal_means(*inputs, search, patch, border, **options, implementation=implementation)
             results.append((out, *torch.autograd.grad(out, inputs, g)))
     finally:
         torch.set_num_threads(before)
@@ -208,6 +246,26 @@ def test_gradcheck(form: tuple[int, ...], channels: int, border: Any, implementa
 
 
 @each_implementation
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("distance", ["luma", "color"])
+@pytest.mark.parametrize(
+    ("weights", "sigma"), [("gaussian", 0.0), ("gaussian", 0.05), ("exponential", 0.05)], ids=str
+)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_gradcheck_of_other_definitions(
+    mapped: bool, weights: Any, sigma: float, distance: Any, channels: int, implementation: Any
+) -> None:
+    x = (_image(1, channels, 4, 5) * 0.8 + 0.1).requires_grad_()
+    h = (_image(*((1, 1, 4, 5) if mapped else ()), seed=1) * 0.3 + 0.4).requires_grad_()
+
+    def function(x: Tensor, h: Tensor) -> Tensor:
+        options = {"distance": distance, "weights": weights, "sigma": sigma}
+        return nonlocal_means(x, h, 3, 3, "reflect", **options, implementation=implementation)
+
+    assert torch.autograd.gradcheck(function, (x, h))
+
+
+@each_implementation
 def test_clamp_has_its_gradient(implementation: Any) -> None:
     """Where the mean leaves [0, 1] nothing flows back."""
     x = (_image(1, 1, 4, 4) + torch.tensor([2.0, 0.0, -2.0, 0.0])).requires_grad_()
@@ -236,8 +294,9 @@ def test_constant_image_stays_what_it_is(border: Any, implementation: Any) -> No
 
 @each_implementation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weights", ["exponential", "gaussian"])
 @pytest.mark.parametrize("strength", [0.0, -1.0, -torch.inf, 1e-300, 1e-30, 1e-13, 1e-11, 1e-6, 1e6, 1e30])
-def test_any_strength_is_finite(strength: float, dtype: torch.dtype, implementation: Any) -> None:
+def test_any_strength_is_finite(strength: float, weights: Any, dtype: torch.dtype, implementation: Any) -> None:
     """h ≤ 0 is the limit: only neighbours at distance 0 count, here the two halves of the image for each other."""
     half = _image(1, 3, 6, 5, dtype=dtype)
     x = torch.cat([half, half], 3)
@@ -245,7 +304,7 @@ def test_any_strength_is_finite(strength: float, dtype: torch.dtype, implementat
     x.requires_grad_()
     for shape in ((), (1, 1, 1, 1), (1, 1, 6, 10)):
         h = torch.full(shape, strength, dtype=dtype, requires_grad=True)
-        out = nonlocal_means(x, h, 11, 3, implementation=implementation)
+        out = nonlocal_means(x, h, 11, 3, weights=weights, implementation=implementation)
         gradients = torch.autograd.grad(out.square().sum(), (x, h))
         assert out.isfinite().all()
         assert all(g.isfinite().all() for g in gradients)
@@ -255,22 +314,25 @@ def test_any_strength_is_finite(strength: float, dtype: torch.dtype, implementat
     if strength <= 1e-12:
         other = x.detach().clone()
         other[..., 0, 0, 0] = 0.123  # tells the two halves apart there, and so around
-        alone = nonlocal_means(other, strength, 11, 3, implementation=implementation)
+        alone = nonlocal_means(other, strength, 11, 3, weights=weights, implementation=implementation)
         assert (alone - other).abs().max() <= 1e-6
 
 
 @each_implementation
-def test_nan_stays_in_its_windows(implementation: Any) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"distance": "color", "weights": "gaussian", "sigma": 0.1}], ids=["default", "other"]
+)
+def test_nan_stays_in_its_windows(options: dict[str, Any], implementation: Any) -> None:
     """It spoils what is at most half a search window and half a patch away, on each axis, and nothing else."""
     x = _image(1, 3, 24, 24, dtype=torch.float32)
-    clean = nonlocal_means(x, 0.1, 5, 3, "reflect", implementation=implementation)
+    clean = nonlocal_means(x, 0.1, 5, 3, "reflect", **options, implementation=implementation)
     x[0, 1, 12, 11] = torch.nan
-    out = nonlocal_means(x, 0.1, 5, 3, "reflect", implementation=implementation)
+    out = nonlocal_means(x, 0.1, 5, 3, "reflect", **options, implementation=implementation)
     spoiled = torch.zeros(24, 24, dtype=torch.bool)
     spoiled[9:16, 8:15] = True
     assert torch.equal(out.isnan().any(1)[0], spoiled)
     assert torch.equal(out[..., ~spoiled], clean[..., ~spoiled])
-    assert nonlocal_means(x, torch.tensor(torch.nan), implementation=implementation).isnan().all()
+    assert nonlocal_means(x, torch.tensor(torch.nan), **options, implementation=implementation).isnan().all()
 
 
 # Tensors of all kinds.
@@ -439,6 +501,11 @@ def test_layer_is_the_function() -> None:
     assert not torch.equal(NonLocalMeans(0.1, 7, 3)(x), expected)
     assert torch.equal(NonLocalMeans(None, 7, 3, "reflect")(x, torch.full((2, 1, 1, 1), 0.1)), expected)
     assert torch.equal(NonLocalMeans(9.0, 7, 3, "reflect")(x, torch.full((2, 1, 8, 8), 0.1)), expected)
+    options: dict[str, Any] = {"distance": "color", "weights": "gaussian", "sigma": 0.1}
+    for name, value in options.items():
+        other = nonlocal_means(x, 0.3, 7, 3, **{name: value})
+        assert not torch.equal(other, nonlocal_means(x, 0.3, 7, 3))
+        assert torch.equal(NonLocalMeans(0.3, 7, 3, **{name: value})(x), other)
 
 
 def test_layer_learns() -> None:
@@ -474,6 +541,8 @@ def test_layer_keeps_its_strength_exactly() -> None:
 
 def test_layer_shows_its_settings() -> None:
     assert repr(NonLocalMeans(0.1, 7, 3)) == "NonLocalMeans(search_window=7, patch=3, border='circular')"
+    layer = NonLocalMeans(0.1, 7, 3, distance="color", weights="gaussian", sigma=0.1)
+    assert repr(layer)[:-1].endswith(", distance='color', weights='gaussian', sigma=0.1")
 
 
 @each_implementation
@@ -481,7 +550,16 @@ def test_compiles(implementation: Any) -> None:
     """One operator in the graph, with its gradient, for every size."""
     torch.library.opcheck(
         torch.ops.tlsc.nonlocal_means.default,
-        (torch.rand(1, 3, 12, 12), torch.rand(1, 12, 12), torch.rand(1, 1, 1) + 0.1, 3, 3, implementation),
+        (
+            torch.rand(1, 3, 12, 12),
+            torch.rand(1, 1, 12, 12),
+            torch.rand(1, 1, 1) + 0.1,
+            3,
+            3,
+            1,
+            0.0,
+            implementation,
+        ),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
     layer = NonLocalMeans(0.1, 3, 3, "reflect", implementation=implementation)
@@ -499,9 +577,13 @@ DYNAMIC = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
 def test_exports_for_every_size(border: Any) -> None:
     """Of PyTorch's own operations, so that others can run it; its gradients are right, too."""
 
+    options: dict[str, Any] = {}
+    if border == "reflect":
+        options = {"distance": "color", "weights": "gaussian", "sigma": 0.1}
+
     class Net(nn.Module):
         def forward(self, x: Tensor, h: Tensor) -> Tensor:
-            return nonlocal_means(x, h, 5, 3, border)
+            return nonlocal_means(x, h, 5, 3, border, **options)
 
     inputs = _image(1, 3, 9, 10), _image(1, 1, 9, 10, seed=1) + 0.05
     program = torch.export.export(Net(), inputs, dynamic_shapes=(DYNAMIC, DYNAMIC))
@@ -509,7 +591,7 @@ def test_exports_for_every_size(border: Any) -> None:
     exported = program.module()
     for size in ((9, 10), (2, 3), (31, 8)):
         x, h = _image(1, 3, *size).requires_grad_(), (_image(1, 1, *size, seed=1) - 0.1).requires_grad_()
-        out, expected = exported(x, h), nonlocal_means(x, h, 5, 3, border)
+        out, expected = exported(x, h), nonlocal_means(x, h, 5, 3, border, **options)
         assert (out - expected).abs().max() <= 1e-12
         for ours, theirs in zip(
             torch.autograd.grad(out.square().sum(), (x, h)),
@@ -549,6 +631,11 @@ X = torch.rand(2, 3, 6, 7)
         ({"patch": "5"}, ArgumentTypeError, "patch .* '5'"),
         ({"border": "zeros"}, ArgumentValueError, "border .*'circular', 'reflect'.* 'zeros'"),
         ({"implementation": "cuda"}, ArgumentValueError, "implementation .* 'cuda'"),
+        ({"distance": "rgb"}, ArgumentValueError, "distance .*'luma', 'color'.* 'rgb'"),
+        ({"weights": "box"}, ArgumentValueError, "weights .*'exponential', 'gaussian'.* 'box'"),
+        ({"sigma": -0.1}, ArgumentValueError, r"sigma .*-0\.1"),
+        ({"sigma": float("nan")}, ArgumentValueError, "sigma .*nan"),
+        ({"sigma": None}, ArgumentTypeError, "sigma must be a number, got None"),
         ({"h": "0.1"}, ArgumentTypeError, "h .* '0.1'"),
         ({"h": torch.tensor(1)}, ArgumentTypeError, "h .*int64"),
         ({"h": torch.ones(2)}, ArgumentValueError, r"h .*\(2, 1, 6, 7\).* \(2,\)"),
@@ -577,6 +664,9 @@ def test_bad_arguments_of_the_layer() -> None:
         {"h": 0.1, "search_window": 2},
         {"h": 0.1, "border": "zero"},
         {"h": 0.1, "implementation": "none"},
+        {"h": 0.1, "distance": "rgb"},
+        {"h": 0.1, "weights": "box"},
+        {"h": 0.1, "sigma": -1},
     ):
         with pytest.raises(ArgumentValueError):
             NonLocalMeans(**arguments)  # type: ignore[arg-type]

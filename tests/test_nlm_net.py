@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,14 +34,15 @@ def _crop(rows: slice = slice(100, 140), columns: slice = slice(100, 150)) -> Te
 @torch.no_grad()
 def test_conversion_makes_the_strength_a_map() -> None:
     net = NLMNet.pretrained()
-    x = torch.rand(2, 3, 120, 110)
+    x = torch.rand(2, 3, 170, 180)
     one = net.strength(x)
     plan = tlsc.plan(net, NLMNet.base_size)
-    assert [(site.path, site.window) for site in plan.sites] == [("pool", (96, 96))]
+    assert [(site.path, site.window) for site in plan.sites] == [("pool", (160, 160))]
     tlsc.convert(net, NLMNet.base_size)
     assert one.shape == (2, 1, 1, 1)
-    assert net.strength(x).shape == (2, 1, 120, 110)
-    assert torch.equal(net(x), nonlocal_means(x, net.strength(x), 11, 3, "reflect"))
+    assert net.strength(x).shape == (2, 1, 170, 180)
+    options: dict[str, Any] = {"distance": "color", "weights": "gaussian"}
+    assert torch.equal(net(x), nonlocal_means(x, net.strength(x), 11, 3, "reflect", **options))
     assert torch.equal(tlsc.revert(net).strength(x), one)
 
 
@@ -67,14 +69,15 @@ def test_converting_wins_where_noise_varies_and_costs_nothing_where_it_does_not(
     """Whole photographs that were not trained on: at least +0.3 dB; within 0.1 dB."""
     clean = _photograph(name)
     ramp = torch.linspace(0.01, 0.2, clean.shape[3])
-    for sigma, least in ((ramp, 0.3), (0.05, -0.1), (0.1, -0.1)):
+    for sigma, least in ((ramp, 0.3), (0.02, -0.1), (0.05, -0.1), (0.1, -0.1)):
         found = nlm.compare(nlm.noisy(clean, sigma, seed=1))
         assert nlm.psnr(found.converted, clean) >= nlm.psnr(found.original, clean) + least
     assert found.strengths.shape[2:] == clean.shape[2:]
 
 
 def test_trains_end_to_end() -> None:
-    net = NLMNet(width=4)
+    torch.manual_seed(0)  # some weights leave all of a narrow layer's units at 0
+    net = NLMNet(width=16)
     net(torch.rand(2, 3, 16, 16)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert all(p.grad is not None and p.grad.any() for p in net.gate.parameters())
@@ -86,7 +89,7 @@ def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.M
 
     threads = torch.get_num_threads()
     try:
-        assert main(["--steps", "2", "--batch", "2", "--out", str(tmp_path)]) == 0
+        assert main(["--crops", "4", "--steps", "2", "--batch", "2", "--tuning", "1", "--out", str(tmp_path)]) == 0
     finally:
         torch.set_num_threads(threads)
     monkeypatch.setattr(nlm_net, "_WEIGHTS", tmp_path / "nlm_net.safetensors")
