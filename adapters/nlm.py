@@ -62,7 +62,7 @@ def nonlocal_means(
 
     ``distance="color", weights="gaussian"`` with ``sigma`` is the definition of Buades et al. and of scikit-image:
     ``weight = exp(−max(Σ (x − shifted x)² − 2 σ² n, 0) / h²)``, the sum over a patch of all channels, n values. It
-    is worth 0.3 to 1.5 dB over the default, most where colours differ and with patches of 5 and more.
+    gave 0.2 to 1.8 dB over the default on six photographs, patch 5, most where colours differ.
 
     ``h ≤ 0`` (in fact ≤ 1e-12) is the limit: only neighbours at distance 0 count, and ``h`` has gradient 0. A
     distance of 0, as that of the zero shift, contributes 0 to the gradients although its square root has none. A

@@ -6,8 +6,8 @@ noise of a standard deviation that is drawn anew for each crop and constant insi
 
 For most of the training the error that non-local means make on a crop is not computed but read off a table: it
 depends on nothing but the crop and ``h``, so that a dozen strengths each, measured once, let thousands of steps go
-by quickly. ``--tuning`` goes on end to end, through the layer, on new crops: 200 steps of it brought nothing. The
-same seed gives the same weights on the same machine, PyTorch and number of threads.
+by quickly. ``--tuning`` goes on end to end, through the layer, on new crops; 200 steps, tried once, did not help.
+The same seed gives the same weights on the same machine, PyTorch and number of threads.
 """
 
 from __future__ import annotations
