@@ -30,7 +30,9 @@ def padded(x: Tensor, multiple: int, mode: str = "constant", wider: Any = 0) -> 
         torch.Size([1, 3, 48, 48])
     """
     height, width = x.shape[-2:]
-    down, right = -height % multiple, -width % multiple + wider
+    # Not -height % multiple: torch.compile has no remainder for sizes that end up in floats (MPRNet's resampling).
+    down, right = ((n + multiple - 1) // multiple * multiple - n for n in (height, width))
+    right += wider
     if not _graph.applies():
         return F.pad(x, (0, right, 0, down), mode=mode)
     more = multiple if isinstance(wider, int) and wider == 0 else 2 * multiple
