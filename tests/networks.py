@@ -277,7 +277,7 @@ NETWORKS += [
     Network("adapters.UNet, gates", lambda: adapters.UNet(8, 2, squeeze_excitation=(0, 1))),
     Network("adapters.UNet, half norm on deep levels", lambda: adapters.UNet(8, 3, half_norm=(1, 2))),
     Network("adapters.UNet, half norm everywhere", lambda: adapters.UNet(8, 2, half_norm=(0, 1))),
-    Network("adapters.NLMNet", lambda: adapters.NLMNet(4, search_window=5)),
+    Network("adapters.NLMNet", lambda: adapters.NLMNet(6, search_window=5)),
 ]
 
 

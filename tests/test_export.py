@@ -78,7 +78,7 @@ def _network(name: str) -> nn.Module:
     network = NETWORKS[name]().eval()
     for parameter in network.parameters():
         # Published initial values switch some branches off.
-        nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 0.1)
+        nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1)
         if parameter.dim() == 1:
             parameter.data += 0.5
     return network
