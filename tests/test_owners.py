@@ -244,6 +244,16 @@ def channels_last_within(**parts: nn.Module | nn.Parameter) -> nn.Module:
     return Written(lambda s, x: s.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), inner=last)
 
 
+def channel_attention_unbound(self: Any, x: Tensor) -> Tensor:
+    """q, k and v along a dimension of their own (XCiT)."""
+    b, c, h, w = x.shape
+    tokens = x.flatten(2).transpose(1, 2)
+    q, k, v = self.qkv(tokens).reshape(b, h * w, 3, 2, c // 2).permute(2, 0, 3, 4, 1).unbind(0)
+    weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)) * self.scale
+    out = (weights.softmax(-1) @ v).permute(0, 3, 1, 2).reshape(b, h * w, c)
+    return x + out.transpose(1, 2).reshape(b, c, h, w)
+
+
 def channel_attention_by_einsum(self: Any, x: Tensor) -> Tensor:
     """Without heads, beside a mean of the same map."""
     q, k = F.normalize(self.q(x).flatten(2), dim=2), F.normalize(x.flatten(2), dim=2)
@@ -257,6 +267,9 @@ SPELLINGS |= {
     ),
     "channel attention, heads, tokens": lambda: channels_last_within(
         qkv=nn.Linear(8, 24), project=nn.Linear(8, 8), scale=nn.Parameter(torch.rand(2, 1, 1) + 0.5)
+    ),
+    "channel attention, unbound": lambda: Written(
+        channel_attention_unbound, qkv=nn.Linear(8, 24), scale=nn.Parameter(torch.rand(2, 1, 1) + 0.5)
     ),
     "channel attention, einsum": lambda: Written(
         channel_attention_by_einsum, q=nn.Conv2d(8, 8, 1), softmax=nn.Softmax(dim=-1)

@@ -578,7 +578,12 @@ class _Tracer(fx.Tracer):
         if name == "cat" and all(replace(m.meta["kind"], mixed=False) == replace(kind, mixed=False) for m in maps):
             return replace(kind, mixed=any(m.meta["kind"].mixed for m in maps))
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
-            return kind
+            if name != "unbind":
+                return kind
+            (dim,) = _dims(argument(node, 1, "dim", 0), len(kind.labels))
+            if kind.labels[dim] in "HWPM":
+                return Opaque()
+            return replace(kind, labels=kind.labels[:dim] + kind.labels[dim + 1 :])
         if name == "matmul" and len(maps) == 1 and isinstance(value, Tensor) and len(node.all_input_nodes) == 2:
             return _multiplied(node, kind)
         if name == "linear" and kind.labels[-1] in "C1":
