@@ -10,19 +10,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork
 from tlsc.eval.degradations import DEGRADATIONS
-from tlsc.eval.files import replacing
+from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
 
 __all__ = ["PHOTOGRAPH_WEIGHTS", "main", "random_crop", "train"]
@@ -114,20 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in args.network or DEMO_NETWORKS:
         network = DEMO_NETWORKS[name]
         model = train(network, args.steps, args.seed)
-        metadata = {
+        made = {
             "network": name,
             "settings": repr(dict(network.settings)),
             "crop": str(network.crop),
             "degradation": DEGRADATIONS[network.degradation].description,
             "steps": str(args.steps),
             "seed": str(args.seed),
-            "torch": torch.__version__,
-            "date": datetime.now(timezone.utc).date().isoformat(),
         }
-        path = args.out / network.weights.name
-        with replacing(path) as new:
-            save_file(model.state_dict(), new, metadata)
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        write_weights(args.out / network.weights.name, model, made)
     return 0
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tlsc.adapters.ffdnet import FFDNet
-from tlsc.eval.files import replacing
+from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, random_crop
 
@@ -111,19 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     model = train(args.steps, args.seed)
-    metadata = {
+    made = {
         "network": "ffdnet",
         "noise": f"white, standard deviation {_SIGMAS[0] * 255:g} to {_SIGMAS[1] * 255:g} of 255",
         "crop": str(_CROP),
         "steps": str(args.steps),
         "seed": str(args.seed),
-        "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
     }
-    path = args.out / "ffdnet.safetensors"
-    with replacing(path) as new:
-        save_file(model.state_dict(), new, metadata)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    write_weights(args.out / "ffdnet.safetensors", model, made)
     return 0
 
 

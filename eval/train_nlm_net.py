@@ -15,19 +15,17 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from tlsc.adapters.nlm_net import NLMNet
-from tlsc.eval.files import replacing
+from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS
 
@@ -189,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     net = train(args.crops, args.steps, args.batch, args.tuning, args.seed)
-    metadata = {
+    made = {
         "network": "NLMNet",
         "crop": str(NLMNet.crop),
         "degradation": f"white noise of standard deviation 0 to {_SIGMAS[1]}, constant in a crop",
@@ -198,13 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "batch": str(args.batch),
         "tuning": str(args.tuning),
         "seed": str(args.seed),
-        "torch": torch.__version__,
-        "date": datetime.now(timezone.utc).date().isoformat(),
     }
-    path = args.out / "nlm_net.safetensors"
-    with replacing(path) as new:
-        save_file(net.state_dict(), new, metadata)
-    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    write_weights(args.out / "nlm_net.safetensors", net, made)
     return 0
 
 

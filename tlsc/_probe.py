@@ -324,9 +324,9 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(out, Tensor) and out.dim() == 4 and func._schema.name in _MAKING and len(out) == self.batch:
             self.known.add((out.shape[2], out.shape[3]))
             self.maps[-1] |= self._sizes(out)
-        if owner is not None and self.run.reducing.get(owner) not in (*ATTENDING, *FORMLESS):
+        if owner is not None and self.run.reducing.get(owner) not in _DECISIVE:
             name = _takes_all(func, args, kwargs, self.maps[-1])
-            if name in (*ATTENDING, *FORMLESS):
+            if name in _DECISIVE:
                 self.run.reducing[owner] = name  # which decides, whatever else is there
             elif name:
                 self.run.reducing.setdefault(owner, name)
@@ -428,6 +428,7 @@ ATTENDING = ("matmul", "attention")
 FORMLESS = (
     "fft", "cumsum", "cumprod", "cummax", "prod", "sort", "topk", "median", "nanmedian", "kthvalue", "mode",
 )  # fmt: skip
+_DECISIVE = frozenset((*ATTENDING, *FORMLESS))  # whatever else a module takes
 _NAMES = {
     **dict.fromkeys(("linalg_vector_norm", "norm"), "norm"),
     **dict.fromkeys(("bmm", "baddbmm"), "matmul"),

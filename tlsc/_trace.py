@@ -541,7 +541,7 @@ class _Tracer(fx.Tracer):
         base, value = maps[0], node.meta["value"]
         kind: Map = base.meta["kind"]
         if name == "matmul" and len(maps) == 2:
-            return self._gram(*maps) or self._product(*maps)
+            return self._gram(*maps) or self._other_product(*maps)
         found = _reduction(node, name, self.root)
         if found is not None and found.base is base and found.child not in self.skip:
             return self._reduced(node, found)
@@ -701,7 +701,7 @@ class _Tracer(fx.Tracer):
         turned: Any = self.proxy(k)
         return Gram(q, turned.transpose(-2, -1).node)
 
-    def _product(self, first: fx.Node, second: fx.Node) -> Opaque:
+    def _other_product(self, first: fx.Node, second: fx.Node) -> Opaque:
         """The product of two maps in another way."""
         between = {n.meta["kind"].labels[-place:][:1] for n, place in ((first, 1), (second, 2))}
         if between & set("PM"):
