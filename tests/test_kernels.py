@@ -22,7 +22,7 @@ from torch.library import opcheck
 from torch.utils.data import DataLoader, Dataset
 
 import tlsc
-from tlsc import _dispatch, _numba, _reference, _rewrite
+from tlsc import _dispatch, _numba, _reference, _rewrite, _threads
 from tlsc._correction import Correction
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
@@ -40,7 +40,7 @@ BACKENDS = os.environ.get("TLSC_TEST_BACKENDS", "torch numba").split()
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
+def _same_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -517,7 +517,10 @@ def test_workers_call_converted_models(method: str, threads: int, monkeypatch: p
     expected = [data[i] for i in range(len(data))]
     torch.set_num_threads(2)
     with tlsc.backend("numba"):
-        local_mean(torch.randn(1, 8, 100, 100), 20)
+        local_mean(torch.randn(1, 8, 100, 100), 20)  # on OpenMP's threads
+        with monkeypatch.context() as patch:
+            patch.setattr(_threads, "_openmp", lambda: None)
+            local_mean(torch.randn(1, 8, 100, 100), 20)
         assert any(thread.name.startswith("tlsc") for thread in threading.enumerate())
     torch.set_num_threads(1)
     data.threads = threads if method == "spawn" else 1
@@ -525,6 +528,35 @@ def test_workers_call_converted_models(method: str, threads: int, monkeypatch: p
     loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context=method, timeout=400)
     for out, right in zip(loader, expected, strict=True):
         torch.testing.assert_close(out, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_every_unit_is_worked_on_once_by_several_threads(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not openmp:
+        monkeypatch.setattr(_threads, "_openmp", lambda: None)
+    elif _threads._openmp() is None:
+        pytest.skip("PyTorch has no GOMP_parallel here")
+    torch.set_num_threads(2)
+    barrier = threading.Barrier(2, timeout=60)
+    done: list[tuple[int, int]] = []
+
+    def kernel(offset: int, start: int, stop: int) -> None:
+        done.append((start + offset, stop + offset))
+        if len(done) <= 2:
+            barrier.wait()  # one thread alone would wait for ever
+        if offset and start > 40:
+            raise ValueError("in a thread")
+
+    _threads.share_out(kernel, (0,), 100, 2**20)
+    assert sorted(i for start, stop in done for i in range(start, stop)) == list(range(100))
+    done.clear()
+    with pytest.raises(ValueError, match="in a thread"):
+        _threads.share_out(kernel, (1,), 100, 2**20)
+    done.clear()
+    alone: list[tuple[int, int]] = []
+    _threads.share_out(lambda start, stop: alone.append((start, stop)), (), 1, 2**20)
+    _threads.share_out(lambda start, stop: alone.append((start, stop)), (), 100, 2**15)
+    assert alone == [(0, 1), (0, 100)]  # not worth a second thread
 
 
 def _in_child(results: Any) -> None:

@@ -5,9 +5,9 @@ then gives each window's sum as one difference, whatever the window's size. Sums
 about the plane's mean, so that nothing cancels. A NaN or Inf stays in a column's sum once it is in, and so shows
 at the end of a plane: that plane is computed again by :mod:`tlsc._reference`.
 
-Planes, or bands of rows where planes are few, are shared out among plain threads (the kernels release the GIL)
-and not among Numba's own: those do not survive a fork, and take longer to compile. How a plane is cut depends on
-its size alone, so that results do not depend on the number of threads.
+Planes, or bands of rows where planes are few, are shared out among threads by :mod:`tlsc._threads` (the kernels
+release the GIL) and not among Numba's own: those do not survive a fork, and take longer to compile. How a plane is
+cut depends on its size alone, so that results do not depend on the number of threads.
 
 Indices are slices wherever they are not a loop's own variable: an index that might be negative is Python's from
 the end, and the test for that keeps the compiler from vectorising (3 to 5 times slower).
@@ -15,11 +15,8 @@ the end, and the test for that keeps the compiler from vectorising (3 to 5 times
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -30,6 +27,7 @@ from torch import Tensor
 
 from . import _reference
 from ._correction import Correction
+from ._threads import share_out
 
 __all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
 
@@ -473,51 +471,7 @@ def _widen(row, across, share, one, out):
         out[j] = low if t == 0 else (one - t) * low + t * row[across[j, 1]]
 
 
-# ------------------------------------------------------------------------------------------------------- threads
-
-_pool: tuple[int, ThreadPoolExecutor] | None = None
-
-
-def _forget() -> None:
-    """After a fork: the threads are the parent's."""
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None or _pool[0] < count:
-        _pool = count, ThreadPoolExecutor(count, thread_name_prefix="tlsc")
-    return _pool[1]
-
-
-def _share_out(kernel: Callable[..., None], args: tuple[Any, ...], units: int, elements: int) -> None:
-    """Call ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses."""
-    threads = min(torch.get_num_threads(), units, elements // SMALL)
-    if threads <= 1:
-        kernel(*args, 0, units)
-        return
-    step = max(1, units // (threads * 8))
-    turn = itertools.count()
-
-    def work() -> None:
-        while (start := next(turn) * step) < units:
-            kernel(*args, start, min(start + step, units))
-
-    others = [_workers(threads - 1).submit(work) for _ in range(threads - 1)]
-    try:
-        work()
-    finally:
-        for other in others:
-            other.result()
-
-
-# Elements that are not worth a second thread, and how many a staged piece has.
-SMALL = 2**15
+# Elements of a staged piece.
 STAGED = 2**22
 
 
@@ -614,7 +568,7 @@ def _statistics(
             variances,
             spoiled,
         )
-        _share_out(_slide, args, len(spoiled), planes.numel())
+        share_out(_slide, args, len(spoiled), planes.numel())
         return _spoiled(spoiled, len(stack))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -671,7 +625,7 @@ def _on_grid(
         means, variances = flat[0].numpy(), flat[-1].numpy()
         args: Any = (stack.numpy(), tops, lefts, rows, columns, moments, correction is not None)
         args += coefficients[first:], *weights, means, variances, spoiled
-        _share_out(_grid, args, len(stack), planes.numel())
+        share_out(_grid, args, len(stack), planes.numel())
         return _spoiled(spoiled, len(stack))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -768,7 +722,7 @@ def local_group_norm(
             flat[0].numpy(),
             spoiled,
         )
-        _share_out(_norm, args, len(spoiled), planes.numel())
+        share_out(_norm, args, len(spoiled), planes.numel())
         return _spoiled(spoiled, len(planes))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -830,7 +784,7 @@ def _met(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
     def run(planes: Tensor, flat: list[Tensor], first: int) -> list[int]:
         part = values[first : first + len(planes)].to(dtype).contiguous()
         args = (OPERATIONS[operation], planes.numpy(), part.numpy(), down, down_share, across, across_share, left)
-        _share_out(_meet, (*args, flat[0].numpy()), len(planes), planes.numel())
+        share_out(_meet, (*args, flat[0].numpy()), len(planes), planes.numel())
         return []
 
     _over(x, [out], run, lambda *_: ())
