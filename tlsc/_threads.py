@@ -1,9 +1,10 @@
 """Threads for kernels that release the GIL: those of PyTorch's OpenMP, or plain ones.
 
 PyTorch's own threads keep a core busy for some milliseconds after each of its operations, waiting for the next.
-Other threads would have to share that core with them (a network with 80 gates lost 5 % to it), so kernels run on the
-very same ones: ``GOMP_parallel``, as the compiler calls it at a ``#pragma omp parallel``, of the library that PyTorch
-has loaded. Where there is none, and in a forked process, whose OpenMP threads are its parent's, it is plain threads.
+Other threads would have to share that core with them (a network with 80 gates lost 5 % to it), so kernels run on
+the very same ones: ``GOMP_parallel``, as the compiler calls it at a ``#pragma omp parallel``, of the library that
+PyTorch has loaded. Where there is none, and in a forked process, whose OpenMP threads are its parent's, it is plain
+threads.
 """
 
 from __future__ import annotations
