@@ -74,6 +74,8 @@ def converted(name: str, window: int, stride: int) -> nn.Module:
             nn.init.normal_(parameter, std=(1.5 / parameter[0].numel()) ** 0.5)
         else:
             nn.init.normal_(parameter, 0.5, 0.1)
+    if isinstance(network, NLMNet):
+        nn.init.constant_(network.gate[-1].bias, 3.0)  # a strength at which it does not leave the image as it is
     if not name.endswith("overlapping"):
         return tlsc.convert(network, window, stride=stride)
     kinds = {type(part) for part in network.modules() if attention.recognise(part) is not None}
