@@ -21,7 +21,7 @@ from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, random_crop
 
-__all__ = ["main", "train"]
+__all__ = ["fit", "main", "train"]
 
 _SIGMAS = (0.0, 60 / 255)
 _CROP = 48
@@ -38,18 +38,31 @@ def train(steps: int, seed: int, width: int = 64, depth: int = 9) -> FFDNet:
         width, depth: of the network.
     """
     torch.manual_seed(seed)
+    model = FFDNet(3, width, depth)
+    _pass_image_through(model)
+    fit(model, steps, seed)
+    return model
+
+
+def fit(model: nn.Module, steps: int, seed: int) -> None:
+    """Train ``model(noisy, sigma)`` in place, and set it to evaluation.
+
+    Args:
+        model: any denoiser of (N, 3, H, W); ``sigma`` is (N,).
+        steps: number of optimiser steps.
+        seed: of crops and their mixture; the noise is PyTorch's.
+    """
     rng = np.random.default_rng(seed)
     photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
     weights = np.array([PHOTOGRAPH_WEIGHTS.get(name, 1.0) for name in TRAINING_PHOTOGRAPHS])
     weights /= weights.sum()
-    model = FFDNet(3, width, depth).to(memory_format=torch.channels_last)
-    _pass_image_through(model)
+    model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
     )
     average = math.nan
-    with tqdm(range(steps), desc="ffdnet", unit="step", mininterval=10) as progress:
+    with tqdm(range(steps), desc=type(model).__name__, unit="step", mininterval=10) as progress:
         for _ in progress:
             crops = []
             for _ in range(_BATCH):
@@ -68,8 +81,7 @@ def train(steps: int, seed: int, width: int = 64, depth: int = 9) -> FFDNet:
             schedule.step()
             average = loss.item() if math.isnan(average) else 0.98 * average + 0.02 * loss.item()
             progress.set_postfix(loss=f"{average:.4f}", refresh=False)
-    trained: FFDNet = model.to(memory_format=torch.contiguous_format).eval()
-    return trained
+    model.to(memory_format=torch.contiguous_format).eval()
 
 
 def _recoloured(crops: Tensor) -> Tensor:
