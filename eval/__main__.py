@@ -1,3 +1,3 @@
-from tlsc.eval.cli import main
+from tlsc.eval.cli import script
 
-raise SystemExit(main())
+raise SystemExit(script())

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 from tlsc.eval import export, harness, nlm, restore
+from tlsc.eval.memory import keep_memory
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["main"]
+__all__ = ["main", "script"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def script() -> int:
+    """The ``tlsc`` command: :func:`main` in a process of its own."""
+    keep_memory()
+    return main()
 
 
 _EXTRA = (
