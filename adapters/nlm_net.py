@@ -53,9 +53,9 @@ class NLMNet(nn.Module):
         torch.Size([1, 1, 180, 200])
     """
 
-    crop = 96
+    crop = 160
     """Side of the training crops, in pixels."""
-    base_size = 160
+    base_size = crop
     """The window to convert with, in pixels: the larger it is, the less is texture taken for noise."""
 
     def __init__(self, width: int = 16, search_window: int = 11, patch: int = 3) -> None:
@@ -80,8 +80,8 @@ class NLMNet(nn.Module):
     def pretrained(cls) -> NLMNet:
         """With the weights that come with the package, in evaluation mode, on the CPU.
 
-        They were trained by ``python -m tlsc.eval.train_nlm_net`` on 96 × 96 crops of photographs with white noise
-        of a standard deviation from 0 to 0.25, constant in a crop.
+        They were trained by ``python -m tlsc.eval.train_nlm_net`` on 160 × 160 crops of photographs with white
+        noise of a standard deviation from 0 to 0.25, constant in a crop.
 
         Raises:
             FileNotFoundError: the weight file is missing from the installation.

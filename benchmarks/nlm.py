@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import subprocess
 import sys
 import time
@@ -136,9 +137,13 @@ def _measure_memory(name: str, pass_: str, window: int, patch: int) -> None:
 
 
 def memory_of(name: str, pass_: str, window: int = WINDOW, patch: int = PATCH) -> float:
-    """Peak resident memory above the start, in MB (10⁶ bytes), of one pass at 512 × 512 RGB, float32."""
+    """Peak resident memory above the start, in MB (10⁶ bytes), of one pass at 512 × 512 RGB, float32.
+
+    Large tensors are given back when freed: what malloc keeps varies from run to run by a third.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-m", "benchmarks.nlm", "--child", name, pass_, str(window), str(patch)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def memory() -> None:

@@ -7,6 +7,9 @@ noise of a standard deviation that is drawn anew for each crop and constant insi
 For most of the training the error that non-local means make on a crop is not computed but read off a table: it
 depends on nothing but the crop and ``h``, so that a dozen strengths each, measured once, let thousands of steps go
 by quickly. ``--tuning`` goes on end to end, through the layer, on new crops; 200 steps, tried once, did not help.
+To the error is added how far ``h`` is from proportional to the noise: texture then moves it less, and a photograph
+of even noise gets an even strength, at 0.4 % more error.
+
 The same seed gives the same weights on the same machine, PyTorch and number of threads.
 """
 
@@ -21,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tlsc.adapters.nlm_net import NLMNet
@@ -37,6 +40,7 @@ _LEARNING_RATE, _TUNING_RATE = 1e-2, 5e-4
 _AT_ONCE = 8  # crops
 _STRIDE = 4  # of the positions whose variation is kept
 _STRENGTHS = torch.logspace(math.log10(0.7), math.log10(20), 12)  # in the table, over the noise's level
+_PROPORTIONAL = 0.3  # weight of (log(h / sigma) − a constant)² beside the error; the constant is learnt
 _BEYOND = 0.1  # by how much the logarithm of the error grows with each further strength outside the table
 
 
@@ -57,13 +61,17 @@ def train(crops: int, steps: int, batch: int, tuning: int, seed: int) -> NLMNet:
     samples = _samples(np.random.default_rng(seed))
     net = NLMNet()
     table = _measure(net, samples, crops)
+    ratio = nn.Parameter(torch.tensor(math.log(5)))
     for rate, count, end_to_end in ((_LEARNING_RATE, steps, False), (_TUNING_RATE, tuning, True)):
-        optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+        optimizer = torch.optim.Adam([*net.parameters(), ratio], lr=rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(count, 1))
         average = math.nan
         with tqdm(range(count), desc="end to end" if end_to_end else "on the table", mininterval=5) as progress:
             for _ in progress:
-                loss = _loss_end_to_end(net, next(samples)) if end_to_end else _loss_on_table(net, table, batch)
+                if end_to_end:
+                    loss = _loss_end_to_end(net, ratio, next(samples))
+                else:
+                    loss = _loss_on_table(net, ratio, table, batch)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -99,7 +107,7 @@ def _measure(net: NLMNet, samples: Iterator[_Sample], crops: int) -> _Table:
     return _Table(variation, level, error.clamp_min(1e-8).log().T.contiguous(), sigma)
 
 
-def _loss_on_table(net: NLMNet, table: _Table, batch: int) -> Tensor:
+def _loss_on_table(net: NLMNet, ratio: Tensor, table: _Table, batch: int) -> Tensor:
     chosen = torch.randint(len(table.sigma), (batch,))
     h = net._read(table.variation[chosen].float()).flatten()
     spacing = math.log(float(_STRENGTHS[1] / _STRENGTHS[0]))
@@ -108,16 +116,18 @@ def _loss_on_table(net: NLMNet, table: _Table, batch: int) -> Tensor:
     below = place.detach().floor().clamp(max=len(_STRENGTHS) - 2).long()
     left, right = table.log_error[below, chosen], table.log_error[below + 1, chosen]
     log_error = left + (right - left) * (place - below) + _BEYOND * (wanted - place).abs()
-    return _weighted(log_error.exp(), table.sigma[chosen])
+    return _loss(log_error.exp(), h, ratio, table.sigma[chosen])
 
 
-def _loss_end_to_end(net: NLMNet, sample: _Sample) -> Tensor:
-    error = (net(sample.noisy) - sample.clean).square().mean((1, 2, 3))
-    return _weighted(error, sample.sigma.flatten())
+def _loss_end_to_end(net: NLMNet, ratio: Tensor, sample: _Sample) -> Tensor:
+    h = net.strength(sample.noisy)
+    error = (net.denoise(sample.noisy, h) - sample.clean).square().mean((1, 2, 3))
+    return _loss(error, h.flatten(), ratio, sample.sigma.flatten())
 
 
-def _weighted(error: Tensor, sigma: Tensor) -> Tensor:
-    return (error / (sigma.square() + _FLOOR**2)).mean()
+def _loss(error: Tensor, h: Tensor, ratio: Tensor, sigma: Tensor) -> Tensor:
+    uneven = (h / sigma.clamp_min(_SIGMAS[0])).log() - ratio
+    return (error / (sigma.square() + _FLOOR**2)).mean() + _PROPORTIONAL * uneven.square().mean()
 
 
 def _samples(rng: np.random.Generator) -> Iterator[_Sample]:
@@ -174,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tlsc.eval.train_nlm_net", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--crops", type=int, default=4000, help="in the table (%(default)s)")
+    parser.add_argument("--crops", type=int, default=1800, help="in the table (%(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps on the table (%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="crops of the table a step (%(default)s)")
     parser.add_argument("--tuning", type=int, default=0, help="optimiser steps end to end (%(default)s)")

@@ -132,6 +132,21 @@ def test_the_weights_that_come_along_remove_noise() -> None:
         assert ours > variation + 0.5
 
 
+def test_training_starts_from_the_image_and_keeps_carrying_it() -> None:
+    from tlsc.eval.train_ffdnet import train
+
+    model = train(2, seed=0, width=16, depth=4)
+    *layers, last = [layer for layer in model.model if isinstance(layer, nn.Conv2d)]
+    assert float(last.weight[:, 12:].detach().abs().max()) > 0
+    with torch.no_grad():
+        last.weight[:, 12:] = 0  # without what was learnt
+    image = torch.rand(1, 3, 20, 24) * 1.4 - 0.2
+    with torch.no_grad():
+        torch.testing.assert_close(model(image, 0.1), image, atol=0.01, rtol=0)
+    assert len(layers) == 3
+    assert all(float(layer.weight[12:].detach().std()) > 0 for layer in layers)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
