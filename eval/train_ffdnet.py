@@ -90,8 +90,8 @@ def fit(model: nn.Module, steps: int, seed: int) -> None:
 def _recoloured(crops: Tensor) -> Tensor:
     """Half of the crops in other colours; some with channels that differ in texture, too.
 
-    The photographs hold few colours. Trained on these alone, the network takes what is saturated for noise: 27 dB are
-    left of a baboon without any noise.
+    The photographs hold few colours. Trained on these alone, the network takes what is saturated for noise: 27 dB
+    are left of a baboon without any noise.
     """
     count = len(crops)
     share = 0.7 * torch.rand(count, 3, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.3)
