@@ -510,7 +510,7 @@ def _over_channels(x: Tensor, dim: int = 1) -> Tensor:
     return x.select(dim, 0) if x.shape[dim] == 1 else x.sum(dim)
 
 
-# Plain PyTorch.
+# Plain PyTorch. Views are added to in place: ``x[part] += y`` would copy the part onto itself afterwards.
 
 
 def _torch_forward(
@@ -526,10 +526,10 @@ def _torch_forward(
 ) -> None:
     for pair in _pairs(y, rate, search, patch, power, floor):
         step = x[pair.q] - x[pair.p]
-        num[pair.p] += pair.weight_p.unsqueeze(1) * step
-        num[pair.q] -= pair.weight_q.unsqueeze(1) * step
-        den[pair.p] += pair.weight_p
-        den[pair.q] += pair.weight_q
+        num[pair.p].addcmul_(pair.weight_p.unsqueeze(1), step)
+        num[pair.q].addcmul_(pair.weight_q.unsqueeze(1), step, value=-1)
+        den[pair.p].add_(pair.weight_p)
+        den[pair.q].add_(pair.weight_q)
 
 
 def _torch_backward(
@@ -553,19 +553,19 @@ def _torch_backward(
         step = x[pair.q] - x[pair.p]
         from_p = ((g_p * step).sum(1) - g_mean[pair.p]) * pair.weight_p
         from_q = (-(g_q * step).sum(1) - g_mean[pair.q]) * pair.weight_q
-        grad_h[pair.p] += from_p * pair.measure
-        grad_h[pair.q] += from_q * pair.measure
+        grad_h[pair.p].addcmul_(from_p, pair.measure)
+        grad_h[pair.q].addcmul_(from_q, pair.measure)
         if not needs_image:
             continue
-        grad_x[pair.q] += pair.weight_p.unsqueeze(1) * g_p
-        grad_x[pair.p] += pair.weight_q.unsqueeze(1) * g_q
+        grad_x[pair.q].addcmul_(pair.weight_p.unsqueeze(1), g_p)
+        grad_x[pair.p].addcmul_(pair.weight_q.unsqueeze(1), g_q)
         flow = from_p * pair.rate_p + from_q * pair.rate_q
         # Of d^power, divided by what the luma's differences are to be multiplied by.
         flow = torch.where(pair.measure == 0, 0.0, flow / pair.measure if power == 1 else 2 * flow)
         flow = _box_sums(torch.nn.functional.pad(flow, (2 * half,) * 4), patch)
-        flow = flow.unsqueeze(1) * pair.difference
-        grad_y[pair.wide_p] -= flow
-        grad_y[pair.wide_q] += flow
+        flow = flow.unsqueeze(1)
+        grad_y[pair.wide_p].addcmul_(flow, pair.difference, value=-1)
+        grad_y[pair.wide_q].addcmul_(flow, pair.difference)
 
 
 class _Pair(NamedTuple):

@@ -141,7 +141,7 @@ def memory_of(name: str, pass_: str, window: int = WINDOW, patch: int = PATCH) -
 
     Large tensors are given back when freed: what malloc keeps varies from run to run by a third.
     """
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "benchmarks.nlm", "--child", name, pass_, str(window), str(patch)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
 
