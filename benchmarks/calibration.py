@@ -48,11 +48,18 @@ def _trained(name: str, **changes: Any) -> DemoNetwork:
     return dataclasses.replace(network, settings=settings, **changes)
 
 
-# name: (what to train, steps, seed). None: the demo's own weights, 3000 steps.
+def _steps(name: str, degradation: str, seed: int) -> int | None:
+    """None: the demo's own weights, 3000 steps."""
+    if degradation != DEMO_NETWORKS[name].degradation:
+        return 1000
+    return (3000 if name == "hin-all" else 1000) if seed else None
+
+
+# name: (what to train, steps, seed)
 NETWORKS: dict[str, tuple[DemoNetwork, int | None, int]] = {
     f"{name}, {degradation}, seed {seed}": (
         _trained(name, degradation=degradation),
-        None if seed == 0 and degradation == DEMO_NETWORKS[name].degradation else 1000,
+        _steps(name, degradation, seed),
         seed,
     )
     for name in ("hin-all", "se", "hin")

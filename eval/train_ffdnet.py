@@ -2,7 +2,7 @@
 
 Crops of the training photographs as for the other demo networks, half of them in colours that no photograph has,
 with white Gaussian noise of a standard deviation drawn anew for each crop. AdamW, a cosine schedule, bfloat16
-arithmetic, the L1 loss over the noise's level and as much again.
+where the processor has AVX512, the L1 loss over the noise's level and as much again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tlsc.adapters.ffdnet import FFDNet
 from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
-from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, random_crop
+from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, arithmetic, random_crop
 
 __all__ = ["fit", "main", "train"]
 
@@ -73,7 +73,7 @@ def fit(model: nn.Module, steps: int, seed: int) -> None:
             clean = _recoloured(torch.stack(crops)).contiguous(memory_format=torch.channels_last)
             sigma = torch.empty(_BATCH).uniform_(*_SIGMAS)
             noisy = clean + sigma.view(-1, 1, 1, 1) * torch.randn_like(clean)
-            with torch.autocast("cpu", torch.bfloat16):
+            with arithmetic():
                 restored = model(noisy, sigma)
             error = (restored.float() - clean).abs().mean((1, 2, 3))
             loss = _FLOOR * (error / (sigma + _FLOOR)).mean()
