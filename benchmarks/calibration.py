@@ -94,15 +94,15 @@ def main(parts: Sequence[str]) -> None:
 # ------------------------------------------------------------------------------------------- networks and images
 
 
-def _file(network: DemoNetwork, seed: int) -> Path:
+def _file(network: DemoNetwork, steps: int | None, seed: int) -> Path:
     padding = network.settings.get("padding_mode", "zeros")
-    return FOLDER / f"{network.name}-{network.degradation}-{network.crop}-{padding}-{seed}.safetensors"
+    return FOLDER / f"{network.name}-{network.degradation}-{network.crop}-{padding}-{steps}-{seed}.safetensors"
 
 
 def _train(_: Path | None) -> None:
     FOLDER.mkdir(exist_ok=True)
     for network, steps, seed in {**NETWORKS, **BORDERS, **HINET}.values():
-        path = _file(network, seed)
+        path = _file(network, steps, seed)
         if steps is not None and not path.exists():
             model = train(network, steps, seed)
             save_file(model.state_dict(), path, {"steps": str(steps), "seed": str(seed)})
@@ -110,7 +110,7 @@ def _train(_: Path | None) -> None:
 
 
 def _load(network: DemoNetwork, steps: int | None, seed: int) -> nn.Module:
-    path = network.weights if steps is None else _file(network, seed)
+    path = network.weights if steps is None else _file(network, steps, seed)
     if not path.exists():
         raise SystemExit(f"{path} is not there: python -m benchmarks calibration train")
     model: nn.Module = network.build()

@@ -27,10 +27,10 @@ RIDGE = 0.5
 """How many independent crops weigh as much as the belief that there is nothing to correct."""
 LEAST = 4.0
 """With fewer independent crops nothing is corrected."""
-BETTER = 0.9
+BETTER = 0.95
 DOUBT = 3.0
 """A channel, and a site, is corrected if that leaves at most the share ``min(BETTER, 1 − DOUBT/n)`` of the error of
-crops held out: a tenth has to go, and more where the ``n`` independent crops are fewer than thirty."""
+crops held out: a twentieth has to go, and more where the ``n`` independent crops are fewer than sixty."""
 FOLDS = 4
 TINY = 1e-60
 """A channel may be dead: its statistics are all 0."""
