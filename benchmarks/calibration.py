@@ -1,9 +1,9 @@
 """Calibrated statistics: the tables of ``docs/calibration.md``.
 
 ``python -m benchmarks calibration train`` trains the networks that do not come along, into
-``calibration-networks``; ``python -m benchmarks calibration networks borders guards hinet [FOLDER]`` prints the
-tables, on the six photographs of scikit-image that no network was trained on, or on three of them and three of a
-folder.
+``calibration-networks``; ``python -m benchmarks calibration networks tiles borders guards hinet [FOLDER]`` prints
+the tables, on the six photographs of scikit-image that no network was trained on, or on three of them and three of
+a folder.
 
 Every network is trained by ``tlsc.eval.train_demo``. Calibration sees four training photographs, degraded anew.
 """
@@ -159,10 +159,15 @@ class _Result(nn.Module):
         return out[-1] if isinstance(out, list) else out  # type: ignore[no-any-return]
 
 
-def _psnr(model: nn.Module, photographs: Photographs, tile: int | None = None) -> list[float]:
+def _psnr(
+    model: nn.Module, photographs: Photographs, tile: int | None = None, overlap: int | None = None
+) -> list[float]:
+    """Of the whole photographs, or in tiles that overlap by half of their size or by ``overlap``."""
     out = []
+    if overlap is None:
+        overlap = tile // 2 if tile else 0
     for _, image, clean in photographs:
-        restored = restore(_Result(model), image, tile, tile // 2 if tile else 0)
+        restored = restore(_Result(model), image, tile, overlap)
         pixels = restored[0].permute(1, 2, 0).clamp(0, 1).numpy()
         out.append(float(peak_signal_noise_ratio(clean, pixels, data_range=1)))
     return out
@@ -259,6 +264,21 @@ def _networks(folder: Path | None) -> None:
     _say("Networks: PSNR in dB, window = crop", names, rows)
 
 
+def _tiles(folder: Path | None) -> None:
+    rows = []
+    overlaps = (0, 8, 16, 32, 56)
+    for name, (network, steps, seed) in NETWORKS.items():
+        if network.name != "hin-all":
+            continue
+        photographs, model = _photographs(network.degradation, folder), _load(network, steps, seed)
+        figures = [_psnr(model, photographs, network.crop, overlap) for overlap in overlaps]
+        tlsc.convert(model, network.crop)
+        _corrected(model, _seen(network.degradation), network.crop)
+        rows.append([name, *(_shown(values) for values in [*figures, _psnr(model, photographs)])])
+        print(rows[-1], flush=True)
+    _say("Tiles of 64 by their overlap", ["network", *map(str, overlaps), "calibrated"], rows)
+
+
 def _borders(folder: Path | None) -> None:
     rows = []
     for name, (network, steps, seed) in BORDERS.items():
@@ -325,4 +345,11 @@ def _hinet(folder: Path | None) -> None:
         _say(name, list(figures), [[_shown(values) for values in figures.values()]])
 
 
-_PARTS = {"train": _train, "networks": _networks, "borders": _borders, "guards": _guards, "hinet": _hinet}
+_PARTS = {
+    "train": _train,
+    "networks": _networks,
+    "tiles": _tiles,
+    "borders": _borders,
+    "guards": _guards,
+    "hinet": _hinet,
+}
