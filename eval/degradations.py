@@ -48,8 +48,12 @@ def smooth_field(height: int, width: int, rng: np.random.Generator, scale: float
         ((40, 60, 1), 0.0, 1.0)
     """
     margin = math.ceil(3 * scale)
-    noise = rng.standard_normal((height + 2 * margin, width + 2 * margin))
-    field = gaussian_filter(noise, scale, truncate=3.0)[margin : margin + height, margin : margin + width]
+    impulse = np.zeros(2 * margin + 1)
+    impulse[margin] = 1
+    kernel = gaussian_filter(impulse, scale, truncate=3.0)
+    field = rng.standard_normal((height + 2 * margin, width + 2 * margin))
+    for axis, along in enumerate((kernel[:, None], kernel[None, :])):
+        field = fftconvolve(field, along, mode="valid", axes=axis)
     field = (field - field.min()) / max(np.ptp(field), np.finfo(np.float64).tiny)
     return np.asarray(field[..., None], dtype=np.float32)
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
@@ -149,6 +150,16 @@ def test_degradations_are_seeded(name: str) -> None:
     assert not np.array_equal(first, other)
     assert first.min() >= 0
     assert first.max() <= 1
+
+
+@pytest.mark.parametrize(("height", "width", "scale"), [(70, 90, 20.0), (31, 5, 3.3), (8, 9, 0.3), (1, 40, 2.0)])
+def test_the_field_is_blurred_noise(height: int, width: int, scale: float) -> None:
+    margin = int(np.ceil(3 * scale))
+    noise = np.random.default_rng(3).standard_normal((height + 2 * margin, width + 2 * margin))
+    blurred = gaussian_filter(noise, scale, truncate=3.0)[margin : margin + height, margin : margin + width]
+    expected = (blurred - blurred.min()) / np.ptp(blurred)
+    field = smooth_field(height, width, np.random.default_rng(3), scale)
+    np.testing.assert_allclose(field[..., 0], expected, atol=1e-6)
 
 
 def test_haze_mixes_towards_its_own_grey() -> None:
