@@ -7,6 +7,7 @@ statistics other tests compare with naive windows.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -104,15 +106,20 @@ CASES = [("se", 3), ("hinet", 1), ("nlm", 1), ("attention", 1), ("pools", 2)]
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], tuple[nn.Module, Path]]:
-    made: dict[tuple[str, int], tuple[nn.Module, Path]] = {}
+    """A network and its file, which takes seconds to write: all of pytest-xdist's workers share one."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "exported"
+    folder.mkdir(exist_ok=True)
 
     def get(name: str, stride: int) -> tuple[nn.Module, Path]:
-        if (name, stride) not in made:
-            model = tlsc.convert(_network(name), BASE, stride=stride)
-            path = tmp_path_factory.mktemp(name) / "model.onnx"
-            tlsc.export(model, path, sizes=SIZES[:1])
-            made[name, stride] = model, path
-        return made[name, stride]
+        model = tlsc.convert(_network(name), BASE, stride=stride)
+        path = folder / f"{name}-{stride}.onnx"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                tlsc.export(model, path, sizes=SIZES[:1])
+        return model, path
 
     return get
 
@@ -131,13 +138,8 @@ def test_the_networks_do_something(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "stride"), CASES)
-def test_onnx_runtime_agrees_at_every_size(
-    exported: Exported, name: str, stride: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        model, path = exported(name, stride)
-    assert capfd.readouterr() == ("", "")
-    assert not caplog.records
+def test_onnx_runtime_agrees_at_every_size(exported: Exported, name: str, stride: int) -> None:
+    model, path = exported(name, stride)
     session = onnxruntime.InferenceSession(str(path))
     for batch, height, width in SIZES:
         image = torch.rand(batch, 3, height, width)
@@ -193,11 +195,23 @@ def _constants(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize(("name", "stride"), CASES)
 def test_no_constant_depends_on_the_size_that_was_traced(
-    exported: Exported, name: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Exported,
+    name: str,
+    stride: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Nor does exporting say anything."""
     model, first = exported(name, stride)
+    capfd.readouterr()
     monkeypatch.setattr(_export, "_SMALL", (22, 71))
-    tlsc.export(model, tmp_path / "second.onnx", sizes=[(1, 16, 16)])
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        tlsc.export(model, tmp_path / "second.onnx", sizes=[(1, 16, 16)])
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
     assert _constants(first) == _constants(tmp_path / "second.onnx")
 
 
