@@ -1,8 +1,17 @@
-"""Settings of the processes that the tests run in."""
+"""Settings of the processes that tests run in: pytest-xdist's workers inherit them, and what tests start."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-# Two worker processes with two OpenMP threads each often share two cores; a thread that waits in a busy loop
-# takes the core from the one it waits for. Asleep instead, the tests take a third less time, and the kernels still
-# run in parallel. Read when PyTorch loads; pytest-xdist's workers and the processes of tests inherit it.
+# Two worker processes with two OpenMP threads each often share two cores; a thread that waits in a busy loop takes
+# the core from the one it waits for. Asleep instead, the tests take a third less time, and the kernels still run in
+# parallel. Read when PyTorch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Where Python is told not to write bytecode, each of some fifty processes would compile PyTorch and the rest anew,
+# for up to ten seconds. It is written, then, but not beside the sources, and not for long.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="tlsc-bytecode-")
+    atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
