@@ -4,7 +4,7 @@ The work is cut into strips of rows. A strip owns the pairs (position, shift) wh
 by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
 strips run first and the odd ones after them: no two threads ever write the same row, and the order of the additions
 (hence the result, to the last bit) does not depend on the number of threads, which are those of
-:mod:`tlsc._threads`.
+:mod:`tlsc._statistics.numba.threads`.
 
 Loops are short and over rows, with few arrays each, because that is what LLVM vectorises.
 """
@@ -22,8 +22,8 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from tlsc._numba import _compiled
-from tlsc._threads import share_out
+from tlsc._statistics.numba.planes import _compiled
+from tlsc._statistics.numba.threads import share_out
 
 __all__ = ["backward", "forward"]
 

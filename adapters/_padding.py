@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tlsc import _graph
+from tlsc._statistics import any_size as _graph
 
 __all__ = ["cut", "padded"]
 

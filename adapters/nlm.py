@@ -20,9 +20,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from tlsc import _dispatch, _graph
 from tlsc._arguments import FLOATING, as_positive_int, check_map
-from tlsc._reference import _is_traced
+from tlsc._statistics import any_size as _graph
+from tlsc._statistics import operations as _dispatch
+from tlsc._statistics.reference import _is_traced
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
 
 __all__ = ["NonLocalMeans", "SecondDerivativeError", "nonlocal_means"]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlsc
-from tlsc._probe import _takes_all
+from tlsc._surgery.probe import _takes_all
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.cells import calibrated
 

@@ -21,7 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor, nn
 
 import tlsc
-from tlsc import _fit
+from tlsc._calibration import fit as _fit
 from tlsc.adapters import load_demo_network
 from tlsc.eval.degradations import degrade_photograph
 

@@ -23,8 +23,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tlsc
-from tlsc import _export, _graph, _graph_attention, _reference, attention
-from tlsc._correction import Correction
+from tlsc import attention
+from tlsc._export.export import export as _export
+from tlsc._statistics import any_size as _graph
+from tlsc._statistics import any_size_attention as _graph_attention
+from tlsc._statistics import reference as _reference
+from tlsc._statistics.correction import Correction
 from tlsc.adapters import FFDNet, HINet, NLMNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import tlsc
-from tlsc import _reference
+from tlsc._statistics import reference as _reference
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 

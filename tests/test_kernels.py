@@ -22,8 +22,12 @@ from torch.library import opcheck
 from torch.utils.data import DataLoader, Dataset
 
 import tlsc
-from tlsc import _dispatch, _numba, _reference, _rewrite, _threads
-from tlsc._correction import Correction
+from tlsc._forwards import rewriter as _rewrite
+from tlsc._statistics import operations as _dispatch
+from tlsc._statistics import reference as _reference
+from tlsc._statistics.correction import Correction
+from tlsc._statistics.numba import planes as _numba
+from tlsc._statistics.numba import threads as _threads
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
 from .oracles import (
@@ -192,7 +196,7 @@ CACHE = """
 import numpy
 from numba.core import caching
 {before}
-import tlsc._numba as kernels
+import tlsc._statistics.numba.planes as kernels
 assert kernels._shift(numpy.full((1, 4, 4), 3.0)) == 3.0
 print(kernels._shift._cache.cache_path)
 """
@@ -368,7 +372,7 @@ def test_vmap_gives_what_a_loop_gives() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_corrections(backend: str) -> None:
-    """Every operation that takes one, against loops: see :class:`tlsc._correction.Correction`."""
+    """Every operation that takes one, against loops: see :class:`tlsc._statistics.correction.Correction`."""
     x, weight, bias = _random(2, 4, 9, 11) + 2, _random(4), _random(4)
     for channels_last in (False, True):
         if channels_last:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
-from tlsc._correction import Correction
+from tlsc._statistics.correction import Correction
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean
 
@@ -312,7 +312,7 @@ def test_a_correction_does_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPa
     for module, (_, channels) in zip(modules, _makers(), strict=True):
         module.correction = _correction(channels)
     normal = [module(x) for module in modules]
-    monkeypatch.setattr(tlsc._reference, "PIECE", 1)
+    monkeypatch.setattr(tlsc._statistics.reference, "PIECE", 1)
     for module, expected in zip(modules, normal, strict=True):
         assert torch.equal(module(x), expected)
 

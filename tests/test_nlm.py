@@ -482,7 +482,7 @@ def test_backend_governs_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls
     with tlsc.backend("numba"), pytest.raises(BackendError, match="on meta"):
         nonlocal_means(x.to("meta"), 0.1, 3, 3)
-    monkeypatch.setitem(tlsc._dispatch._modules, "numba", "it is not there")
+    monkeypatch.setitem(tlsc._statistics.operations._modules, "numba", "it is not there")
     calls.clear()
     nonlocal_means(x, 0.1, 3, 3)
     assert not calls

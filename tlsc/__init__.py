@@ -9,13 +9,13 @@
 from __future__ import annotations
 
 from . import errors, functional
-from ._calibrate import calibrate
-from ._dispatch import backend
-from ._export import Export, export
-from ._influence import Influence, influence
-from ._kinds import register
+from ._calibration.calibrate import calibrate
+from ._convert import convert, converted, plan, revert
+from ._export.export import Export, export
+from ._influence.influence import Influence, influence
 from ._plan import Plan, Site
-from ._surgery import convert, converted, plan, revert
+from ._sites.kind import register
+from ._statistics.operations import backend
 from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 

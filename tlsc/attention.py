@@ -37,8 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import _dispatch, _graph, _graph_attention, _reference
 from ._arguments import FLOATING, as_pair
+from ._statistics import any_size as _graph
+from ._statistics import any_size_attention as _graph_attention
+from ._statistics import operations as _dispatch
+from ._statistics import reference as _reference
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import _LocalModule
 

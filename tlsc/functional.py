@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _dispatch, _graph, _reference
 from ._arguments import as_pair, as_positive_int, check_channels, check_eps, check_map
-from ._correction import Correction
+from ._statistics import any_size as _graph
+from ._statistics import operations as _dispatch
+from ._statistics import reference as _reference
+from ._statistics.correction import Correction
 from .errors import ArgumentValueError
 
 __all__ = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]

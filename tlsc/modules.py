@@ -7,9 +7,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _graph, _reference, functional
+from . import functional
 from ._arguments import as_pair, as_positive_int, check_eps
-from ._correction import Correction
+from ._statistics import any_size as _graph
+from ._statistics import reference as _reference
+from ._statistics.correction import Correction
 from .errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["LocalAvgPool2d", "LocalGroupNorm", "LocalInstanceNorm2d"]

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import _surgery
-from ._arguments import FLOATING, as_pair, as_positive_int
-from ._correction import Correction
-from ._fit import Fitted, Statistics, fitted
-from ._plan import Calibration, Fit, Plan
-from ._rewrite import CORRECTIONS
-from .errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
-from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+from .. import _convert as _surgery
+from .._arguments import FLOATING, as_pair, as_positive_int
+from .._forwards.rewriter import CORRECTIONS
+from .._plan import Calibration, Fit, Plan
+from .._statistics.correction import Correction
+from ..errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
+from ..modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+from .fit import Fitted, Statistics, fitted
 
 __all__ = ["apply", "calibrate"]
 
@@ -50,7 +50,7 @@ def calibrate(
 
     Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
     training contain it; a window inside a whole image does not. From random crops of the images and the same places
-    inside them a map is fitted per channel (``Correction`` in ``tlsc._correction``), site after site. It is kept
+    inside them a map is fitted per channel (a ``Correction``), site after site. It is kept
     where it agrees with crops that took no part in the fit, and dropped altogether where the model's output would
     move away from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
 

@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
+from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCWarning
 
 __all__ = [
     "ATTENDING",

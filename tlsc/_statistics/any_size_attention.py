@@ -1,4 +1,4 @@
-"""Local attention for graphs that must hold at every image size: see :mod:`tlsc._graph`.
+"""Local attention for graphs that must hold at every image size: see :mod:`tlsc._statistics.any_size`.
 
 The windows are those of :mod:`tlsc.attention`. What is a loop over rectangles there is a gather into blocks of
 constant size here, and a 0/1 matrix, built from the length of the axis, that says which blocks make up which
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._graph import smaller, window_starts
+from .any_size import smaller, window_starts
 
 __all__ = ["non_local", "overlapping", "sliding"]
 

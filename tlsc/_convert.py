@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import _probe
 from ._arguments import as_pair, as_positive_int
-from ._kinds import Kind, kind_of
-from ._owners import OwnedSite, Owner, find_owners
+from ._forwards.rewriter import stand_in
 from ._plan import Action, Plan, Site
-from ._probe import Inputs, Run, Slot
-from ._rewrite import stand_in
+from ._sites.kind import Kind, kind_of
+from ._surgery import probe as _probe
+from ._surgery.owners import OwnedSite, Owner, find_owners
+from ._surgery.probe import Inputs, Run, Slot
 from .errors import ArgumentTypeError, ArgumentValueError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 
 __all__ = ["Selection", "convert", "converted", "plan", "revert"]
@@ -167,7 +167,7 @@ def convert(
         reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
         warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
     if calibrate is not None and local:
-        from ._calibrate import calibrated
+        from ._calibration.calibrate import calibrated
 
         calibrated(model, calibrate, crop)
     return model

@@ -5,7 +5,7 @@ each row of windows are then taken along the row, tile by tile (:func:`_along`);
 window's value (:func:`_place`, :func:`_normalise`). Running sums are pairs of floats (Knuth's two-sum, about 48
 bits), of ``(x − shift)/scale`` with both from a coarse sample of each plane, so that neither a large mean nor
 large values spoil them. A NaN or Inf shows at the end of its column: that plane is computed again by
-:mod:`tlsc._reference`.
+:mod:`tlsc._statistics.reference`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _reference
-from ._correction import Correction
+from .. import reference as _reference
+from ..correction import Correction
 
 __all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from . import _probe
-from ._arguments import as_pair, as_positive_int
-from .errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError
+from .._arguments import as_pair, as_positive_int
+from .._surgery import probe as _probe
+from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

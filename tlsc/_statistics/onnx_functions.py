@@ -1,6 +1,6 @@
 """Local statistics as functions of an ONNX file.
 
-While a model is exported, each operation of :mod:`tlsc._graph` is recorded as one call of a function that does not
+While a model is exported, each operation of :mod:`.any_size` is recorded as one call of a function that does not
 exist yet: tracing a network then costs no more than tracing the original. Afterwards each function is exported by
 itself, once for all its calls, on plain axes (which are quick to reason about), and put in place of the calls.
 """

@@ -17,10 +17,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import _onnx, _probe
-from ._arguments import as_pair, as_positive_int
-from ._files import replacing
-from .errors import ArgumentTypeError, ArgumentValueError, ExportError
+from .._arguments import as_pair, as_positive_int
+from .._files import replacing
+from .._statistics import onnx_functions as _onnx
+from .._surgery import probe as _probe
+from ..errors import ArgumentTypeError, ArgumentValueError, ExportError
 
 __all__ = ["Export", "export"]
 

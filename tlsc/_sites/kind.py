@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from . import attention
-from ._plan import Action
-from .errors import ArgumentTypeError, ArgumentValueError
-from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+from .. import attention
+from .._plan import Action
+from ..errors import ArgumentTypeError, ArgumentValueError
+from ..modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
 __all__ = ["Kind", "Registration", "kind_of", "register"]
 

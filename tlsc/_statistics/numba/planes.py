@@ -3,9 +3,10 @@
 Per plane, float64 sums of every column over the rows of a window move down with it; a prefix sum along the row
 then gives each window's sum as one difference, whatever the window's size. Sums are of ``x − shift``, the shift
 about the plane's mean, so that nothing cancels. A NaN or Inf stays in a column's sum once it is in, and so shows
-at the end of a plane: that plane is computed again by :mod:`tlsc._reference`.
+at the end of a plane: that plane is computed again by :mod:`tlsc._statistics.reference`.
 
-Planes, or bands of rows where planes are few, are shared out among threads by :mod:`tlsc._threads` (the kernels
+Planes, or bands of rows where planes are few, are shared out among threads by :mod:`threads <tlsc._statistics.numba.threads>`
+(the kernels
 release the GIL) and not among Numba's own: those do not survive a fork, and take longer to compile. How a plane is
 cut depends on its size alone, so that results do not depend on the number of threads.
 
@@ -25,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _reference
-from ._correction import Correction
-from ._threads import share_out
+from .. import reference as _reference
+from ..correction import Correction
+from .threads import share_out
 
 __all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
 

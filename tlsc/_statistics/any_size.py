@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._correction import Correction, share_of
+from .correction import Correction, share_of
 
 __all__ = [
     "applies",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from ._correction import Correction, inside
+from .correction import Correction, inside
 
 __all__ = ["local_group_norm", "local_mean", "local_var_mean"]
 

@@ -14,9 +14,9 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
-from ._rewrite import rewrite
-from ._trace import Cannot, Trace, name_of, trace
+from .._forwards.rewriter import rewrite
+from .._forwards.trace import Cannot, Trace, name_of, trace
+from .probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 
 __all__ = ["Owner", "find_owners"]
 

@@ -21,11 +21,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from . import _dispatch, _graph, _reference, attention, functional
-from ._correction import Correction
-from ._probe import is_hooked
-from ._trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
-from .errors import ArgumentValueError
+from .. import attention, functional
+from .._statistics import any_size as _graph
+from .._statistics import operations as _dispatch
+from .._statistics import reference as _reference
+from .._statistics.correction import Correction
+from .._surgery.probe import is_hooked
+from ..errors import ArgumentValueError
+from .trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
 
 __all__ = ["rewrite", "stand_in"]
 

@@ -11,7 +11,7 @@ triton    NVIDIA GPU, not float64         NVIDIA GPU; the CPU where Triton's int
 
 Called with plain tensors and nothing to differentiate, a kernel is called directly. To autograd and to
 ``torch.compile`` the operations are known as ``torch.ops.tlsc.*``: opaque, with shapes for fake tensors, and with
-the derivatives of :mod:`tlsc._reference`, which runs again in the backward pass (and so twice differentiable).
+the derivatives of :mod:`.reference`, which runs again in the backward pass (and so twice differentiable).
 Where a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's operations are
 used.
 """
@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _graph, _onnx, _reference
-from ._correction import Correction
-from .errors import ArgumentTypeError, ArgumentValueError, BackendError
+from ..errors import ArgumentTypeError, ArgumentValueError, BackendError
+from . import any_size as _graph
+from . import onnx_functions as _onnx
+from . import reference as _reference
+from .correction import Correction
 
 __all__ = [
     "backend",
@@ -91,7 +93,7 @@ def _module(name: str) -> Any:
     """The back end's module, or why there is none."""
     if name not in _modules:
         try:
-            module = importlib.import_module(f"tlsc._{name}")
+            module = importlib.import_module(f"tlsc._statistics.{name}.planes")
         except Exception as error:
             # Not only ImportError: numba refuses versions of numpy, and Triton machines, in their own ways.
             _modules[name] = f"{name} cannot be imported ({type(error).__name__}: {error})"
@@ -285,13 +287,13 @@ def _place_by(by: Any, grid: Tensor, rows: int, columns: int, stride: int, heigh
 
 
 def _transposed_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, *sizes: int) -> Any:
-    from . import attention
+    from .. import attention
 
     return attention._sliding_by(by is _graph, q, k, v, scale, sizes[:2], sizes[2:])  # type: ignore[arg-type]
 
 
 def _overlapping_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, rows: int, columns: int) -> Any:
-    from . import attention
+    from .. import attention
 
     return attention._overlapping_by(by is _graph, q, k, v, scale, (rows, columns))
 
@@ -299,7 +301,7 @@ def _overlapping_by(by: Any, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, row
 def _non_local_by(
     by: Any, v: Tensor, q: Tensor, k: Tensor, rows: int, columns: int, scale: float, weighting: str
 ) -> Any:
-    from . import attention
+    from .. import attention
 
     return attention._non_local_by(by is _graph, q, k, v, (rows, columns), scale, weighting)  # type: ignore[arg-type]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ._einops import introduce
-from ._probe import is_hooked
+from .._surgery.probe import is_hooked
+from .einops import introduce
 
 __all__ = [
     "POINTWISE",

@@ -1,0 +1,1 @@
+"""Corrections of statistics, found from unlabelled images."""

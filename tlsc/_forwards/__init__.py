@@ -1,0 +1,1 @@
+"""Statistics inside a forward: traced, understood, rewritten."""

@@ -1,0 +1,1 @@
+"""Local statistics as numbers: knows tensors, and no module."""
