@@ -5,8 +5,7 @@ then gives each window's sum as one difference, whatever the window's size. Sums
 about the plane's mean, so that nothing cancels. A NaN or Inf stays in a column's sum once it is in, and so shows
 at the end of a plane: that plane is computed again by :mod:`tlsc._statistics.reference`.
 
-Planes, or bands of rows where planes are few, are shared out among threads by :mod:`threads <tlsc._statistics.numba.threads>`
-(the kernels
+Planes, or bands of rows where planes are few, are shared out among threads by :mod:`.threads` (the kernels
 release the GIL) and not among Numba's own: those do not survive a fork, and take longer to compile. How a plane is
 cut depends on its size alone, so that results do not depend on the number of threads.
 
