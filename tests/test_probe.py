@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 import tlsc
-from tlsc._convert import probe as _probe
+from tlsc._surgery import probe as _probe
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 from .networks import BASE, Grouped, HalfNorm, Restorer, SequentialGate, image, with_random_weights
