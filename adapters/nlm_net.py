@@ -80,7 +80,7 @@ class NLMNet(nn.Module):
     def pretrained(cls) -> NLMNet:
         """With the weights that come with the package, in evaluation mode, on the CPU.
 
-        They were trained by ``python -m tlsc.eval.train_nlm_net`` on 160 × 160 crops of photographs with white
+        They were trained by ``python -m tlsc.eval.train.nlm_net`` on 160 × 160 crops of photographs with white
         noise of a standard deviation from 0 to 0.25, constant in a crop.
 
         Raises:

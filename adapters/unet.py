@@ -195,7 +195,7 @@ class DemoNetwork:
         description: one line for tables and lists.
         settings: arguments of ``UNet``.
         crop: side of the square training crops in pixels.
-        degradation: what it was trained to undo, a key of ``tlsc.eval.degradations.DEGRADATIONS``.
+        degradation: what it was trained to undo, a key of ``tlsc.eval.data.degradations.DEGRADATIONS``.
     """
 
     name: str

@@ -5,7 +5,7 @@
 the tables, on the six photographs of scikit-image that no network was trained on, or on three of them and three of
 a folder.
 
-Every network is trained by ``tlsc.eval.train_demo``. Calibration sees four training photographs, degraded anew.
+Every network is trained by ``tlsc.eval.train.demo``. Calibration sees four training photographs, degraded anew.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, HINet
-from tlsc.eval.degradations import DEGRADATIONS, degrade_photograph, smooth_field
-from tlsc.eval.patches import restore
-from tlsc.eval.train_demo import train
+from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, smooth_field
+from tlsc.eval.run.patches import restore
+from tlsc.eval.train.demo import train
 
 FOLDER = Path("calibration-networks")
 SEEN = ("motorcycle_left", "rocket", "brick", "ihc")

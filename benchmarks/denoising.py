@@ -20,9 +20,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from tlsc.adapters import load_demo_ffdnet
+from tlsc.eval.commands.nlm import psnr
 from tlsc.eval.images import as_float, read_image, with_channels
-from tlsc.eval.nlm import psnr
-from tlsc.eval.train_ffdnet import fit
+from tlsc.eval.train.ffdnet import fit
 
 SIGMAS = (15, 25, 50)
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # times sigma

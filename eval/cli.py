@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
-from tlsc.eval import export, harness, nlm, restore
+from tlsc.eval import restore
+from tlsc.eval.commands import evaluate as harness
+from tlsc.eval.commands import export, nlm
 from tlsc.eval.memory import keep_memory
 
 if TYPE_CHECKING:
@@ -83,7 +85,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from tlsc.eval.demo import run
+    from tlsc.eval.commands.demo import run
 
     return run(args.out, args.seed)
 

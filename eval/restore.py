@@ -188,7 +188,7 @@ def _in_its_channels(
     import torch
 
     from tlsc import adapters
-    from tlsc.eval.tiles import in_tiles
+    from tlsc.eval.run.tiles import in_tiles
 
     def restored(image: Tensor) -> Tensor:
         out = in_tiles(lambda part: adapters.run(model, part), image, tile, overlap, progress)

@@ -23,7 +23,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import tlsc
 from tlsc import adapters
 from tlsc.adapters import load, run
-from tlsc.eval.metrics import Protocol, score
+from tlsc.eval.judge.metrics import Protocol, score
 
 from .networks import with_random_weights
 

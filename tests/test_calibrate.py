@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc._calibration import fit as _fit
 from tlsc.adapters import load_demo_network
-from tlsc.eval.degradations import degrade_photograph
+from tlsc.eval.data.degradations import degrade_photograph
 
 BASE = 24
 

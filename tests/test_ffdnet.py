@@ -133,7 +133,7 @@ def test_the_weights_that_come_along_remove_noise() -> None:
 
 
 def test_training_starts_from_the_image() -> None:
-    from tlsc.eval.train_ffdnet import train
+    from tlsc.eval.train.ffdnet import train
 
     model = train(2, seed=0, width=32, depth=4)
     image = torch.rand(1, 3, 20, 24)

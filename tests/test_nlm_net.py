@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.adapters import NLMNet, NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
-from tlsc.eval import nlm
 from tlsc.eval.cli import main
+from tlsc.eval.commands import nlm
 from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
 
 
@@ -85,7 +85,7 @@ def test_trains_end_to_end() -> None:
 
 def test_training_writes_weights_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlsc.adapters import nlm_net
-    from tlsc.eval.train_nlm_net import main
+    from tlsc.eval.train.nlm_net import main
 
     threads = torch.get_num_threads()
     try:

@@ -152,7 +152,7 @@ def _soften(clean: Image, rng: np.random.Generator, sigma: float) -> Image:
 def _move(clean: Image, rng: np.random.Generator, length: float, angle: float) -> Image:
     from scipy.ndimage import correlate
 
-    from tlsc.eval.degradations import motion_kernel
+    from tlsc.eval.data.degradations import motion_kernel
 
     kernel = motion_kernel(length, angle)[::-1, ::-1, None]
     return np.asarray(correlate(clean, kernel, mode="reflect"), dtype=np.float32)
@@ -196,7 +196,7 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 
 def _of_the_demo(specification: str, amount: str) -> Synthesis:
-    from tlsc.eval.degradations import DEGRADATIONS
+    from tlsc.eval.data.degradations import DEGRADATIONS
 
     if amount:
         raise ArgumentValueError(f"{specification.partition(':')[0]} takes no amount")
@@ -205,7 +205,7 @@ def _of_the_demo(specification: str, amount: str) -> Synthesis:
 
 
 def _as_the_demo(clean: Image, rng: np.random.Generator, name: str) -> Image:
-    from tlsc.eval.degradations import DEGRADATIONS, smooth_field
+    from tlsc.eval.data.degradations import DEGRADATIONS, smooth_field
 
     return DEGRADATIONS[name].apply(clean, smooth_field(clean.shape[0], clean.shape[1], rng), rng)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from tlsc.eval.cells import Cell, shown_size
-from tlsc.eval.datasets import Dataset
+from tlsc.eval.data.datasets import Dataset
 from tlsc.eval.files import replacing
-from tlsc.eval.metrics import Protocol
-from tlsc.eval.records import Record
-from tlsc.eval.verdict import Change, Summary, Verdict
+from tlsc.eval.judge.metrics import Protocol
+from tlsc.eval.judge.verdict import Change, Summary, Verdict
+from tlsc.eval.run.cells import Cell, shown_size
+from tlsc.eval.run.records import Record
 
 __all__ = ["Outcome", "as_json", "head", "sweep_table", "table", "versions", "write_results", "write_timings"]
 

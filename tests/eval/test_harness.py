@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.eval import cli
-from tlsc.eval.cells import Cell, cells_of
-from tlsc.eval.metrics import score
+from tlsc.eval.judge.metrics import score
+from tlsc.eval.judge.verdict import change, interval, judge, summarise
 from tlsc.eval.networks import load_network
-from tlsc.eval.patches import ResultSizeError, bands, restore
 from tlsc.eval.photographs import load_photograph
-from tlsc.eval.records import Record, open_run, read_records
-from tlsc.eval.verdict import change, interval, judge, summarise
+from tlsc.eval.run.cells import Cell, cells_of
+from tlsc.eval.run.patches import ResultSizeError, bands, restore
+from tlsc.eval.run.records import Record, open_run, read_records
 
 RNG = np.random.default_rng(0)
 
@@ -444,10 +444,10 @@ def test_memory_does_not_grow_with_the_number_of_images(place: Path) -> None:
 import sys
 from pathlib import Path
 import torch
-from tlsc.eval import cells, runner
-from tlsc.eval.datasets import find_pairs
-from tlsc.eval.distributed import Team
-from tlsc.eval.metrics import Protocol
+from tlsc.eval.run import cells, runner
+from tlsc.eval.data.datasets import find_pairs
+from tlsc.eval.run.distributed import Team
+from tlsc.eval.judge.metrics import Protocol
 from tlsc.eval.networks import load_network
 runner._forget_peak = lambda: False
 network = load_network({_net(place)!r})

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlsc.eval.comparisons import Comparison
 from tlsc.eval.files import replacing
-from tlsc.eval.outputs import Outcome, head, headers, rows, sweep_table
+from tlsc.eval.show.comparisons import Comparison
+from tlsc.eval.show.outputs import Outcome, head, headers, rows, sweep_table
 
 __all__ = ["write_report"]
 

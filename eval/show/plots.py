@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from tlsc.eval.cells import Cell
-from tlsc.eval.outputs import Outcome
-from tlsc.eval.pictures import COLOURS, MARKERS, new_figure, save
-from tlsc.eval.verdict import interval
+from tlsc.eval.judge.verdict import interval
+from tlsc.eval.run.cells import Cell
+from tlsc.eval.show.outputs import Outcome
+from tlsc.eval.show.pictures import COLOURS, MARKERS, new_figure, save
 
 __all__ = ["draw_gains", "draw_means", "draw_sweep"]
 

@@ -25,12 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tlsc
 from tlsc._surgery.probe import _takes_all
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.cells import calibrated
+from tlsc.eval.run.cells import calibrated
 
 if TYPE_CHECKING:
     from tlsc import Plan, Site
     from tlsc._plan import Fit
-    from tlsc.eval.datasets import Dataset
+    from tlsc.eval.data.datasets import Dataset
     from tlsc.eval.networks import Network
 
 __all__ = ["CONDITIONS", "Samples", "Shift", "distance", "measure", "run", "shifts", "watching"]
@@ -267,7 +267,7 @@ def _tensor(data: Dataset, pair: Any) -> Tensor:
 
 
 def _places(image: Tensor, crop: int, crops: int, seed: int, name: str) -> list[tuple[int, int]]:
-    from tlsc.eval.synthesis import generator
+    from tlsc.eval.data.synthesis import generator
 
     rng = generator(seed, f"crops of {name}")
     high, wide = (max(0, n - crop) for n in image.shape[2:])
@@ -317,9 +317,9 @@ def run(args: argparse.Namespace) -> int:
     """The command, with its parsed arguments."""
     from tqdm import tqdm
 
+    from tlsc.eval.commands.evaluate import load_data, named_network
     from tlsc.eval.files import replacing
-    from tlsc.eval.harness import load_data, named_network
-    from tlsc.eval.runner import fixed_arithmetic
+    from tlsc.eval.run.runner import fixed_arithmetic
 
     if args.crops < 1 or args.threads < 1:
         raise ArgumentValueError(f"--crops and --threads must be at least 1, got {args.crops} and {args.threads}")
@@ -379,7 +379,7 @@ def _finding(found: Sequence[Shift]) -> str:
 def _say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Network, data: Dataset) -> None:
     from tabulate import tabulate
 
-    from tlsc.eval.cells import shown_size
+    from tlsc.eval.run.cells import shown_size
 
     names, rows = _table(found)
     print(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
@@ -410,7 +410,7 @@ def _write(
 
     from tlsc.eval.files import replacing
     from tlsc.eval.networks import checksum
-    from tlsc.eval.outputs import versions
+    from tlsc.eval.show.outputs import versions
 
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -455,7 +455,7 @@ def _draw(
     path: Path, found: Sequence[Shift], plan: Plan, samples: dict[int, dict[str, Samples]], network: Network
 ) -> None:
     """Distances of all sites; under them what the statistics of the sites that move most look like."""
-    from tlsc.eval.pictures import COLOURS, new_figure, save
+    from tlsc.eval.show.pictures import COLOURS, new_figure, save
 
     moved = {number: max(s.whole for s in found if s.site == _name(plan, number)) for number in samples}
     shown = sorted(sorted(moved, key=lambda number: -moved[number])[:4])
@@ -486,7 +486,7 @@ def _draw(
 
 
 def _histogram(axes: Any, own: dict[str, Samples], statistic: str) -> None:
-    from tlsc.eval.pictures import COLOURS
+    from tlsc.eval.show.pictures import COLOURS
 
     reference = getattr(own["crops"], statistic)
     spread = reference.std(0)

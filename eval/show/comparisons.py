@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tlsc.eval.cells import Cell, as_cell
-from tlsc.eval.datasets import ImagePair
+from tlsc.eval.data.datasets import ImagePair
 from tlsc.eval.images import Pixels, as_float, with_channels
-from tlsc.eval.outputs import Outcome
-from tlsc.eval.pictures import Row, busiest, draw_comparison
-from tlsc.eval.runner import Job, restored
-from tlsc.eval.verdict import Verdict
+from tlsc.eval.judge.verdict import Verdict
+from tlsc.eval.run.cells import Cell, as_cell
+from tlsc.eval.run.runner import Job, restored
+from tlsc.eval.show.outputs import Outcome
+from tlsc.eval.show.pictures import Row, busiest, draw_comparison
 
 __all__ = ["Comparison", "compare", "draw", "shown_cells"]
 

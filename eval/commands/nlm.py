@@ -276,7 +276,7 @@ def _run_fit(args: argparse.Namespace) -> int:
 
 def _draw_fit(args: argparse.Namespace, curve: Sequence[tuple[float, float]], steps: Sequence[Step]) -> None:
     from tlsc.eval.files import replacing
-    from tlsc.eval.pictures import new_figure, save
+    from tlsc.eval.show.pictures import new_figure, save
 
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
@@ -367,7 +367,7 @@ def compare(image: Tensor, base_size: int | None = None) -> Comparison:
 
 def _varying_noise(clean: Tensor, low: float, high: float, seed: int) -> Tensor:
     """Standard deviations for every pixel, (H, W): a smooth random field from ``low`` to ``high``."""
-    from tlsc.eval.degradations import smooth_field
+    from tlsc.eval.data.degradations import smooth_field
 
     field = smooth_field(clean.shape[2], clean.shape[3], np.random.default_rng(seed), FIELD_SCALE)
     return low + (high - low) * torch.from_numpy(field)[..., 0]
@@ -425,7 +425,7 @@ def _run_map(args: argparse.Namespace) -> int:
 
 def _draw_map(path: Path, name: str, found: Comparison, clean: Tensor, sigma: Tensor | None) -> None:
     from tlsc.eval.files import replacing
-    from tlsc.eval.pictures import new_figure, save
+    from tlsc.eval.show.pictures import new_figure, save
 
     def title(text: str, picture: Tensor) -> str:
         return text if sigma is None else f"{text}: {psnr(picture, clean):.2f} dB"

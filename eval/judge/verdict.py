@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
-from tlsc.eval.cells import ORIGINAL, Cell
-from tlsc.eval.records import Record
+from tlsc.eval.run.cells import ORIGINAL, Cell
+from tlsc.eval.run.records import Record
 
 __all__ = ["NEGLIGIBLE", "Change", "Summary", "Verdict", "change", "interval", "judge", "summarise"]
 

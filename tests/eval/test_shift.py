@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.eval import cli
-from tlsc.eval.datasets import find_pairs
+from tlsc.eval.data.datasets import find_pairs
+from tlsc.eval.judge.shift import CONDITIONS, distance, measure, shifts
 from tlsc.eval.networks import Network
 from tlsc.eval.photographs import load_photograph
-from tlsc.eval.shift import CONDITIONS, distance, measure, shifts
 
 RNG = np.random.default_rng(0)
 

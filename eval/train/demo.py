@@ -1,4 +1,4 @@
-"""Trains the networks of ``tlsc demo``: ``python -m tlsc.eval.train_demo``.
+"""Trains the networks of ``tlsc demo``: ``python -m tlsc.eval.train.demo``.
 
 Crops of the training photographs, one in three at half resolution, turned and mirrored at random; degraded at a
 level that is drawn anew for each crop and constant inside it. AdamW, a cosine schedule, the Charbonnier loss,
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork
-from tlsc.eval.degradations import DEGRADATIONS
+from tlsc.eval.data.degradations import DEGRADATIONS
 from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
 
@@ -104,7 +104,7 @@ def _tensor(images: Sequence[Image]) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one network or all of them, and write their weights."""
-    parser = argparse.ArgumentParser(prog="python -m tlsc.eval.train_demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tlsc.eval.train.demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--network", choices=list(DEMO_NETWORKS), action="append", help="default: all")
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and degradation (%(default)s)")

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tlsc.errors import ArgumentValueError, TLSCError
 
 if TYPE_CHECKING:
-    from tlsc.eval.cells import Cell
-    from tlsc.eval.datasets import Dataset
-    from tlsc.eval.distributed import Team
+    from tlsc.eval.data.datasets import Dataset
     from tlsc.eval.networks import Network
-    from tlsc.eval.outputs import Outcome
-    from tlsc.eval.runner import Job
+    from tlsc.eval.run.cells import Cell
+    from tlsc.eval.run.distributed import Team
+    from tlsc.eval.run.runner import Job
+    from tlsc.eval.show.outputs import Outcome
 
 __all__ = ["add_commands", "add_data_arguments", "add_network_arguments", "load_data", "named_network"]
 
@@ -182,14 +182,14 @@ def _one_size(text: str) -> Any:
 
 
 def _shift(args: argparse.Namespace) -> int:
-    from tlsc.eval.shift import run
+    from tlsc.eval.judge.shift import run
 
     return run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tlsc.eval.distributed import team
-    from tlsc.eval.runner import fixed_arithmetic
+    from tlsc.eval.run.distributed import team
+    from tlsc.eval.run.runner import fixed_arithmetic
 
     if args.threads < 1:
         raise ArgumentValueError(f"--threads must be at least 1, got {args.threads}")
@@ -221,11 +221,11 @@ def _together(team: Team, work: Any) -> Any:
 
 
 def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome | None, Job | None]:
-    from tlsc.eval.cells import cells_of
-    from tlsc.eval.metrics import Protocol, lpips_metric
-    from tlsc.eval.outputs import Outcome
-    from tlsc.eval.runner import Job, run
-    from tlsc.eval.verdict import judge, summarise
+    from tlsc.eval.judge.metrics import Protocol, lpips_metric
+    from tlsc.eval.judge.verdict import judge, summarise
+    from tlsc.eval.run.cells import cells_of
+    from tlsc.eval.run.runner import Job, run
+    from tlsc.eval.show.outputs import Outcome
 
     protocol = Protocol(args.protocol, args.crop_border)
     network = named_network(args)
@@ -268,7 +268,7 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
 
 
 def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace) -> bool:
-    from tlsc.eval.records import open_run
+    from tlsc.eval.run.records import open_run
 
     open_run(out, settings, args.resume, args.overwrite)
     return True
@@ -329,7 +329,7 @@ def load_data(args: argparse.Namespace, network: Network) -> Dataset:
     """The images that the arguments name, checked; bad ones raise, or are said and left out."""
     from tqdm import tqdm
 
-    from tlsc.eval.datasets import find_pairs
+    from tlsc.eval.data.datasets import find_pairs
 
     found = find_pairs(
         args.data, args.degrade, seed=args.seed, scale=network.scale, channels=network.channels, limit=args.limit
@@ -344,7 +344,7 @@ def load_data(args: argparse.Namespace, network: Network) -> Dataset:
 def _settings(args: argparse.Namespace, network: Network, data: Any, cells: Sequence[Cell]) -> dict[str, Any]:
     """Everything that figures depend on, up to the hardware."""
     from tlsc.eval.networks import checksum
-    from tlsc.eval.outputs import versions
+    from tlsc.eval.show.outputs import versions
 
     return {
         "command": args.command,
@@ -384,7 +384,7 @@ def _write(out: Path, outcome: Outcome, job: Job, report: bool) -> None:
     from datetime import datetime, timezone
 
     from tlsc.eval.files import replacing
-    from tlsc.eval.outputs import as_json, write_results, write_timings
+    from tlsc.eval.show.outputs import as_json, write_results, write_timings
 
     write_results(out / "results.csv", outcome)
     write_timings(out / "timings.csv", outcome)
@@ -398,9 +398,9 @@ def _write(out: Path, outcome: Outcome, job: Job, report: bool) -> None:
 
 
 def _draw(out: Path, outcome: Outcome, job: Job) -> None:
-    from tlsc.eval import comparisons, plots
     from tlsc.eval.files import replacing
-    from tlsc.eval.report import write_report
+    from tlsc.eval.show import comparisons, plots
+    from tlsc.eval.show.report import write_report
 
     shown = comparisons.shown_cells(outcome.verdict)
     drawn = []
@@ -424,7 +424,7 @@ def _draw(out: Path, outcome: Outcome, job: Job) -> None:
 def _say(outcome: Outcome, out: Path) -> None:
     from tabulate import tabulate
 
-    from tlsc.eval.outputs import head, sweep_table, table
+    from tlsc.eval.show.outputs import head, sweep_table, table
 
     print("\n".join(head(outcome)), end="\n\n")
     print(table(outcome), end="\n\n")

@@ -1,4 +1,4 @@
-"""Trains :class:`tlsc.adapters.NLMNet`: ``python -m tlsc.eval.train_nlm_net``, ten to fifteen minutes on one core.
+"""Trains :class:`tlsc.adapters.NLMNet`: ``python -m tlsc.eval.train.nlm_net``, ten to fifteen minutes on one core.
 
 Crops of the training photographs at full, half or a third of their resolution, turned and mirrored, some of two
 photographs mixed differently in each channel, some in random colours, some grey or with grain of their own; white
@@ -30,7 +30,7 @@ from tqdm import tqdm
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
-from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS
+from tlsc.eval.train.demo import PHOTOGRAPH_WEIGHTS
 
 __all__ = ["main", "train"]
 
@@ -182,7 +182,7 @@ def _crop(image: Tensor, rng: np.random.Generator) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and write the weights."""
     parser = argparse.ArgumentParser(
-        prog="python -m tlsc.eval.train_nlm_net", description=__doc__.partition("\n")[0]
+        prog="python -m tlsc.eval.train.nlm_net", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--crops", type=int, default=1800, help="in the table (%(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps on the table (%(default)s)")

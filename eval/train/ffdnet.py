@@ -1,4 +1,4 @@
-"""Trains the demo's FFDNet: ``python -m tlsc.eval.train_ffdnet``.
+"""Trains the demo's FFDNet: ``python -m tlsc.eval.train.ffdnet``.
 
 Crops of the training photographs as for the other demo networks, half of them in colours that no photograph has,
 with white Gaussian noise of a standard deviation drawn anew for each crop. AdamW, a cosine schedule, bfloat16
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tlsc.adapters.ffdnet import FFDNet
 from tlsc.eval.files import write_weights
 from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
-from tlsc.eval.train_demo import PHOTOGRAPH_WEIGHTS, arithmetic, random_crop
+from tlsc.eval.train.demo import PHOTOGRAPH_WEIGHTS, arithmetic, random_crop
 
 __all__ = ["fit", "main", "train"]
 
@@ -118,7 +118,7 @@ def _pass_image_through(model: FFDNet) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the network, and write its weights."""
     parser = argparse.ArgumentParser(
-        prog="python -m tlsc.eval.train_ffdnet", description=__doc__.partition("\n")[0]
+        prog="python -m tlsc.eval.train.ffdnet", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--steps", type=int, default=10000, help="optimiser steps (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and noise (%(default)s)")

@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
-from tlsc.eval.degradations import DEGRADATIONS, Pair, degrade_photograph, degraded_test_photographs
+from tlsc.eval.data.degradations import DEGRADATIONS, Pair, degrade_photograph, degraded_test_photographs
 from tlsc.eval.files import replacing
-from tlsc.eval.patches import restore
-from tlsc.eval.pictures import Curve, Row, draw_comparison, draw_curves
+from tlsc.eval.run.patches import restore
+from tlsc.eval.show.pictures import Curve, Row, draw_comparison, draw_curves
 
 __all__ = ["PATCH_SIZES", "PROTOCOL", "Result", "Variant", "run", "sweep", "variants_of"]
 

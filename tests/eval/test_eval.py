@@ -21,11 +21,12 @@ from torch import nn
 
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, UNet, load_demo_network
-from tlsc.eval import cli, demo
-from tlsc.eval.degradations import DEGRADATIONS, degrade_photograph, haze, smooth_field
+from tlsc.eval import cli
+from tlsc.eval.commands import demo
+from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, haze, smooth_field
 from tlsc.eval.files import replacing
-from tlsc.eval.patches import restore
 from tlsc.eval.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.run.patches import restore
 
 VARIANTS: list[dict[str, Any]] = [
     {},

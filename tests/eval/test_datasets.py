@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlsc.eval.datasets import BadPairsError, Dataset, find_pairs
+from tlsc.eval.data.datasets import BadPairsError, Dataset, find_pairs
+from tlsc.eval.data.synthesis import parse_degradation
 from tlsc.eval.images import UnreadableError, read_image, with_channels
-from tlsc.eval.synthesis import parse_degradation
 
 RNG = np.random.default_rng(0)
 

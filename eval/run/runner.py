@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from tlsc.eval.cells import Cell, as_cell
-from tlsc.eval.datasets import Dataset, ImagePair
-from tlsc.eval.distributed import Team
+from tlsc.eval.data.datasets import Dataset, ImagePair
 from tlsc.eval.images import Pixels, as_float
-from tlsc.eval.metrics import Protocol, Scorer, lpips_metric
+from tlsc.eval.judge.metrics import Protocol, Scorer, lpips_metric
 from tlsc.eval.networks import Network
-from tlsc.eval.patches import bands
-from tlsc.eval.records import Record, Records, merged, read_records
+from tlsc.eval.run.cells import Cell, as_cell
+from tlsc.eval.run.distributed import Team
+from tlsc.eval.run.patches import bands
+from tlsc.eval.run.records import Record, Records, merged, read_records
 
 __all__ = ["Job", "fixed_arithmetic", "restored", "run"]
 
@@ -74,7 +74,7 @@ def run(job: Job, folder: Path, team: Team, resume: bool) -> list[Record]:
 
     Args:
         job: the same in all processes.
-        folder: of the run, see :func:`tlsc.eval.records.open_run`.
+        folder: of the run, see :func:`tlsc.eval.run.records.open_run`.
         team: the processes.
         resume: read what earlier runs wrote to ``folder``.
     """

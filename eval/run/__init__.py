@@ -1,0 +1,1 @@
+"""Running networks over data sets: which runs, tiles, processes, what they recorded."""

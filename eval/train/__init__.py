@@ -1,0 +1,1 @@
+"""The trainings behind the weights that come along."""
