@@ -1,8 +1,8 @@
 """What a site knows about itself when it runs: one frozen object in place of arguments that travel together.
 
 A local module holds one, and a rewritten module one for each of its statistics. Whoever changes a site, as
-calibration does, puts another state in its place. Nothing is changed inside one, so that a thread that runs the site
-sees the old state or the new one, and never half of each.
+calibration does, puts another state in its place. Nothing is changed inside one, so that a thread that runs the
+site sees the old state or the new one, and never half of each.
 """
 
 from __future__ import annotations
