@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, calibration, coverage, full_size, kernels, local_statistics, nlm
+from . import attention, calibration, coverage, fingerprint, full_size, kernels, local_statistics, nlm, structure
 
 BENCHMARKS = {
     "attention": attention.main,
@@ -12,19 +12,21 @@ BENCHMARKS = {
     "full_size": full_size.main,
     "local_statistics": local_statistics.main,
     "nlm": nlm.main,
+    "structure": structure.main,
 }
+WITH_PARTS = {"calibration": calibration.main, "fingerprint": fingerprint.main, "kernels": kernels.main}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-parser.add_argument("name", choices=[*BENCHMARKS, "calibration", "kernels"])
+parser.add_argument("name", choices=[*BENCHMARKS, *WITH_PARTS])
 parser.add_argument(
     "parts",
     nargs="*",
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
-    "hinet, and a folder of photographs; all if none",
+    "hinet, and a folder of photographs; all if none; of fingerprint: the file to write, and one to compare with",
 )
 given = parser.parse_args()
-if given.name in ("calibration", "kernels"):
-    {"calibration": calibration.main, "kernels": kernels.main}[given.name](given.parts)
+if given.name in WITH_PARTS:
+    WITH_PARTS[given.name](given.parts)
 elif given.parts:
     parser.error(f"{given.name} has no parts")
 else:
