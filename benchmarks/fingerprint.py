@@ -128,7 +128,10 @@ def exported(make: Make, base: tuple[int, int], example: Images | None) -> str:
         warnings.simplefilter("ignore")
         path = Path(folder, "net.onnx")
         model = tlsc.convert(make().float(), base, strict=False)
-        tlsc.export(model, path)
+        try:
+            tlsc.export(model, path)
+        except tlsc.TLSCError as error:
+            return f"{type(error).__name__} {digest(str(error))}"
         graph = onnx.load(str(path)).graph
     return f"{len(graph.node)} nodes {digest(' '.join(node.op_type for node in graph.node))}"
 

@@ -170,8 +170,9 @@ def complex_functions(over: int, files: dict[str, Path]) -> list[tuple[str, int]
 def complexity(function: ast.AST) -> int:
     """Cyclomatic complexity: one, and one for each decision.
 
-    A decision is an ``if``, a loop, an ``except``, an ``assert``, a ``case``, a conditional expression, each ``for``
-    and ``if`` of a comprehension, and each further operand of ``and`` and ``or``. Inner functions count apart.
+    A decision is an ``if``, a loop, an ``except``, an ``assert``, a ``case``, a conditional expression, each
+    ``for`` and ``if`` of a comprehension, and each further operand of ``and`` and ``or``. Inner functions
+    count apart.
     """
     total = 1
     left = list(ast.iter_child_nodes(function))
