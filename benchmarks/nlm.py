@@ -221,7 +221,7 @@ def _best(way: Filter, clean: NDArray[Any], low: float, high: float) -> float:
 
 
 def _noisy_crops() -> Iterator[tuple[str, float, NDArray[Any], NDArray[Any]]]:
-    from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
+    from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, load_photograph
 
     for name in TEST_PHOTOGRAPHS:
         clean = load_photograph(name)[100 : 100 + CROP, 60 : 60 + CROP]

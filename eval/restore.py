@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from tlsc.eval.photo_files import Picture
+    from tlsc.eval.images import Picture
 
 __all__ = ["add_command", "calibrate_on", "restore_picture", "targets"]
 
@@ -221,7 +221,7 @@ def _restore(args: argparse.Namespace) -> int:
 
     import tlsc
     from tlsc import adapters
-    from tlsc.eval.photo_files import check_writable, read_image, write_image
+    from tlsc.eval.images import check_writable, read_picture, write_picture
 
     tile, overlap = _tiling(args.tile, args.overlap)
     if args.calibrate is not None and args.base_size is None:
@@ -242,7 +242,7 @@ def _restore(args: argparse.Namespace) -> int:
     with tqdm(places.items(), unit="image") as bar:
         for image, place in bar:
             try:
-                picture = read_image(image)
+                picture = read_picture(image)
                 check_writable(place, picture.bits, picture.alpha is not None)
                 if args.calibrate == "":
                     for said in calibrate_on(model, picture, args.crop):
@@ -254,7 +254,7 @@ def _restore(args: argparse.Namespace) -> int:
                     overlap,
                     lambda done, number, name=image.name: bar.set_postfix_str(f"{name}, tile {done} of {number}"),  # type: ignore[misc]
                 )
-                write_image(place, restored)
+                write_picture(place, restored)
             except Exception as error:
                 # Whatever is wrong with this one, the next may be good.
                 failed[image] = _reason(error)
@@ -280,7 +280,7 @@ def _tiling(tile: int | None, overlap: int | None) -> tuple[int | None, int]:
 def _found(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        from tlsc.eval.photo_files import READABLE
+        from tlsc.eval.images import READABLE
 
         inside = sorted(entry for entry in path.iterdir() if entry.is_file())
         images = [entry for entry in inside if entry.suffix.lower() in READABLE and entry.name[0] != "."]
@@ -319,6 +319,10 @@ def _described(model: nn.Module, base_size: int | tuple[int, int] | None) -> str
 
 
 def _reason(error: Exception) -> str:
+    from tlsc.eval.images import ImageError
+
+    if isinstance(error, ImageError):
+        return error.reason
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if isinstance(error, MemoryError) or "out of memory" in lines[0] or "not enough memory" in lines[0]:
         return f"does not fit in memory whole: try --tile 512 ({lines[0][:120]})"

@@ -112,7 +112,7 @@ def test_the_weights_that_come_along_remove_noise() -> None:
     from skimage.metrics import peak_signal_noise_ratio
     from skimage.restoration import denoise_tv_chambolle
 
-    from tlsc.eval.photographs import load_photograph
+    from tlsc.eval.images.photographs import load_photograph
 
     clean = load_photograph("astronaut")[100:260, 150:310]
     model = load_demo_ffdnet()

@@ -17,7 +17,7 @@ from tlsc.adapters import NLMNet, NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 from tlsc.eval.cli import main
 from tlsc.eval.commands import nlm
-from tlsc.eval.photographs import TEST_PHOTOGRAPHS, load_photograph
+from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, load_photograph
 
 
 def _photograph(name: str) -> Tensor:
@@ -177,8 +177,8 @@ def test_map_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo_prints_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlsc.eval.photographs.TEST_PHOTOGRAPHS", ("chelsea",))
-    monkeypatch.setattr("tlsc.eval.photographs.load_photograph", lambda name: load_photograph(name)[:60, :80])
+    monkeypatch.setattr("tlsc.eval.images.photographs.TEST_PHOTOGRAPHS", ("chelsea",))
+    monkeypatch.setattr("tlsc.eval.images.photographs.load_photograph", lambda n: load_photograph(n)[:60, :80])
     assert main(["nlm", "demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("chelsea")]) == 1 + len(nlm.CONSTANT_NOISE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.adapters import Descriptor, HINet, load, run
-from tlsc.eval import cli, photo_files
+from tlsc.eval import cli
 from tlsc.eval.photo_files import ImageError, Picture, read_image, write_image
 from tlsc.eval.restore import restore_picture, targets
 from tlsc.eval.run.tiles import in_tiles
@@ -458,14 +457,6 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ImageError, match=said) as caught:
             read_image(tmp_path / name)
         assert "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-def test_suffixes_are_known_to_be_readable() -> None:
-    PIL.Image.init()
-    for suffix in photo_files.READABLE:
-        assert PIL.Image.EXTENSION[suffix] in (*photo_files._FORMATS, "PNG")
-    assert set(photo_files.WRITABLE) <= set(photo_files.READABLE)
 
 
 # --------------------------------------------------------------------------------------------------- calibrated

@@ -139,7 +139,7 @@ def noisy(clean: Tensor, sigma: float | Tensor, seed: int) -> Tensor:
 
 def _image(name: str) -> Tensor:
     """An image file, or a photograph that comes with scikit-image, as (1, C, H, W) in [0, 1]."""
-    from tlsc.eval.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
+    from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
 
     if not Path(name).is_file():
         if name in TEST_PHOTOGRAPHS + TRAINING_PHOTOGRAPHS:
@@ -377,7 +377,7 @@ def _run_demo(args: argparse.Namespace) -> int:
     from tabulate import tabulate
 
     from tlsc.adapters.nlm_net import NLMNet
-    from tlsc.eval.photographs import TEST_PHOTOGRAPHS
+    from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS
 
     base_size = args.base_size or NLMNet.base_size
     print(f"NLMNet on whole photographs, base_size {base_size}, seed {args.seed}; PSNR in dB of values in [0, 1]\n")

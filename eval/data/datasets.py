@@ -129,10 +129,10 @@ class Dataset:
         Raises:
             UnreadableError: a file cannot be read, or the sizes do not fit; the message names the files.
         """
-        target = with_channels(_read(pair.target), self.channels)
+        target = with_channels(read_image(pair.target), self.channels)
         if self.synthesis is None:
             assert pair.input is not None
-            given = with_channels(_read(pair.input), self.channels)
+            given = with_channels(read_image(pair.input), self.channels)
             self._check_sizes(given, target)
             return given, target
         target = self._cut(target)
@@ -175,7 +175,7 @@ class Dataset:
         if self.synthesis is None:
             height, width = self.load(pair)[0].shape[:2]
             return height, width
-        height, width = self._cut(_read(pair.target)).shape[:2]
+        height, width = self._cut(read_image(pair.target)).shape[:2]
         shrinks = self.synthesis.factor if self.scale > 1 else 1
         return height // shrinks, width // shrinks
 
@@ -205,13 +205,6 @@ class Dataset:
 
 class _SizeError(UnreadableError):
     """Input and target do not have sizes that fit."""
-
-
-def _read(path: Path) -> Pixels:
-    try:
-        return read_image(path)
-    except UnreadableError as error:
-        raise UnreadableError(f"{path}: {error}") from error
 
 
 def _checksum(path: Path) -> str:

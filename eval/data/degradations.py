@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.signal import fftconvolve
 
-from tlsc.eval.photographs import TEST_PHOTOGRAPHS, Image, load_photograph
+from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, Image, load_photograph
 
 __all__ = [
     "DEGRADATIONS",
@@ -155,7 +155,7 @@ def degrade_photograph(name: str, degradation: str, seed: int) -> Pair:
     """A photograph with a degradation whose level is a smooth random field; the same for the same arguments.
 
     Args:
-        name: a photograph, see ``tlsc.eval.photographs``.
+        name: a photograph, see ``tlsc.eval.images.photographs``.
         degradation: a key of ``DEGRADATIONS``.
         seed: of the field and the noise.
 

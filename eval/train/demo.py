@@ -22,7 +22,7 @@ from tqdm import tqdm
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork
 from tlsc.eval.data.degradations import DEGRADATIONS
 from tlsc.eval.files import write_weights
-from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
+from tlsc.eval.images.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
 
 __all__ = ["PHOTOGRAPH_WEIGHTS", "arithmetic", "main", "random_crop", "train"]
 

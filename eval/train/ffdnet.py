@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from tlsc.adapters.ffdnet import FFDNet
 from tlsc.eval.files import write_weights
-from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.images.photographs import TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.train.demo import PHOTOGRAPH_WEIGHTS, arithmetic, random_crop
 
 __all__ = ["fit", "main", "train"]

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.eval.files import write_weights
-from tlsc.eval.photographs import TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.images.photographs import TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.train.demo import PHOTOGRAPH_WEIGHTS
 
 __all__ = ["main", "train"]

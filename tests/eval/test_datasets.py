@@ -156,7 +156,7 @@ def test_unreadable_files_and_sizes_that_differ(tmp_path: Path) -> None:
     for name, folder, reason in (
         ("cut", "gt", "truncated"),
         ("empty", "lq", "the file is empty"),
-        ("text", "lq", "cannot identify image file"),
+        ("text", "lq", "not an image"),
     ):
         line = said[f"{name}.png"]
         assert line.startswith(f"unreadable: {name}.png: {tmp_path}/{folder}/{name}.png: ")
@@ -179,7 +179,7 @@ def test_the_target_of_a_network_that_enlarges(tmp_path: Path) -> None:
         (["a.png"], "no known layout"),
         (["blur/a.png", "input/a.png", "gt/a.png"], "several could be inputs or targets"),
         ([], "no known layout"),
-        (["input/a.txt.gif", "target/a.gif"], "no images in"),
+        (["input/a.txt.ico", "target/a.ico"], "no images in"),
     ],
 )
 def test_folders_without_pairs(tmp_path: Path, files: list[str], said: str) -> None:

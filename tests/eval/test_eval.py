@@ -25,7 +25,7 @@ from tlsc.eval import cli
 from tlsc.eval.commands import demo
 from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, haze, smooth_field
 from tlsc.eval.files import replacing
-from tlsc.eval.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.run.patches import restore
 
 VARIANTS: list[dict[str, Any]] = [

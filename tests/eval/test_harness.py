@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc.eval import cli
+from tlsc.eval.images.photographs import load_photograph
 from tlsc.eval.judge.metrics import score
 from tlsc.eval.judge.verdict import change, interval, judge, summarise
 from tlsc.eval.networks import load_network
-from tlsc.eval.photographs import load_photograph
 from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.patches import ResultSizeError, bands, restore
 from tlsc.eval.run.records import Record, open_run, read_records

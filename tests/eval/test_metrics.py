@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tlsc.eval.images import read_image
+from tlsc.eval.images.photographs import load_photograph
 from tlsc.eval.judge.metrics import NotFiniteError, Protocol, Scorer, lpips_metric, score
-from tlsc.eval.photographs import load_photograph
 
 RNG = np.random.default_rng(0)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.eval import cli
 from tlsc.eval.data.datasets import find_pairs
+from tlsc.eval.images.photographs import load_photograph
 from tlsc.eval.judge.shift import CONDITIONS, distance, measure, shifts
 from tlsc.eval.networks import Network
-from tlsc.eval.photographs import load_photograph
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,35 @@
+"""Pictures: the one reader and writer of image files, for every verb."""
+
+from __future__ import annotations
+
+from tlsc.eval.images.files import (
+    EXTENSIONS,
+    READABLE,
+    WRITABLE,
+    PictureFile,
+    check_writable,
+    open_picture,
+    read_image,
+    read_picture,
+    write_picture,
+)
+from tlsc.eval.images.picture import ImageError, Metadata, Picture, Pixels, UnreadableError, as_float, with_channels
+
+__all__ = [
+    "EXTENSIONS",
+    "READABLE",
+    "WRITABLE",
+    "ImageError",
+    "Metadata",
+    "Picture",
+    "PictureFile",
+    "Pixels",
+    "UnreadableError",
+    "as_float",
+    "check_writable",
+    "open_picture",
+    "read_image",
+    "read_picture",
+    "with_channels",
+    "write_picture",
+]
