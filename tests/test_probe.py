@@ -479,13 +479,13 @@ def test_an_example_tensor_is_resized_and_keeps_its_dtype(example_input: Tensor)
 @pytest.mark.parametrize(
     ("example_input", "error", "message"),
     [
-        ("image.png", ArgumentTypeError, "example_input must be a tensor, a tuple, or a function.*got str"),
-        ({"x": torch.rand(1, 3, 8, 8)}, ArgumentTypeError, "got dict"),
+        ("image.png", ArgumentTypeError, "example_input must be a tensor, a tuple, a dictionary.*got str"),
+        ({"y": torch.rand(1, 3, 8, 8)}, tlsc.ProbeError, "base_size 20×28"),
         (3, ArgumentTypeError, "got int"),
         ((1, 2), ArgumentValueError, "must hold an image"),
         (torch.rand(3, 8, 8), ArgumentValueError, "must hold an image"),
         (torch.ones(1, 3, 8, 8, dtype=torch.uint8), ArgumentValueError, "must hold an image"),
-        (lambda height, width: {"x": 1}, ArgumentTypeError, "got dict"),
+        (lambda height, width: {"x": 1}, tlsc.ProbeError, "base_size 20×28"),
         (lambda height: height, tlsc.ProbeError, "check what example_input gives"),
         (lambda height, width: torch.rand(1, 5, height, width), tlsc.ProbeError, "base_size 20×28"),
     ],

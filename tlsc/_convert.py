@@ -118,7 +118,8 @@ def convert(
         stride: 1 for exact local statistics. With ``r > 1`` pools evaluate their means on a grid of this stride,
             in pixels of their own map, and interpolate.
         example_input: the call arguments, for models that take more than one image or no plain one: a tensor, a
-            tuple (images in it are resized to ``base_size``), or a function (height, width) -> either.
+            tuple, a dictionary of keywords (images in it are resized to ``base_size``), or a function
+            (height, width) -> one of them. A dictionary that is no set of keywords of the forward is its argument.
         include, exclude: which layers to treat: a predicate (module, path) -> bool, or glob patterns over paths
             (``"encoder.*"``), one or several.
         strict: raise :class:`NoSiteError` for a model without any known layer; False returns it as it is.

@@ -179,9 +179,17 @@ class _Exporter:
         first: Exception | None = None
         for inputs in _probe.inputs_of(self.model.network, example_input, self.size):
             try:
+                args = inputs(*self.size)
+                if isinstance(args, dict):
+                    raise ExportError(
+                        "an ONNX file takes its inputs by position: put a module around the model that calls it by "
+                        f"keywords ({', '.join(args)}), and export that"
+                    )
                 with torch.no_grad():
-                    self.model(*inputs(*self.size))
+                    self.model(*args)
                 return inputs
+            except ExportError:
+                raise
             except Exception as error:
                 first = first or error
         assert first is not None

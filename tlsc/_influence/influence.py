@@ -362,7 +362,7 @@ class _Network:
             return value.detach().to(self.dtype)
         return value
 
-    def _lay_out(self, args: tuple[Any, ...], size: tuple[int, int]) -> None:
+    def _lay_out(self, args: _probe.Arguments, size: tuple[int, int]) -> None:
         self.leaves, self.spec = tree_flatten(args)
         self.images = [index for index, leaf in enumerate(self.leaves) if _is_image(leaf, size)]
         if not self.images:
@@ -455,7 +455,7 @@ class _Network:
 
     def call(self, leaves: list[Any]) -> Any:
         torch.manual_seed(self.seed)  # for a network that draws noise itself
-        return self.model(*tree_unflatten(leaves, self.spec))
+        return _probe.called(self.model, tree_unflatten(leaves, self.spec))
 
     def _forward(self, leaves: list[Any]) -> Tensor:
         return self.select(self.call(leaves))

@@ -12,13 +12,14 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import inspect
 import logging
 import math
 import random
 import warnings
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -39,11 +40,13 @@ __all__ = [
     "ATTENDING",
     "FORMLESS",
     "HOOKS",
+    "Arguments",
     "Call",
     "FakeMode",
     "Inputs",
     "Run",
     "Slot",
+    "called",
     "failure",
     "inputs_of",
     "is_hooked",
@@ -55,7 +58,8 @@ __all__ = [
     "undisturbed",
 ]
 
-Inputs = Callable[[int, int], tuple[Any, ...]]
+Arguments = tuple[Any, ...] | dict[str, Any]
+Inputs = Callable[[int, int], Arguments]
 Shape = tuple[int, ...]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -253,7 +257,7 @@ def _as_fake(value: Any) -> Any:
 
 def _run(
     model: nn.Module,
-    args: tuple[Any, ...],
+    args: Arguments,
     watched: dict[Slot, bool],
     calls: dict[Slot, list[Shape]],
     fake: bool,
@@ -267,7 +271,7 @@ def _run(
         if slot not in watched:
             _stand_in(slot, observer.within(slot, slot.module.forward))
     with torch.no_grad(), _eager(model), observer if observed else nullcontext():
-        outputs = model(*args)
+        outputs = called(model, args)
     run.outputs = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     return run
 
@@ -482,14 +486,16 @@ def inputs_of(model: nn.Module, example_input: Any, base_size: tuple[int, int]) 
     like = _first_floating(model)
     known = getattr(getattr(model, "tlsc", None), "inputs", None)  # a network that describes itself
     if example_input is None and known is not None:
-        yield lambda height, width: tree_map(lambda leaf: _as_like(leaf, like), _as_args(known(height, width)))
+        yield lambda height, width: tree_map(
+            lambda leaf: _as_like(leaf, like), _as_args(known(height, width), model)
+        )
     elif example_input is None:
         for channels in _channels(model):
             yield lambda height, width, c=channels: (like.new_zeros((1, c, height, width)),)  # type: ignore[misc]
     elif callable(example_input) and not isinstance(example_input, Tensor):
-        yield lambda height, width: _as_args(example_input(height, width))
+        yield lambda height, width: _as_args(example_input(height, width), model)
     else:
-        args = _as_args(example_input)
+        args = _as_args(example_input, model)
         first = next((leaf for leaf in tree_leaves(args) if _is_image(leaf)), None)
         if first is None:
             raise ArgumentValueError(
@@ -500,15 +506,33 @@ def inputs_of(model: nn.Module, example_input: Any, base_size: tuple[int, int]) 
         yield lambda height, width: tree_map(lambda leaf: _resized(leaf, unit, (height, width)), args)
 
 
-def _as_args(value: Any) -> tuple[Any, ...]:
+def called(model: nn.Module, args: Arguments) -> Any:
+    """What ``model`` returns for arguments by position (a tuple) or by keyword (a dictionary)."""
+    return model(**args) if isinstance(args, dict) else model(*args)
+
+
+def _as_args(value: Any, model: nn.Module) -> Arguments:
+    """A dictionary is the call's keywords where they fit the forward, and otherwise its only argument."""
     if isinstance(value, Tensor):
         return (value,)
     if isinstance(value, (tuple, list)):
         return tuple(value)
+    if isinstance(value, Mapping):
+        named = dict(value)
+        return named if _are_keywords(model, named) else (value,)
     raise ArgumentTypeError(
-        f"example_input must be a tensor, a tuple, or a function (height, width) -> either, "
-        f"got {type(value).__name__}"
+        f"example_input must be a tensor, a tuple, a dictionary of keywords, or a function (height, width) -> one "
+        f"of them, got {type(value).__name__}"
     )
+
+
+def _are_keywords(model: nn.Module, named: dict[Any, Any]) -> bool:
+    """Whether a forward can be called with these names."""
+    try:
+        inspect.signature(model.forward).bind(**named)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_image(value: Any) -> bool:
