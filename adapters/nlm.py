@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tlsc._arguments import FLOATING, as_positive_int, check_map
 from tlsc._statistics import any_size as _graph
-from tlsc._statistics import operations as _dispatch
+from tlsc._statistics import backends
 from tlsc._statistics.reference import _is_traced
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
 
@@ -290,10 +290,10 @@ def _check_choice(value: Any, name: str, choices: Any) -> None:
 def _choose(implementation: str, x: Tensor) -> str:
     if implementation == "numba" and x.device.type not in ("cpu", "meta"):
         raise ArgumentValueError(f'implementation="numba" runs on the CPU, but x is on {x.device}; use "torch"')
-    name = implementation if implementation != "auto" else _dispatch._named
+    name = implementation if implementation != "auto" else backends.named()
     if name == "numba" or (name == "auto" and x.device.type == "cpu"):
-        module = _dispatch._module("numba")
-        why = module if isinstance(module, str) else None if implementation == "numba" else module.why_not(x)
+        own = backends.BACK_ENDS["numba"]
+        why = own.why_unusable() or (None if implementation == "numba" else own.module().why_not(x))
         if why is None:
             return "numba"
         if name == "numba":

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc import attention
-from tlsc._export.export import export as _export
+from tlsc._export import export as _export
 from tlsc._statistics import any_size as _graph
 from tlsc._statistics import any_size_attention as _graph_attention
 from tlsc._statistics import reference as _reference
@@ -269,7 +269,7 @@ def test_the_graph_s_statistics_are_the_reference_s(
         close(ours, theirs)
     close(_graph.local_group_norm(x, window, 1), _reference.local_group_norm(x, window, 1), rtol=1e-5, atol=1e-6)
     a, b, c, d, e, top, low, high = torch.rand((8, 2), generator=generator, dtype=torch.float64)
-    correction = Correction(a, b, c, d, e, top, low + 2.5, high + 3)
+    correction = Correction.of(a, b, c, d, e, top, low + 2.5, high + 3)
     ours, theirs = (by.local_mean(x, window, stride, correction) for by in (_graph, _reference))
     close(ours, theirs, rtol=1e-5, atol=1e-6)
     ours, theirs = (

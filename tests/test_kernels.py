@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import tlsc
 from tlsc._forwards import rewriter as _rewrite
+from tlsc._statistics import backends
 from tlsc._statistics import operations as _dispatch
 from tlsc._statistics import reference as _reference
 from tlsc._statistics.correction import Correction
@@ -57,7 +58,7 @@ def _random(*shape: int) -> Tensor:
 def _correction(channels: int) -> Correction:
     """One whose limits some statistics exceed."""
     a, b, c, d, e, top, low = (_random(7, channels)[i].abs() + 0.5 for i in range(7))
-    return Correction(a, b, c, d, e, top, low + 0.8, low + 1.2)
+    return Correction.of(a, b, c, d, e, top, low + 0.8, low + 1.2)
 
 
 class Gate(nn.Module):
@@ -126,7 +127,7 @@ def test_the_named_back_end_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_choice_ends_with_the_block_also_after_an_error() -> None:
     with pytest.raises(KeyError), tlsc.backend("torch"):
         raise KeyError
-    assert _dispatch._named == "auto"
+    assert backends.named() == "auto"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_kernels_run_where_no_cache_can_be_written() -> None:
 def _calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """An operator and its arguments behind the map (2, 4, 9, 11)."""
     weight, bias, grid = _random(4), _random(4, 1)[:, 0], _random(2, 4, 3, 4)
-    correction = torch.stack(tuple(_correction(4)))
+    correction = _correction(4).rows
     return {
         "corrected mean": (OPS.local_mean, (correction, 3, 4, 1)),
         "strided mean": (OPS.local_mean, (None, 3, 4, 2)),

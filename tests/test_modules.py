@@ -362,7 +362,7 @@ def _correction(channels: int) -> Correction:
     """Maps that differ in each channel, keep variances positive, and have limits that some statistics exceed."""
     a, b, c, d, e = (_random(channels, 1 + i).mean(1) for i in range(5))
     top, low = 1 + 0.1 * _random(channels, 7).mean(1), 2.9 + 0.1 * _random(channels, 8).mean(1)
-    return Correction(a.abs() + 0.5, b.abs(), c.abs() + 0.1, d + 1, e, top, low, low + 0.2)
+    return Correction.of(a.abs() + 0.5, b.abs(), c.abs() + 0.1, d + 1, e, top, low, low + 0.2)
 
 
 def _naively(correction: Correction) -> Callable[..., tuple[Tensor, Tensor]]:

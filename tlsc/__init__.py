@@ -15,7 +15,7 @@ from ._export.export import Export, export
 from ._influence.influence import Influence, influence
 from ._plan import Plan, Site
 from ._sites.kind import register
-from ._statistics.operations import backend
+from ._statistics.backends import backend, backends
 from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
@@ -34,6 +34,7 @@ __all__ = [
     "TLSCError",
     "TLSCWarning",
     "backend",
+    "backends",
     "calibrate",
     "convert",
     "converted",

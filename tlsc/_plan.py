@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from ._statistics.correction import NAMES
 from .errors import ArgumentValueError
 
 __all__ = ["Action", "Calibration", "Fit", "Plan", "Site"]
 
 Action = Literal["exact", "strided", "left global", "left alone"]
 FORMAT = "tlsc plan 1"
-NAMES = ("a", "b", "c", "d", "e", "top", "low", "high")
-"""The rows of a site's coefficients."""
 
 
 @dataclass(frozen=True)

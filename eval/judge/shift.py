@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlsc
+from tlsc._statistics.correction import corrected_mean, corrected_var
 from tlsc._surgery.probe import _takes_all
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.run.cells import calibrated
@@ -196,10 +197,8 @@ def _statistics(x: Tensor, window: tuple[int, int] | None, fit: Fit | None = Non
     found = [torch.var_mean(part.double(), dim=(2, 3), correction=0) for part in parts]
     variance, mean = (torch.cat(values).cpu() for values in zip(*found, strict=True))
     if fit is not None and fit.kept and len(fit.coefficients[0]) == mean.shape[1]:
-        a, b, c, d, e, top, low, high = torch.tensor(fit.coefficients, dtype=torch.float64)
-        clipped = torch.minimum(torch.maximum(mean, low), high)
-        more = (a - 1) * torch.minimum(variance, top) + b + c * clipped.square()
-        variance, mean = (variance + share * more).clamp(min=0), mean + share * ((d - 1) * clipped + e)
+        rows = torch.tensor(fit.coefficients, dtype=torch.float64)
+        mean, variance = corrected_mean(torch, rows, mean, share), corrected_var(torch, rows, variance, mean, share)
     return mean, variance.sqrt()
 
 

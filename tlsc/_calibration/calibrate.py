@@ -203,7 +203,7 @@ def _correction(fit: Fit, model: nn.Module) -> Correction:
     table = torch.tensor(fit.coefficients, dtype=torch.float64)
     device = _like(model).device
     # Apple's GPUs have no float64: the table goes there in single precision when it is used.
-    return Correction(*(table if device.type == "mps" else table.to(device)).unbind())
+    return Correction(table if device.type == "mps" else table.to(device))
 
 
 # ------------------------------------------------------------------------------------------------- what is given

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NOTHING", "Coefficients", "Statistics", "fit", "fitted"]
+from .._statistics.correction import NOTHING, corrected_mean, corrected_var
+
+__all__ = ["Coefficients", "Statistics", "fit", "fitted"]
 
 Array = NDArray[np.float64]
 Coefficients = NDArray[np.float64]
-"""(8, channels): the fields of :class:`tlsc._correction.Correction`."""
+"""(8, channels): the rows of a :class:`tlsc._statistics.correction.Correction`."""
 
-NOTHING = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+UNCHANGED = np.array(NOTHING)[:, None]
 RIDGE = 0.5
 """How many independent crops weigh as much as the belief that there is nothing to correct."""
 LEAST = 4.0
@@ -89,14 +91,14 @@ def fitted(inside: Statistics, crops: Statistics, eps: float, independent: float
     after = float(np.where(good, left, error).mean())
     if after > enough * before:
         return Fitted(None, before, before, "on crops held out it would gain too little")
-    chosen = np.where(good, fit(inside, crops, independent), NOTHING[:, None])
+    chosen = np.where(good, fit(inside, crops, independent), UNCHANGED)
     return Fitted(chosen, before, after)
 
 
 def fit(inside: Statistics, crops: Statistics, independent: float) -> Coefficients:
     """The correction of every channel, (8, channels)."""
     channels = inside.mean.shape[1]
-    out = np.tile(NOTHING[:, None], channels)
+    out = np.tile(UNCHANGED, channels)
     ridge = RIDGE / independent
     out[6], out[7] = inside.mean.min(0), inside.mean.max(0)
     if inside.var is not None and crops.var is not None:
@@ -113,13 +115,10 @@ def fit(inside: Statistics, crops: Statistics, independent: float) -> Coefficien
 
 
 def corrected(inside: Statistics, coefficients: Coefficients) -> Statistics:
-    """As :class:`tlsc._correction.Correction`, for windows that touch no border."""
-    a, b, c, d, e, top, low, high = coefficients
-    clipped = np.clip(inside.mean, low, high)
-    var = inside.var
-    if var is not None:
-        var = np.maximum(var + (a - 1) * np.minimum(var, top) + b + c * clipped**2, 0)
-    return Statistics(var, inside.mean + (d - 1) * clipped + e, inside.unit)
+    """What the coefficients make of windows that touch no border."""
+    mean = corrected_mean(np, coefficients, inside.mean)
+    var = None if inside.var is None else corrected_var(np, coefficients, inside.var, inside.mean)
+    return Statistics(var, mean, inside.unit)
 
 
 def errors(inside: Statistics, crops: Statistics, eps: float) -> Array:

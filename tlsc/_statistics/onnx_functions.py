@@ -93,7 +93,8 @@ def collecting() -> Iterator[Functions]:
 
 def collected() -> Functions | None:
     """What records operations now; None outside of :func:`collecting`."""
-    return _collecting.get()
+    # A context variable is nothing that Dynamo can trace; and no ONNX file is written through Dynamo.
+    return None if torch.compiler.is_dynamo_compiling() else _collecting.get()
 
 
 class _Body(nn.Module):

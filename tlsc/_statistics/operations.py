@@ -1,39 +1,27 @@
-"""Which implementation answers: the one place where device, dtype and size decide.
+"""The operations: how each is called, and what PyTorch knows of it.
 
-========  ==============================  =================================================
-back end  in ``auto``                     by name
-========  ==============================  =================================================
-torch     everything else                 everything
-numba     CPU, from 4096 elements on      CPU
-triton    NVIDIA GPU, not float64         NVIDIA GPU; the CPU where Triton's interpreter
-                                          runs (``TRITON_INTERPRET=1``)
-========  ==============================  =================================================
-
-Called with plain tensors and nothing to differentiate, a kernel is called directly. To autograd and to
-``torch.compile`` the operations are known as ``torch.ops.tlsc.*``: opaque, with shapes for fake tensors, and with
-the derivatives of :mod:`.reference`, which runs again in the backward pass (and so twice differentiable).
-Where a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's operations are
-used.
+Called with plain tensors and nothing to differentiate, a kernel is called directly (:mod:`.backends` says whose).
+To autograd and to ``torch.compile`` the operations are known as ``torch.ops.tlsc.*``: opaque, with shapes for fake
+tensors, and with the derivatives of :mod:`.reference`, which runs again in the backward pass (and so twice
+differentiable). Where a graph is traced to be exported, under ``vmap``, and on tensors without values, PyTorch's
+operations are used.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, ArgumentValueError, BackendError
 from . import any_size as _graph
+from . import backends
 from . import onnx_functions as _onnx
 from . import reference as _reference
 from .correction import Correction
 
 __all__ = [
-    "backend",
     "grid_maxima",
     "grid_means",
     "grid_moments",
@@ -47,84 +35,7 @@ __all__ = [
     "transposed_attention",
 ]
 
-NAMES = ("auto", "torch", "numba", "triton")
-# Below this many elements the first call's compilation would never be paid back.
-FEW = 2**12
 DEVICES = ("cpu", "cuda")
-
-_named = "auto"
-_modules: dict[str, Any] = {}
-
-
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Choose what computes local statistics inside a ``with`` block, in all threads.
-
-    Args:
-        name: "torch", plain PyTorch; "numba", compiled for the CPU; "triton", for NVIDIA GPUs; "auto", the fastest
-            that is there, which is also what is used outside of any block.
-
-    Raises:
-        ArgumentTypeError, ArgumentValueError: ``name`` is none of these.
-        BackendError: the back end is not installed or cannot run here; and, when an operation is called inside, it
-            cannot take the operation's tensor.
-
-    Example:
-        >>> import torch, tlsc
-        >>> with tlsc.backend("torch"):
-        ...     tlsc.functional.local_mean(torch.tensor([[[[1.0, 2.0, 4.0, 8.0]]]]), window=2)
-        tensor([[[[1.5000, 3.0000, 6.0000, 6.0000]]]])
-    """
-    global _named
-    if not isinstance(name, str):
-        raise ArgumentTypeError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    if name not in NAMES:
-        raise ArgumentValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
-    if name in ("numba", "triton") and isinstance(_module(name), str):
-        raise BackendError(f"the {name} back end cannot run here: {_module(name)}; 'auto' takes what is there")
-    before, _named = _named, name
-    try:
-        yield
-    finally:
-        _named = before
-
-
-def _module(name: str) -> Any:
-    """The back end's module, or why there is none."""
-    if name not in _modules:
-        try:
-            module = importlib.import_module(f"tlsc._statistics.{name}.planes")
-        except Exception as error:
-            # Not only ImportError: numba refuses versions of numpy, and Triton machines, in their own ways.
-            _modules[name] = f"{name} cannot be imported ({type(error).__name__}: {error})"
-        else:
-            _modules[name] = module
-    module = _modules[name]
-    if isinstance(module, str):
-        return module
-    why: str | None = module.why_unusable()
-    return module if why is None else why
-
-
-def _implementation(x: Tensor) -> Any:
-    """The module whose functions are to be called on ``x``, a tensor with values."""
-    if _named == "auto":
-        if x.device.type == "cpu" and x.numel() >= FEW:
-            module = _module("numba")
-        elif x.device.type == "cuda" and x.dtype != torch.float64:
-            module = _module("triton")
-        else:
-            return _reference
-        return _reference if isinstance(module, str) else module
-    if _named == "torch":
-        return _reference
-    module = _module(_named)
-    if isinstance(module, str):
-        raise BackendError(f"the {_named} back end cannot run here: {module}")
-    why: str | None = module.why_not(x)
-    if why is not None:
-        raise BackendError(f"the {_named} back end {why}; leave the choice to 'auto', or use 'torch'")
-    return module
 
 
 # ----------------------------------------------------------------------------------- how an operation is called
@@ -140,7 +51,8 @@ def _call(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
         return _FUNCTIONS[name](_reference, *tensors, *arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return getattr(torch.ops.tlsc, name)(*tensors, *arguments)
-    return _FUNCTIONS[name](_implementation(x), *tensors, *arguments)
+    function = _FUNCTIONS[name]
+    return backends.answer(name, x, lambda by: function(by, *tensors, *arguments))
 
 
 def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: Any) -> Any:
@@ -160,14 +72,14 @@ def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: A
 
         settings = (*(t is None for t in tensors), *arguments)
         return functions.call(name, compute, there, settings, _SHAPES[name](*tensors, *arguments))
-    if _graph.leaves() or _named == "torch" or x.device.type not in DEVICES:
+    if _graph.leaves() or x.device.type not in DEVICES:
         return _FUNCTIONS[name](_graph, *tensors, *arguments)
     return getattr(torch.ops.tlsc, f"free_{name}" if name in _FREE else name)(*tensors, *arguments)
 
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
-    """See :func:`tlsc._reference.local_mean`; so for the others."""
-    out: Tensor = _call("local_mean", (x, _stacked(correction, x)), *window, stride)
+    """See :func:`tlsc._statistics.reference.local_mean`; so for the others."""
+    out: Tensor = _call("local_mean", (x, _rows(correction, x)), *window, stride)
     return out
 
 
@@ -185,19 +97,19 @@ def local_group_norm(
     eps: float = 1e-5,
     correction: Correction | None = None,
 ) -> Tensor:
-    out: Tensor = _call("local_group_norm", (x, weight, bias, _stacked(correction, x)), *window, num_groups, eps)
+    out: Tensor = _call("local_group_norm", (x, weight, bias, _rows(correction, x)), *window, num_groups, eps)
     return out
 
 
 def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
-    out: Tensor = _call("grid_means", (x, _stacked(correction, x)), *window, stride)
+    out: Tensor = _call("grid_means", (x, _rows(correction, x)), *window, stride)
     return out
 
 
 def grid_moments(
     x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
 ) -> tuple[Tensor, Tensor]:
-    var, mean = _call("grid_moments", (x, _stacked(correction, x)), *window, stride)
+    var, mean = _call("grid_moments", (x, _rows(correction, x)), *window, stride)
     return var, mean
 
 
@@ -236,12 +148,12 @@ def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
 # ---------------------------------------------------------------- the operations on tensors and numbers alone
 
 
-def _stacked(correction: Correction | None, x: Tensor) -> Tensor | None:
-    return None if correction is None else torch.stack(tuple(correction)).to(x.device)
+def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:
+    return None if correction is None else correction.on(x.device)
 
 
-def _correction(stacked: Tensor | None) -> Correction | None:
-    return None if stacked is None else Correction(*stacked.unbind())
+def _correction(rows: Tensor | None) -> Correction | None:
+    return None if rows is None else Correction(rows)
 
 
 def _mean_by(by: Any, x: Tensor, correction: Tensor | None, rows: int, columns: int, stride: int) -> Any:
@@ -448,7 +360,7 @@ def _register(name: str, function: Callable[..., Any], schema: str, fake: Callab
 
     def run(*arguments: Any) -> Any:
         detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
-        out = function(_implementation(detached[0]), *detached)
+        out = backends.answer(name, detached[0], lambda by: function(by, *detached))
         # Autograd takes a view of a tensor that nobody else sees for one that must not be changed in place.
         return tuple(part.data for part in out) if isinstance(out, tuple) else out.data
 
