@@ -13,6 +13,9 @@ from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, join
 
 __all__ = ["Architecture", "Found", "count", "dimensions"]
 
+MOST_LEVELS = 100  # or blocks one behind the other: far more than any published network of ours has
+MOST_PREFIXES = 100
+
 
 @dataclass(frozen=True)
 class Found:
@@ -52,9 +55,9 @@ class Architecture:
                 if key == mark or key.endswith(f".{mark}"):
                     prefix = key[: -len(mark)]
                     prefixes[prefix] = prefixes.get(prefix, 0) + 1
-        for prefix, number in prefixes.items():
-            if 2 * number >= len(self.marks):
-                yield Found(weights, prefix)
+        found = [prefix for prefix, number in prefixes.items() if 2 * number >= len(self.marks)]
+        for prefix in found[:MOST_PREFIXES]:
+            yield Found(weights, prefix)
 
     def load(self, checkpoint: Checkpoint, weights: Weights) -> nn.Module:
         """Build the network and give it the weights.
@@ -63,13 +66,20 @@ class Architecture:
             CheckpointError: they do not fit together; says which do not, in one line.
         """
         looks = f"{checkpoint.path}: the weights{_under(weights)} look like those of {self.name}, but"
+        without_values = [key for key, value in weights.state.items() if value.is_meta]
+        if without_values:
+            raise CheckpointError(
+                f"{looks} {joined(without_values)} lie on the meta device: only shapes were saved, and no values"
+            )
         try:
             settings = self.settings(weights.state, checkpoint.metadata)
             with torch.device("meta"):
                 model = self.build(**settings)
         except (ValueError, TypeError, SyntaxError, RecursionError) as error:
             # Settings that contradict each other, and metadata that is no Python literal.
-            raise CheckpointError(f"{looks} {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{looks} {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+        except (RuntimeError, OverflowError, MemoryError) as error:
+            raise CheckpointError(f"{looks} their shapes stand for a network larger than any") from error
         state = _completed(model, weights.state)
         _check_shared(model, state, looks)
         wrong = _differences(model, state)
@@ -87,9 +97,18 @@ def count(state: Mapping[str, Tensor], pattern: str) -> int:
         >>> count({"a.0.weight": torch.ones(1), "a.1.bias": torch.ones(1)}, "a.{}.")
         2
     """
+    before, after = pattern.split("{}")
+    seen = set()
+    for key in state:
+        if key.startswith(before):
+            digits, found, _ = key[len(before) :].partition(after) if after else (key[len(before) :], "", "")
+            if digits.isdecimal() and len(digits) < 10 and (found or not after):
+                seen.add(int(digits))
     number = 0
-    while any(key.startswith(pattern.format(number)) for key in state):
+    while number in seen:
         number += 1
+    if number > MOST_LEVELS:
+        raise CheckpointError(f"there are {number} of {pattern.format('*')}, more than any network has")
     return number
 
 

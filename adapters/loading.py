@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc._arguments import FLOATING, as_pair, check_map
 from tlsc.adapters import ffdnet, hinet, mprnet, unet
-from tlsc.adapters.architecture import Architecture
+from tlsc.adapters.architecture import MOST_PREFIXES, Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
 from tlsc.adapters.descriptor import Descriptor, Padding
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
@@ -116,10 +118,11 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
     Args:
         model: a network with a :class:`Descriptor` as its attribute ``tlsc``; another one has to take images of
             any size and return images.
-        image: (N, C, H, W), RGB or grey in [0, 1], in the network's dtype and on its device.
+        image: (N, C, H, W), RGB or grey in [0, 1], on the network's device. A float32 image is given to a network
+            in float64 as float64.
 
     Returns:
-        (N, C', scale · H, scale · W), not clamped, without gradients.
+        (N, C', scale · H, scale · W), not clamped, without gradients, in the image's dtype.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes, or
@@ -143,9 +146,13 @@ def run(model: nn.Module, image: Tensor) -> Tensor:
     if description.inputs is not None:
         raise ArgumentTypeError(f"{description.architecture} takes more than an image: call the network itself")
     height, width = image.shape[-2:]
+    given = image.dtype
+    if given == torch.float32 and _has_float64(model):
+        image = image.double()
     if not description.padding.inside:
         image = _padded(image, description.padding.padded(height, width))
     restored = description.result(model(image) if description.call is None else description.call(model, image))
+    restored = restored.to(given) if image.dtype != given else restored
     return restored[..., : height * description.scale, : width * description.scale]
 
 
@@ -190,7 +197,8 @@ def _task(stem: str) -> str | None:
 def _ours(checkpoint: Checkpoint) -> nn.Module | None:
     """The network, if it is one of ours."""
     for architecture in _ARCHITECTURES:
-        found = [part.own for weights in checkpoint.weights for part in architecture.find(weights)]
+        parts = (part for weights in checkpoint.weights for part in architecture.find(weights))
+        found = [part.own for part in itertools.islice(parts, MOST_PREFIXES)]
         if not found:
             continue
         found.sort(key=lambda weights: weights.rank)
@@ -240,7 +248,7 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
             spandrel_extra_arches.install(ignore_duplicates=True)
     except ImportError as error:
         raise CheckpointError(
-            f"{_unknown(checkpoint)}, tried HINet, MPRNet and UNet; spandrel, which knows many more, is not there: "
+            f"{_unknown(checkpoint)}, tried {_own_names(' and ')}; spandrel, which knows many more, is not there: "
             "pip install 'tlsc[networks]'"
         ) from error
     known = spandrel.MAIN_REGISTRY.architectures("detection")
@@ -250,6 +258,7 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
             if found is None:
                 continue
             name = found.architecture.name
+            _check_numbers(checkpoint, state)
             try:
                 made = found.architecture.load(dict(state))
             except Exception as error:
@@ -260,9 +269,28 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
                 ) from error
             return _described(made, name)
     raise CheckpointError(
-        f"{_unknown(checkpoint)}, tried HINet, MPRNet, UNet and {len(known)} architectures of spandrel. A network "
+        f"{_unknown(checkpoint)}, tried {_own_names(', ')} and {len(known)} architectures of spandrel. A network "
         "of your own can be built, given its weights and passed to tlsc.convert"
     )
+
+
+def _own_names(last: str) -> str:
+    names = [architecture.name for architecture in _ARCHITECTURES]
+    return f"{', '.join(names[:-1])}{last}{names[-1]}"
+
+
+def _check_numbers(checkpoint: Checkpoint, state: dict[str, Tensor]) -> None:
+    """Spandrel reads numbers of blocks off the names, and builds as many without counting the tensors."""
+    most = 100 + 10 * len(state)
+    for key in state:
+        if any(int(number[:10]) > most for number in re.findall(r"(?:^|[._])(\d+)", key)):
+            raise CheckpointError(
+                f"{checkpoint.path}: {joined([key])} numbers more parts than {len(state)} tensors can belong to"
+            )
+        if state[key].is_meta:
+            raise CheckpointError(
+                f"{checkpoint.path}: {joined([key])} lies on the meta device: only its shape was saved"
+            )
 
 
 def _detects(support: Any, state: dict[str, Tensor]) -> bool:
@@ -281,11 +309,14 @@ def _stripped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         if len(first) != 1 or not all("." in key for key in rest):
             break
         rest = {key.partition(".")[2]: value for key, value in rest.items()}
-    groups = [
-        Weights((), state).under(f"{name}.") for name in dict.fromkeys(key.partition(".")[0] for key in state)
-    ]
-    for group in sorted(groups, key=lambda weights: weights.rank):
-        if group.state and len(group.state) > 1 and group.rank[0] == 0:
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, _, name_inside = key.partition(".")
+        if name_inside:
+            by_name.setdefault(name, {})[name_inside] = value
+    groups = [Weights((name,), group) for name, group in by_name.items() if len(group) > 1]
+    for group in sorted(groups, key=lambda weights: weights.rank)[:MOST_PREFIXES]:
+        if group.rank[0] == 0:
             yield group.state
 
 
