@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlsc
 from tlsc._statistics.correction import corrected_mean, corrected_var
-from tlsc._surgery.probe import _takes_all
+from tlsc._surgery.positions.findings import takes_the_map
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.run.cells import calibrated
 
@@ -114,9 +114,8 @@ class _Maps(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        x = args[0] if args else None
-        if isinstance(x, Tensor) and x.dim() == 4 and _takes_all(func, args, kwargs, {(x.shape[2], x.shape[3])}):
-            self.seen.append(x)
+        if takes_the_map(func, args, kwargs):
+            self.seen.append(args[0])
         return func(*args, **kwargs)
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import _convert as _surgery
 from .._arguments import FLOATING, as_pair, as_positive_int
 from .._forwards.rewriter import CORRECTIONS
 from .._plan import Calibration, Fit, Plan
 from .._statistics.correction import Correction
+from .._surgery import swapping as _surgery
 from ..errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
 from ..modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 from .fit import Fitted, Statistics, fitted

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .._arguments import as_pair, as_positive_int
+from .._models.copies import cloned, structure_of
+from .._models.undisturbed import OwnNumbers, python_numbers_kept
 from .._surgery import probe as _probe
 from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError
 
@@ -302,21 +304,21 @@ def _in_double(model: nn.Module) -> Iterator[nn.Module]:
         for name, value in module.__dict__.items():
             if isinstance(value, Tensor) and value.is_floating_point():
                 module.__dict__[name] = value.detach().double()
-    with _probe.undisturbed(made), _probe._eager(made):
+    with _probe.undisturbed(made):
         yield made
 
 
 @contextmanager
 def _in_copy(model: nn.Module) -> Iterator[nn.Module]:
     made = _copied(model)
-    with _probe.undisturbed(made), _probe._eager(made):
+    with _probe.undisturbed(made):
         yield made
 
 
 @contextmanager
 def _in_place(model: nn.Module) -> Iterator[nn.Module]:
-    with _probe.undisturbed(model, values=True), _probe._eager(model):
-        yield model
+    with python_numbers_kept():
+        yield structure_of(model, cloned).model
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -454,8 +456,8 @@ class _Network:
         return total
 
     def call(self, leaves: list[Any]) -> Any:
-        torch.manual_seed(self.seed)  # for a network that draws noise itself
-        return _probe.called(self.model, tree_unflatten(leaves, self.spec))
+        with OwnNumbers(self.seed % 2**63):  # for a network that draws noise itself: the same in every run
+            return _probe.called(self.model, tree_unflatten(leaves, self.spec))
 
     def _forward(self, leaves: list[Any]) -> Tensor:
         return self.select(self.call(leaves))
@@ -548,7 +550,8 @@ def _measure(network: _Network, radius: tuple[int, int] | None, samples: int) ->
     rings = np.maximum(rows[:, None], columns[None, :])
     counts = np.bincount(rings.ravel())
     largest = np.zeros(len(counts))
-    np.maximum.at(largest, rings.ravel(), gradient.ravel())
+    with np.errstate(invalid="ignore"):  # NaN where the model has no gradient
+        np.maximum.at(largest, rings.ravel(), gradient.ravel())
     farthest = len(counts) - 1
     steps = {0, farthest - 1, *np.geomspace(1, max(1, farthest - 1), 9).round().astype(int).tolist()}
     steps |= {max(reach)} if max(reach) < farthest else set()

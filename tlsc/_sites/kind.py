@@ -31,6 +31,8 @@ class Kind:
     strided: bool = False
     pools: bool = False  # its result has one position, which becomes one per position of its input
     own_forward: bool = False  # a subclass of a known type: its forward is traced, like that of any module
+    needs_owner: Callable[[nn.Module], bool] = lambda module: False  # only with the layers behind it
+    ranks: tuple[int, ...] = (3, 4)  # of the tensors that it takes as maps
 
 
 def _why_pool_left(module: nn.Module) -> tuple[Action, str] | None:
@@ -63,12 +65,14 @@ _KINDS: dict[type[nn.Module], Kind] = {
     nn.GroupNorm: Kind(
         "GroupNorm",
         lambda module, window, stride: LocalGroupNorm.from_module(module, window),  # type: ignore[arg-type]
+        ranks=(4,),  # three dimensions are (N, C, L) to it
     ),
     nn.AdaptiveMaxPool2d: Kind(
         "AdaptiveMaxPool2d",
         None,
         lambda module: ("left global", "only where it and what follows can be rewritten together"),
         pools=True,
+        needs_owner=lambda module: module.output_size in (1, (1, 1), [1, 1]),
     ),
 }
 

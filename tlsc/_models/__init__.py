@@ -1,0 +1,1 @@
+"""Other people's models: looked at and run without being touched."""
