@@ -27,6 +27,8 @@ __all__: list[str] = []
 )
 def convolution(change: Change) -> str:
     """Over channels, which may be positions; with a kernel that may be a map."""
+    if change.large is None:
+        return ""  # channels as many as a map has positions are channels
     name = "input" if "input" in change.small.args else "self" if "self" in change.small.args else "X"
     weight = change.lengths("weight") - {0}  # as many filters as positions are many outputs at each
     return shown_if(1 in change.grown(name) or weight, change, "convolution")

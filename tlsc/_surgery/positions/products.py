@@ -33,6 +33,8 @@ def batch_product_and_sum(change: Change) -> str:
 
 @rule("addmm", "addmv", "_addmm_activation")
 def product_and_sum(change: Change) -> str:
+    if change.large is None:
+        return ""  # a layer, whose features may be as many as a map has positions
     first, second = ("mat", "vec") if "vec" in change.small.args else ("mat1", "mat2")
     return shown_if(_product(change, first, second), change, "matmul")
 
@@ -40,6 +42,8 @@ def product_and_sum(change: Change) -> str:
 @rule("linear", "mkldnn_linear", "_linear_pointwise", "mkldnn::_linear_pointwise")
 def linear(change: Change) -> str:
     """Over the last dimension."""
+    if change.large is None:
+        return ""
     name = "input" if "input" in change.small.args else "self" if "self" in change.small.args else "X"
     seen = change.small.tensor(name)
     return shown_if(seen is not None and len(seen.shape) - 1 in change.grown(name), change, "linear")

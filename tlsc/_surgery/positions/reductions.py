@@ -59,6 +59,8 @@ def layer_norm(change: Change) -> str:
     seen = change.small.tensor("input")
     rank = len(seen.shape) if seen is not None else 0
     last = frozenset(range(rank - len(change.small.args["normalized_shape"]), rank))
+    if change.large is None and len(last) == 1 and rank > 2:
+        return ""  # over channels, of which there may be as many as positions
     name = "rms_norm" if "rms" in change.small.name else "layer_norm"
     return shown_if(last & change.grown("input"), change, name)
 
