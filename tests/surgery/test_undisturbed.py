@@ -1,0 +1,104 @@
+"""Converting changes nothing of the process: other threads run on, and an interrupt leaves everything as it was."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import threading
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tlsc
+
+BASE = 16
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.InstanceNorm2d(8), Gate(), nn.GroupNorm(2, 8), nn.Conv2d(8, 3, 1)
+    return nn.Sequential(*layers).eval()
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    """Every module with its class and its attributes, by identity."""
+    return [
+        (id(module), type(module), {name: id(value) for name, value in module.__dict__.items()})
+        for module in model.modules()
+    ]
+
+
+def state_of_process() -> list[Any]:
+    return [
+        *(list(warnings.filters), warnings.showwarning, nn.Module.__call__, torch.is_grad_enabled()),
+        *(torch.get_rng_state().tolist(), torch.utils._python_dispatch._len_torch_dispatch_stack()),
+        *(torch._C._len_torch_function_stack(), random.getstate()),
+    ]
+
+
+@torch.no_grad()
+def test_the_model_itself_runs_in_other_threads_while_it_is_planned() -> None:
+    """Planning only reads the model: runs of it in other threads give what they gave."""
+    model, x = network(), torch.rand(1, 3, 20, 24)
+    tlsc.plan(model, BASE)  # what is imported or compiled once is
+    expected, wrong, done = model(x), [], threading.Event()
+
+    def work() -> None:
+        with torch.no_grad():
+            while not done.is_set():
+                try:
+                    if not torch.equal(model(x), expected):
+                        wrong.append("another result")
+                except Exception as error:
+                    wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    before, process = state_of(model), state_of_process()
+    for _ in range(4):
+        tlsc.plan(nn.Sequential(model[0], model[1], model[3]), BASE)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert state_of(model) == before
+    assert state_of_process() == process
+
+
+# An interrupt that hits a callback of a weak reference is swallowed by Python, which says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 20))])
+def test_an_interrupt_at_any_moment_leaves_everything_as_it_was(seed: int) -> None:
+    model = network()
+    tlsc.plan(model, BASE)  # what is imported or compiled once is
+    before, process = state_of(model), state_of_process()
+    main, delay = threading.get_ident(), random.Random(seed).uniform(0, 0.08)
+
+    def interrupt() -> None:
+        time.sleep(delay)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), ctypes.py_object(KeyboardInterrupt))
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    converted = False
+    try:
+        thread.start()
+        tlsc.convert(model, BASE)
+        converted = True
+        time.sleep(1)
+    except KeyboardInterrupt:
+        pass
+    thread.join()
+    if converted:
+        tlsc.revert(model)
+    assert state_of(model) == before
+    assert state_of_process() == process
