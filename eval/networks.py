@@ -1,8 +1,10 @@
-"""The network under test, by name: a demo network, a checkpoint, or something that can be imported."""
+"""A network by its name, the same for all commands: one that comes along, a checkpoint, or something importable."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tlsc.errors import ArgumentTypeError, ArgumentValueError
+from tlsc import adapters
+from tlsc.adapters import DEMO_NETWORKS, Descriptor
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, first_line
 
-__all__ = ["Network", "checksum", "load_network"]
+__all__ = ["Network", "checksum", "find_network", "load_network"]
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Network:
         output: which entry of a list or dictionary of outputs is the result; None for the only one.
         pad_to: images are mirrored to a multiple of this and cut back; 1 where the model takes any size.
         padding: of the model's descriptor; None for networks without one, or where ``pad_to`` was given.
+        sigma: noise level, of 255, that the model takes beside the image; None where it takes an image alone.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Network:
     output: int | str | None = None
     pad_to: int = 1
     padding: Any = None
+    sigma: float | None = None
 
     @property
     def reference(self) -> Tensor:
@@ -55,12 +61,10 @@ class Network:
         like = self.reference
         height, width = image.shape[2:]
         image = image.to(like.device, like.dtype)
-        if self.padding is not None and self.output is None:
-            from tlsc import adapters
-
+        if self.padding is not None and self.output is None and self.sigma is None:
             return adapters.run(self.model, image).float().cpu()
         padded = self._padded(image)
-        out = self._result(self.model(padded))
+        out = self._result(self.model(padded) if self.sigma is None else self.model(padded, self.sigma / 255))
         if padded.shape[2:] != image.shape[2:]:
             # By how much it enlarges, whatever is known of it: a wrong scale must not pass for a border.
             down, across = (n // k for n, k in zip(out.shape[2:], padded.shape[2:], strict=True))
@@ -107,6 +111,66 @@ class Network:
             raise ArgumentValueError(f"{self.name} has no output {self.output!r}: it returned {there}") from error
 
 
+def find_network(name: str) -> nn.Module:
+    """The model that a name stands for, in evaluation mode: the one place where commands look.
+
+    Args:
+        name: a network that comes along (a key of ``DEMO_NETWORKS``, or ``ffdnet``); a file that
+            :func:`tlsc.adapters.load` can read; or ``module:factory``, importable from here or from the current
+            directory: a module, or what returns one when called.
+
+    Returns:
+        The model; its attribute ``tlsc`` is a :class:`tlsc.adapters.Descriptor` where one is known.
+
+    Raises:
+        ArgumentValueError, ArgumentTypeError: the name stands for nothing, or for something else.
+        TLSCError: the file holds no network that is known.
+
+    Example:
+        >>> find_network("ffdnet").tlsc.task
+        'denoising'
+    """
+    if name in DEMO_NETWORKS:
+        return adapters.load(DEMO_NETWORKS[name].weights)
+    if name == "ffdnet":
+        return adapters.load_demo_ffdnet()
+    if Path(name).is_file():
+        return adapters.load(name)
+    if ":" in name:
+        return _imported(name).eval()
+    raise ArgumentValueError(
+        f"no network {name!r}: neither one that comes along ({', '.join(DEMO_NETWORKS)}, ffdnet), nor a "
+        "checkpoint's file, nor module:factory"
+    )
+
+
+def _imported(name: str) -> nn.Module:
+    """What ``module:factory`` makes, the current directory searched first."""
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        made: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+    except AttributeError as error:
+        raise ArgumentValueError(f"{name}: {first_line(error)}") from error
+    except Exception as error:
+        raise ArgumentValueError(f"{name}: importing {module!r} failed: {first_line(error)}") from error
+    finally:
+        sys.path.remove("")
+    if isinstance(made, nn.Module):
+        return made
+    if not callable(made):
+        raise ArgumentTypeError(f"{name} must be callable and return a torch.nn.Module, got {type(made).__name__}")
+    try:
+        model = made()
+    except Exception as error:
+        raise ArgumentValueError(f"{name}() failed: {first_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
+    return model
+
+
 def load_network(
     name: str,
     *,
@@ -116,12 +180,12 @@ def load_network(
     pad_to: int | None = None,
     crop: int | None = None,
     scale: int | None = None,
+    sigma: float | None = None,
 ) -> Network:
-    """A demo network by its name, a checkpoint by its path, or ``module:factory``.
+    """A network by its name, on its device, with what has to be known to run it.
 
     Args:
-        name: a key of ``DEMO_NETWORKS``; a file that :func:`tlsc.adapters.load` can read; or ``module:factory``,
-            importable from the current directory, that returns a module when called.
+        name: as for :func:`find_network`.
         device: where it runs.
         dtype: "float32", "float16", "bfloat16" or "float64".
         output: entry of a list (a number) or dictionary (a key) of outputs that is the result; by default what is
@@ -129,33 +193,27 @@ def load_network(
         pad_to: sizes it takes are multiples of this; by default what is known of the network.
         crop: side of its training crops; by default what is known of the network.
         scale: output pixels per input pixel; by default what is known of the network, or 1.
+        sigma: noise level, of 255, for a network that takes one beside the image.
 
     Raises:
-        ArgumentValueError: there is no such network, device or dtype.
+        ArgumentValueError: there is no such network, device or dtype, or it takes a noise level and there is none.
 
     Example:
         >>> network = load_network("se")
         >>> network.crop, network.base_size, network(torch.rand(1, 3, 30, 41)).shape
         (64, 96, torch.Size([1, 3, 30, 41]))
     """
-    from tlsc.adapters import DEMO_NETWORKS
-
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ArgumentValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
     place = _device(device)
-    if name in DEMO_NETWORKS:
-        network = _demo(name)
-    elif Path(name).is_file():
-        network = _checkpoint(name)
-    elif ":" in name:
-        network = _imported(name)
-    else:
-        raise ArgumentValueError(
-            f"no network {name!r}: neither a demo network ({', '.join(DEMO_NETWORKS)}), nor a file, nor "
-            "module:factory"
-        )
+    model = find_network(name)
+    network = _described(name, model)
     network.model.to(place, kind).eval()
+    if _takes_a_level(model):
+        if sigma is None:
+            raise ArgumentValueError(f"{name} takes the noise level beside the image: give --sigma, of 255")
+        network.sigma = sigma
     if output is not None:
         network.output = int(output) if output.lstrip("-").isdecimal() else output
     if pad_to is not None:
@@ -167,57 +225,29 @@ def load_network(
     return network
 
 
+def _takes_a_level(model: nn.Module) -> bool:
+    known = getattr(model, "tlsc", None)
+    return isinstance(known, Descriptor) and known.inputs is not None
+
+
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ArgumentValueError(f"device {name!r} cannot be used: {reason}") from error
+        raise ArgumentValueError(f"device {name!r} cannot be used: {first_line(error, typed=False)}") from error
     return device
 
 
-def _demo(name: str) -> Network:
-    from tlsc.adapters import DEMO_NETWORKS, load_demo_network
-
-    known = DEMO_NETWORKS[name]
-    model = load_demo_network(name)
-    return Network(name, model, known.description, known.crop, known.crop * 3 // 2, pad_to=1)
-
-
-def _checkpoint(path: str) -> Network:
-    from tlsc import adapters
-
-    network = _described(path, adapters.load(path))
-    assert network is not None
-    return network
-
-
-def _imported(name: str) -> Network:
-    from tlsc.eval.cli import _imported as imported
-
-    model = imported(name)
-    network = _described(name, model)
-    return network if network is not None else Network(name, model, type(model).__name__, channels=_channels(model))
-
-
-def _described(name: str, model: nn.Module) -> Network | None:
+def _described(name: str, model: nn.Module) -> Network:
     """What the descriptor at ``model.tlsc`` says, if there is one (see ``tlsc.adapters.load``)."""
-    from tlsc.adapters import Descriptor
-
     known = getattr(model, "tlsc", None)
     if not isinstance(known, Descriptor):
-        return None
+        return Network(name, model, type(model).__name__, channels=_channels(model))
     task = f", {known.task}" if known.task else ""
+    text = DEMO_NETWORKS[name].description if name in DEMO_NETWORKS else f"{known.architecture}{task}"
     return Network(
-        name,
-        model,
-        f"{known.architecture}{task}",
-        known.crop,
-        known.base_size,
-        known.scale,
-        known.in_channels,
-        padding=known.padding,
+        name, model, text, known.crop, known.base_size, known.scale, known.in_channels, padding=known.padding
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentValueError, TLSCError
+from tlsc.eval.commands.arguments import size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +29,6 @@ _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``restore`` to the command line."""
-    from tlsc.eval.cli import _size
-
     parser = commands.add_parser(
         "restore",
         help="restore photographs with a pretrained network, whatever architecture its checkpoint holds",
@@ -47,7 +46,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument(
         "--base-size",
-        type=_size,
+        type=size,
         help="convert to local statistics with this window at the input, in pixels: N or HEIGHTxWIDTH, such as 1.5 "
         "times the training crop (default: the network as trained)",
     )

@@ -44,3 +44,22 @@ class ProbeError(TLSCError):
 
 class TLSCWarning(UserWarning):
     """Something was left as it was that a user may have expected to change."""
+
+
+def first_line(error: BaseException, *, typed: bool = True, limit: int = 300) -> str:
+    """An error in one line: its type, and the first line of its message that says something.
+
+    Args:
+        error: any exception.
+        typed: whether the type stands before the message; it stands alone where there is no message.
+        limit: characters of the message.
+
+    Example:
+        >>> first_line(ValueError("no such thing\\nand more")), first_line(MemoryError(), typed=False)
+        ('ValueError: no such thing', 'MemoryError')
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if not typed:
+        return lines[0][:limit] if lines else name
+    return f"{name}: {lines[0][:limit] if lines else 'no message'}"

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from tlsc.eval.commands.arguments import NAMES, Commands, size
 
 __all__ = ["add_command"]
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], size: Any) -> None:
-    """Add the command; ``size`` reads N or HEIGHTxWIDTH."""
+def add_command(commands: Commands) -> None:
+    """Add the command."""
     parser = commands.add_parser(
         "export",
         help="write a network, converted or not, to ONNX for images of any size",
         description="Export to ONNX with dynamic batch, height and width, and compare ONNX Runtime with PyTorch at "
         "several sizes before the file is put in place.",
     )
-    parser.add_argument(
-        "network", metavar="CHECKPOINT", help="a checkpoint's file, a demo network or module:factory"
-    )
+    parser.add_argument("network", help=NAMES)
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
     parser.add_argument(
         "--base-size", type=size, help="convert with this window at the input, in pixels: N or HEIGHTxWIDTH"
@@ -36,9 +35,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], s
 
 def _export(args: argparse.Namespace) -> int:
     import tlsc
-    from tlsc.eval.cli import network_named
+    from tlsc.eval.networks import find_network
 
-    model, _ = network_named(args.network)
+    model = find_network(args.network)
     if args.base_size is not None:
         base_size = args.base_size
         padding = getattr(getattr(model, "tlsc", None), "padding", None)

@@ -1,0 +1,248 @@
+"""What ``tlsc eval`` and ``tlsc sweep`` do once their arguments are read: measure, judge, write, say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from tlsc.errors import ArgumentValueError, TLSCError
+from tlsc.eval.commands.arguments import data_of, network_of
+from tlsc.eval.files import replacing
+from tlsc.eval.judge.metrics import Protocol, lpips_metric
+from tlsc.eval.judge.verdict import judge, summarise
+from tlsc.eval.networks import Network, checksum
+from tlsc.eval.run.cells import Cell, cells_of
+from tlsc.eval.run.distributed import Team, team
+from tlsc.eval.run.records import open_run
+from tlsc.eval.run.runner import Job, fixed_arithmetic
+from tlsc.eval.run.runner import run as run_job
+from tlsc.eval.show import comparisons, plots
+from tlsc.eval.show.outputs import (
+    Outcome,
+    as_json,
+    head,
+    sweep_table,
+    table,
+    versions,
+    write_results,
+    write_timings,
+)
+from tlsc.eval.show.report import write_report
+
+__all__ = ["run"]
+
+FILES = ("results.csv", "results.json", "timings.csv", "psnr.png", "gain.png", "comparison.png", "report.html")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Either command, with its parsed arguments; returns the exit status."""
+
+    if args.threads < 1:
+        raise ArgumentValueError(f"--threads must be at least 1, got {args.threads}")
+    if args.limit is not None and args.limit < 1:
+        raise ArgumentValueError(f"--limit must be at least 1, got {args.limit}")
+    out = args.out or Path(f"tlsc-{args.command}")
+    with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours:
+        outcome, job = _measured(args, out, ours)
+        if not ours.leads or outcome is None or job is None:
+            # Rank 0 speaks for all: torchrun would end it, still writing, if another process reported a failure.
+            return 0
+        _write(out, outcome, job, not args.no_report)
+        _say(outcome, out)
+        return 1 if outcome.failed and not args.skip_bad else 0
+
+
+def _together(team: Team, work: Any) -> Any:
+    """What ``work`` gives on rank 0, in all processes; None in the others where it fails there."""
+    value, error = None, None
+    if team.leads:
+        try:
+            value = work()
+        except (TLSCError, OSError) as caught:
+            error = caught
+    value, failed = team.share((value, error is not None))
+    if error is not None:
+        raise error
+    return None if failed else value
+
+
+def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome | None, Job | None]:
+
+    protocol = Protocol(args.protocol, args.crop_border)
+    network = network_of(args)
+    if args.lpips:
+        lpips_metric(network.reference.device)
+    base_sizes, cuts = _asked(args, network)
+    cells, remarks = cells_of(
+        network.model,
+        base_sizes,
+        args.stride,
+        cuts,
+        args.command == "sweep" or args.tile_converted,
+        not args.no_whole,
+        args.calibrate,
+    )
+    data = _together(team, lambda: data_of(args, network))
+    if data is None:
+        return None, None
+    settings = _settings(args, network, data, cells)
+    if _together(team, lambda: _opened(out, settings, args)) is None:
+        return None, None
+    job = Job(network, data, cells, protocol, args.lpips)
+    records = run_job(job, out, team, args.resume)
+    summaries = summarise(cells, records)
+    name = f"{network.name} ({network.description})" if network.description else network.name
+    outcome = Outcome(
+        args.command,
+        name,
+        data,
+        protocol,
+        cells,
+        records,
+        summaries,
+        judge(cells, records, remarks),
+        settings,
+        team.size,
+        _device(args),
+    )
+    return outcome, job
+
+
+def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace) -> bool:
+
+    open_run(out, settings, args.resume, args.overwrite)
+    return True
+
+
+def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[tuple[int | None, int]]]:
+    """Windows, and patch sizes with overlaps: those asked for, or what the training crop suggests."""
+    crop = network.crop
+    if args.calibrate and crop is None:
+        raise ArgumentValueError(f"--calibrate needs the training crop of {network.name}: give --crop")
+    needs = f"the training crop of {network.name} is not known: give --crop, or --base-size and "
+    if args.base_size is not None:
+        base_sizes = list(args.base_size)
+    elif crop is None:
+        raise ArgumentValueError(needs + ("--patch-size" if args.command == "sweep" else "--tile"))
+    elif args.command == "sweep":
+        base_sizes = [crop, crop * 3 // 2, crop * 2]
+    else:
+        base_sizes = [network.base_size or crop * 3 // 2]
+    base_sizes = [network.taken(size) for size in base_sizes]
+    for size in base_sizes if args.calibrate else []:
+        if crop is not None and min((size, size) if isinstance(size, int) else size) < crop:
+            raise ArgumentValueError(
+                f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}"
+            )
+    if args.command == "sweep":
+        if args.patch_size is None and crop is None:
+            raise ArgumentValueError(needs + "--patch-size")
+        sizes = args.patch_size or [max(1, (crop or 0) // 2), *((crop or 0) * n // 2 for n in (2, 3, 4, 8))]
+        return base_sizes, [(size, overlap) for size in sizes for overlap in args.overlap]
+    tiles = args.tile or ([crop] if crop is not None else [])
+    return base_sizes, [
+        (tile, overlap)
+        for tile in tiles
+        for overlap in (args.overlap if args.overlap is not None else (0, tile // 4))
+    ]
+
+
+def _settings(args: argparse.Namespace, network: Network, data: Any, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Everything that figures depend on, up to the hardware."""
+
+    return {
+        "command": args.command,
+        "network": network.name,
+        "weights_sha256": checksum(network.model),
+        "output": network.output,
+        "pad_to": network.pad_to,
+        "scale": network.scale,
+        "dtype": args.dtype,
+        "device": args.device.partition(":")[0],
+        "threads": args.threads,
+        "data": list(args.data),
+        "degrade": args.degrade,
+        "seed": args.seed if args.degrade else None,
+        "limit": args.limit,
+        "files_sha256": data.checksum,
+        "bad": [str(bad) for bad in data.bad],
+        "cells": [str(cell) for cell in cells],
+        "protocol": args.protocol,
+        "crop_border": args.crop_border,
+        "lpips": args.lpips,
+        "versions": versions(),
+    }
+
+
+def _device(args: argparse.Namespace) -> str:
+
+    if args.device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    noun = "thread" if args.threads == 1 else "threads"
+    return f"{platform.machine()} CPU, {args.threads} {noun} per process"
+
+
+def _write(out: Path, outcome: Outcome, job: Job, report: bool) -> None:
+
+    write_results(out / "results.csv", outcome)
+    write_timings(out / "timings.csv", outcome)
+    with replacing(out / "results.json") as new:
+        found = as_json(outcome, datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.argv[1:])
+        new.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    for name in FILES[3:]:
+        (out / name).unlink(missing_ok=True)  # of an earlier run
+    if report:
+        _draw(out, outcome, job)
+
+
+def _draw(out: Path, outcome: Outcome, job: Job) -> None:
+
+    shown = comparisons.shown_cells(outcome.verdict)
+    drawn = []
+    with replacing(out / "psnr.png") as new:
+        if outcome.command == "sweep":
+            plots.draw_sweep(new, outcome, job.network.crop)
+        else:
+            plots.draw_means(new, outcome)
+    caption = "Mean PSNR against the size of the patches that images are cut into; bands: 95% bootstrap interval"
+    drawn.append((caption if outcome.command == "sweep" else "Mean PSNR; lines: 95% interval", out / "psnr.png"))
+    with replacing(out / "gain.png") as new:
+        plots.draw_gains(new, outcome, shown)
+    drawn.append((f"Gain over {outcome.verdict.baseline}, image by image", out / "gain.png"))
+    found = comparisons.compare(job, outcome)
+    if found:
+        with replacing(out / "comparison.png") as new:
+            comparisons.draw(new, found)
+    write_report(out / "report.html", outcome, drawn, found)
+
+
+def _say(outcome: Outcome, out: Path) -> None:
+
+    print("\n".join(head(outcome)), end="\n\n")
+    print(table(outcome), end="\n\n")
+    if outcome.command == "sweep":
+        names, body = sweep_table(outcome)
+        print(
+            tabulate(body, headers=names, disable_numparse=True, colalign=("left", *["right"] * (len(names) - 1)))
+        )
+        print()
+    print(f"Gain: {outcome.verdict.interval}.")
+    print(f"Time: median over images, {outcome.device}; peak memory of the process or the GPU.")
+    for remark in outcome.verdict.remarks:
+        print(f"- {remark}")
+    print(f"\n{outcome.verdict.recommendation}\n")
+    for record in outcome.failed[:20]:
+        print(f"tlsc: failed: {record.image} ({record.cell}): {record.message}", file=sys.stderr)
+    if len(outcome.failed) > 20:
+        print(f"tlsc: {len(outcome.failed) - 20} more in results.csv", file=sys.stderr)
+    written = [name for name in FILES if (out / name).exists()]
+    print(f"Written to {out}: {', '.join(written)}")
