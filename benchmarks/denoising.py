@@ -20,8 +20,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from tlsc.adapters import load_demo_ffdnet
-from tlsc.eval.commands.nlm import psnr
 from tlsc.eval.images import as_float, read_image, with_channels
+from tlsc.eval.judge.metrics import psnr
 from tlsc.eval.train.ffdnet import fit
 
 SIGMAS = (15, 25, 50)

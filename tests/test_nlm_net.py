@@ -16,8 +16,10 @@ import tlsc
 from tlsc.adapters import NLMNet, NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 from tlsc.eval.cli import main
-from tlsc.eval.commands import nlm
 from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, load_photograph
+from tlsc.eval.judge.metrics import psnr
+from tlsc.eval.run import nlm
+from tlsc.eval.show.nlm import CONSTANT_NOISE
 
 
 def _photograph(name: str) -> Tensor:
@@ -71,7 +73,7 @@ def test_converting_wins_where_noise_varies_and_costs_nothing_where_it_does_not(
     ramp = torch.linspace(0.01, 0.2, clean.shape[3])
     for sigma, least in ((ramp, 0.3), (0.02, -0.1), (0.05, -0.1), (0.1, -0.1)):
         found = nlm.compare(nlm.noisy(clean, sigma, seed=1))
-        assert nlm.psnr(found.converted, clean) >= nlm.psnr(found.original, clean) + least
+        assert psnr(found.converted, clean) >= psnr(found.original, clean) + least
     assert found.strengths.shape[2:] == clean.shape[2:]
 
 
@@ -138,7 +140,7 @@ def test_fit_finds_the_best_strength() -> None:
     """From below and from above, as well as a search over a grid does."""
     clean = _crop()
     image = nlm.noisy(clean, 0.05, seed=0)
-    best = max(nlm.psnr(nonlocal_means(image, h, 7, 3), clean) for h in torch.linspace(0.02, 0.3, 40).tolist())
+    best = max(psnr(nonlocal_means(image, h, 7, 3), clean) for h in torch.linspace(0.02, 0.3, 40).tolist())
     for h0 in (0.01, 1.0):
         steps = list(nlm.fit(image, clean, h0, 40, 7, 3))
         assert [step.number for step in steps] == list(range(41))
@@ -181,15 +183,15 @@ def test_demo_prints_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setattr("tlsc.eval.images.photographs.load_photograph", lambda n: load_photograph(n)[:60, :80])
     assert main(["nlm", "demo"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("chelsea")]) == 1 + len(nlm.CONSTANT_NOISE)
+    assert len([line for line in lines if line.startswith("chelsea")]) == 1 + len(CONSTANT_NOISE)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fit", "--clean", "nowhere.png"], "no file 'nowhere.png'.* coffee"),
-        (["fit", "--clean", "text.png"], r"text\.png cannot be read as an image"),
-        (["fit", "--clean", "range.tif"], r"range\.tif must have values in \[0, 1\], got 7.5 to 7.5"),
+        (["fit", "--clean", "text.png"], r"text\.png: .*not an image"),
+        (["fit", "--clean", "range.tif"], r"range\.tif(: holds 32 bit numbers| must have values in \[0, 1\], got 7\.5)"),
         (["fit", "--clean", "coffee", "--plot", "nowhere/plot.png"], "no folder 'nowhere'"),
         (["fit", "--clean", "rgb.png", "--h0", "1e-9"], "h0 = 1e-09 .* start from a larger one"),
         (["map", "coffee", "--out", "nowhere/plot.png"], "no folder 'nowhere'"),

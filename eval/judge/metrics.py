@@ -8,13 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from skimage.metrics import structural_similarity
 
 from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.images import Pixels, as_float
 
-__all__ = ["PROTOCOLS", "Figures", "NotFiniteError", "Protocol", "Scorer", "lpips_metric", "score"]
+__all__ = [
+    "PROTOCOLS",
+    "Figures",
+    "NotFiniteError",
+    "Protocol",
+    "Scorer",
+    "decibels",
+    "lpips_metric",
+    "psnr",
+    "score",
+]
 
 PROTOCOLS = {
     "rgb-uint8": "clipped and rounded to 8 bit, all channels together, data range 255",
@@ -182,9 +192,29 @@ class Scorer:
 
     def figures(self) -> Figures:
         """PSNR and SSIM of all rows so far."""
-        mse = self._squares / self._count
-        psnr = math.inf if mse == 0 else 10 * math.log10(self.protocol.data_range**2 / mse)
-        return Figures(psnr, self._similarity / self._positions if self._positions else math.nan)
+        found = decibels(self._squares / self._count, self.protocol.data_range)
+        return Figures(found, self._similarity / self._positions if self._positions else math.nan)
+
+
+def decibels(error: float, data_range: float = 1) -> float:
+    """PSNR of a mean squared error: 10·log10(range² / error), infinite for none.
+
+    Example:
+        >>> round(decibels(0.01), 6)
+        20.0
+    """
+    return math.inf if error == 0 else 10 * math.log10(data_range**2 / error)
+
+
+def psnr(result: ArrayLike, target: ArrayLike) -> float:
+    """PSNR in dB of values in [0, 1] as they are, over all elements; for arrays and tensors that are no pictures.
+
+    Example:
+        >>> round(psnr(np.zeros(4), np.full(4, 0.1)), 6)
+        20.0
+    """
+    difference = np.asarray(result, dtype=np.float64) - np.asarray(target, dtype=np.float64)
+    return decibels(float(np.square(difference).mean()))
 
 
 def score(result: Pixels, target: Pixels, protocol: Protocol | None = None) -> Figures:

@@ -22,11 +22,11 @@ from torch import nn
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, UNet, load_demo_network
 from tlsc.eval import cli
-from tlsc.eval.commands import demo
 from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, haze, smooth_field
 from tlsc.eval.files import replacing
 from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
 from tlsc.eval.run.patches import restore
+from tlsc.eval.show import demo
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -227,7 +227,7 @@ def test_demo_writes_table_files_and_pictures(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["inspect", "nothing"], "no demo network 'nothing'"),
+        (["inspect", "nothing"], "no network 'nothing'"),
         (["inspect", "se", "--stride", "0"], "stride must be a positive int, got 0"),
         (["demo", "--out", "/proc/nowhere"], "/proc/nowhere"),
     ],

@@ -343,7 +343,7 @@ def test_errors_are_one_clear_line(
 
 def test_names_that_are_no_network_or_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "nothing", "data"]) == 1
-    assert "neither a demo network" in capsys.readouterr().err
+    assert "neither one that comes along" in capsys.readouterr().err
     assert cli.main(["eval", _net(place), "nowhere", *OPTIONS]) == 1
     assert "no folder nowhere" in capsys.readouterr().err
     assert cli.main(["eval", _net(place), "data"]) == 1
