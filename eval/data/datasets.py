@@ -126,6 +126,8 @@ class Dataset:
     def load(self, pair: ImagePair) -> tuple[Pixels, Pixels]:
         """Input and target of a pair, (height, width, channels) each; the target ``scale`` times as large.
 
+        A target that is no multiple of the scale is cut at its right and bottom.
+
         Raises:
             UnreadableError: a file cannot be read, or the sizes do not fit; the message names the files.
         """
@@ -133,6 +135,7 @@ class Dataset:
         if self.synthesis is None:
             assert pair.input is not None
             given = with_channels(read_image(pair.input), self.channels)
+            target = self._without_rest(given, target)
             self._check_sizes(given, target)
             return given, target
         target = self._cut(target)
@@ -141,6 +144,15 @@ class Dataset:
             made = resized(made, target.shape[0], target.shape[1])
         self._check_sizes(made, target)
         return made, target
+
+    def _without_rest(self, given: Pixels, target: Pixels) -> Pixels:
+        """A target without the rows and columns beyond a multiple of the scale, as is the custom.
+
+        B100 holds images of 321×481, whose inputs at scale 4 are 80×120: the last row and column have no input.
+        """
+        height, width = given.shape[0] * self.scale, given.shape[1] * self.scale
+        beyond = target.shape[0] - height, target.shape[1] - width
+        return target[:height, :width] if all(0 <= n < self.scale for n in beyond) else target
 
     def _check_sizes(self, given: Pixels, target: Pixels) -> None:
         expected = given.shape[0] * self.scale, given.shape[1] * self.scale

@@ -358,3 +358,17 @@ def test_bicubic_fits_the_network(tmp_path: Path, scale: int, shape: tuple[int, 
 def test_degradations_that_do_not_exist(bad: str) -> None:
     with pytest.raises(ValueError, match="degradation"):
         parse_degradation(bad)
+
+
+def test_targets_that_are_no_multiple_of_the_scale_are_cut(tmp_path: Path) -> None:
+    """B100's 321×481 at scale 4 has inputs of 80×120; a target that lacks rows, or has a multiple more, is bad."""
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(33, 50), (32, 48), (36, 48), (31, 48)]):
+        for role, size in (("HR", (height, width, 3)), ("LR", (8, 12, 3))):
+            (tmp_path / role).mkdir(exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(tmp_path / role / f"{number}.png")
+    data = find_pairs([tmp_path], scale=4).checked()
+    assert [pair.name for pair in data.pairs] == ["0.png", "1.png"]
+    assert [(bad.name, bad.kind) for bad in data.bad] == [("2.png", "size"), ("3.png", "size")]
+    _, target = data.load(data.pairs[0])
+    assert np.array_equal(target, np.asarray(Image.open(tmp_path / "HR/0.png"))[:32, :48])

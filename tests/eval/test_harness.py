@@ -350,6 +350,18 @@ def test_names_that_are_no_network_or_folder(place: Path, capsys: pytest.Capture
     assert "give --crop" in capsys.readouterr().err
 
 
+def test_a_network_that_takes_the_noise_level_is_found_by_every_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``eval ffdnet`` was refused where ``inspect ffdnet`` worked; the level is that of the noise."""
+    argv = ["eval", "ffdnet", "data/target", "--limit", "1", *OPTIONS, "--no-report", "--out", "out"]
+    assert cli.main(argv) == 1
+    assert "give --sigma" in capsys.readouterr().err
+    assert cli.main([*argv, "--degrade", "noise:25"]) == 0
+    (row,) = [row for row in _rows(place / "out") if row["patch_size"] == "whole"]
+    assert row["status"] == "ok"
+
+
 # --------------------------------------------------------------------------------------------- one, two, killed
 
 
