@@ -134,7 +134,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images by name")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count pairs that cannot be evaluated"
+        "--skip-bad",
+        action="store_true",
+        help="leave out and count pairs that cannot be evaluated; images on which the network fails still make the "
+        "exit status 1",
     )
 
 

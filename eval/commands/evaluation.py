@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         _write(out, outcome, job, not args.no_report)
         _say(outcome, out)
-        return 1 if outcome.failed and not args.skip_bad else 0
+        return 1 if outcome.failed else 0
 
 
 def _together(team: Team, work: Any) -> Any:
