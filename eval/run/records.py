@@ -116,10 +116,31 @@ def read_records(folder: Path) -> list[Record]:
     for path in sorted((folder / _PARTS).glob("*.jsonl")):
         for line in path.read_bytes().split(b"\n")[:-1]:
             try:
-                records.append(Record(**json.loads(line)))
-            except (ValueError, TypeError):
+                record = Record(**json.loads(line))
+            except (ValueError, TypeError, RecursionError):
                 continue  # written by a killed process on a disk that lost a part of it: done again
+            if _valid(record):
+                records.append(record)
     return records
+
+
+_STATUSES = ("ok", "failed")
+_WHOLE = (int, type(None))
+_NUMBER = (float, int, type(None))
+
+
+def _valid(record: Record) -> bool:
+    """Whether fields have their types and figures a range that figures can have; other records are made anew."""
+    types = {"cell": str, "image": str, "status": str, "message": str, "psnr": float, "ssim": float}
+    if not all(type(getattr(record, name)) is kind for name, kind in types.items()):
+        return False
+    if record.status not in _STATUSES or type(record.peak) not in _WHOLE:
+        return False
+    if any(type(value) not in _NUMBER for value in (record.lpips, record.seconds, record.megapixels)):
+        return False
+    if record.status == "ok" and not (-1000 < record.psnr < 1000 or record.psnr == math.inf):
+        return False
+    return not record.ssim > 1.000001
 
 
 def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -146,7 +167,9 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
             )
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not isinstance(before, dict):
+                raise ValueError(f"holds {type(before).__name__}")
+        except (ValueError, RecursionError) as error:
             raise ArgumentValueError(f"{path} is damaged: --overwrite starts again") from error
         differing = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
         if differing:

@@ -447,6 +447,17 @@ def test_a_damaged_run_is_said_to_be(tmp_path: Path) -> None:
         open_run(tmp_path, {"a": 1}, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("psnr", ["1e308", "true", '"30"', "30"])
+def test_records_of_other_types_are_made_anew(tmp_path: Path, psnr: str) -> None:
+    line = '{"cell": "original, whole", "image": "a", "psnr": %s, "ssim": 0.5}'
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/0000.jsonl").write_text(f"{line % 30.5}\n{line % psnr}\n[]\n")
+    assert [record.psnr for record in read_records(tmp_path)] == [30.5]
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(ValueError, match="damaged"):
+        open_run(tmp_path, {"a": 1}, resume=True, overwrite=False)
+
+
 def test_memory_does_not_grow_with_the_number_of_images(place: Path) -> None:
     """Peak of the process after 20 images and after 200, in one process."""
     if not Path("/proc/self/status").exists():
