@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import tlsc
+from tlsc._statistics import backends
 from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
 
-GOLDEN = load_file(Path(__file__).parent / "data" / "nlm.safetensors")
+GOLDEN = load_file(Path(__file__).parents[1] / "data" / "nlm.safetensors")
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 BORDERS = ("circular", "reflect")
 IMPLEMENTATIONS = [
@@ -314,7 +315,8 @@ def test_any_strength_is_finite(strength: float, weights: Any, dtype: torch.dtyp
     if strength <= 1e-12:
         other = x.detach().clone()
         other[..., 0, 0, 0] = 0.123  # tells the two halves apart there, and so around
-        alone = nonlocal_means(other, strength, 7, 3, weights=weights, implementation=implementation)
+        h = torch.tensor(strength, dtype=dtype)
+        alone = nonlocal_means(other, h, 7, 3, weights=weights, implementation=implementation)
         assert (alone - other).abs().max() <= 1e-6
 
 
@@ -421,7 +423,7 @@ def test_memory_at_512(implementation: Any) -> None:
     """Forward and backward, image and h, window 11 and patch 5: at most 100 MB above the start."""
     name = {"torch": "tlsc, PyTorch", "numba": "tlsc, Numba"}[implementation]
     command = [sys.executable, "-m", "benchmarks.nlm", "--child", name, "forward + backward", "11", "5"]
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1"
     }  # threads that wait for each other are slow on a busy machine
@@ -465,11 +467,11 @@ def test_a_forked_process_can_use_what_its_parent_used(size: int, threads: int) 
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="Numba is not installed")
 def test_backend_governs_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tlsc.adapters import _nlm_numba
+    from tlsc.adapters.nlm import numba_kernels
 
     calls = []
-    kernel = _nlm_numba.forward
-    monkeypatch.setattr(_nlm_numba, "forward", lambda *args: (calls.append(1), kernel(*args)))
+    kernel = numba_kernels.forward
+    monkeypatch.setattr(numba_kernels, "forward", lambda *args: (calls.append(1), kernel(*args)))
     x = torch.rand(1, 3, 6, 6)
     for name, expected in (("auto", 1), ("torch", 0), ("numba", 1)):
         calls.clear()
@@ -482,7 +484,7 @@ def test_backend_governs_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert calls
     with tlsc.backend("numba"), pytest.raises(BackendError, match="on meta"):
         nonlocal_means(x.to("meta"), 0.1, 3, 3)
-    monkeypatch.setitem(tlsc._statistics.operations._modules, "numba", "it is not there")
+    monkeypatch.setattr(backends.BACK_ENDS["numba"], "_module", "it is not there")
     calls.clear()
     nonlocal_means(x, 0.1, 3, 3)
     assert not calls

@@ -1,4 +1,6 @@
-"""The CPU kernels of :mod:`tlsc.adapters.nlm`, loaded when first used: they need Numba.
+"""Non-local means on the CPU, loaded when first used: this needs Numba.
+
+As in :mod:`.torch_form` half of the shifts are gone through, and patches are summed by additions alone.
 
 The work is cut into strips of rows. A strip owns the pairs (position, shift) whose position lies in it, and is run
 by one thread for all shifts, so that its rows stay in the cache. A pair writes below its strip, too, so the even
@@ -15,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -22,7 +25,6 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from tlsc._statistics.numba.planes import _compiled
 from tlsc._statistics.numba.threads import share_out
 
 __all__ = ["backward", "forward"]
@@ -31,6 +33,14 @@ Array = npt.NDArray[Any]
 
 STRIP_ROWS = 64  # measured: 32 to 128 are alike, 512 takes half as long again, out of the cache
 COST = 1 / 128  # of a shift, beside that of local statistics: what is worth a second thread
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
+        return numba.njit(**options)(function)
 
 
 @intrinsic
