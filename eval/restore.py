@@ -139,14 +139,42 @@ def restore_picture(
     import numpy as np
     import torch
 
-    image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
+    alpha = picture.alpha
+    image = torch.from_numpy(_filled(picture.pixels, alpha)).permute(2, 0, 1).unsqueeze(0)
     like = next(model.parameters(), image)
     restored = _in_its_channels(model, image.to(like.device, like.dtype), tile, overlap, progress).float().cpu()
     pixels = np.ascontiguousarray(restored[0].permute(1, 2, 0).numpy())
-    alpha = picture.alpha
-    if alpha is not None and alpha.shape != pixels.shape[:2]:
-        alpha = _resized(alpha, pixels.shape[0], pixels.shape[1])
+    if alpha is not None:
+        height, width = pixels.shape[:2]
+        enlarged = alpha if alpha.shape == (height, width) else _resized(alpha, height, width)
+        _keep_hidden(pixels, picture.pixels, enlarged)
+        alpha = enlarged
     return dataclasses.replace(picture, pixels=pixels, alpha=alpha)
+
+
+def _filled(pixels: NDArray[np.float32], alpha: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The picture with the nearest visible colour where it is transparent.
+
+    What is stored under full transparency, often black, would reach what is visible: a dark rim.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if alpha is None or alpha.all() or not alpha.any():
+        return pixels
+    rows, columns = distance_transform_edt(alpha == 0, return_distances=False, return_indices=True)
+    return pixels[rows, columns]
+
+
+def _keep_hidden(pixels: NDArray[np.float32], stored: NDArray[np.float32], alpha: NDArray[np.float32]) -> None:
+    """Colours under full transparency as they were, where the picture was enlarged those of the nearest pixel."""
+    import numpy as np
+
+    hidden = alpha == 0
+    if not hidden.any() or pixels.shape[2] != stored.shape[2]:
+        return
+    rows, columns = np.nonzero(hidden)
+    height, width = alpha.shape
+    pixels[rows, columns] = stored[rows * stored.shape[0] // height, columns * stored.shape[1] // width]
 
 
 def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) -> list[str]:
@@ -211,7 +239,8 @@ def _resized(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     import numpy as np
     import PIL.Image
 
-    return np.asarray(PIL.Image.fromarray(alpha).resize((width, height), PIL.Image.Resampling.BICUBIC))
+    larger = PIL.Image.fromarray(np.ascontiguousarray(alpha)).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(larger), 0, 1)  # the cubic overshoots
 
 
 def _restore(args: argparse.Namespace) -> int:

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from tlsc.eval.images.files import (
-    EXTENSIONS,
-    READABLE,
-    WRITABLE,
-    PictureFile,
-    check_writable,
-    open_picture,
-    read_image,
-    read_picture,
-    write_picture,
-)
+from tlsc.eval.images.files import PictureFile, open_picture, read_image, read_picture
+from tlsc.eval.images.kinds import EXTENSIONS, READABLE
 from tlsc.eval.images.picture import ImageError, Metadata, Picture, Pixels, UnreadableError, as_float, with_channels
+from tlsc.eval.images.writing import WRITABLE, check_writable, write_picture
 
 __all__ = [
     "EXTENSIONS",
