@@ -162,7 +162,8 @@ def _filled(pixels: NDArray[np.float32], alpha: NDArray[np.float32] | None) -> N
     if alpha is None or alpha.all() or not alpha.any():
         return pixels
     rows, columns = distance_transform_edt(alpha == 0, return_distances=False, return_indices=True)
-    return pixels[rows, columns]
+    filled: NDArray[np.float32] = pixels[rows, columns]
+    return filled
 
 
 def _keep_hidden(pixels: NDArray[np.float32], stored: NDArray[np.float32], alpha: NDArray[np.float32]) -> None:
@@ -240,7 +241,8 @@ def _resized(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     import PIL.Image
 
     larger = PIL.Image.fromarray(np.ascontiguousarray(alpha)).resize((width, height), PIL.Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(larger), 0, 1)  # the cubic overshoots
+    clipped: NDArray[np.float32] = np.clip(np.asarray(larger), 0, 1)  # the cubic overshoots
+    return clipped
 
 
 def _restore(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import tifffile
 import torch
@@ -129,7 +130,7 @@ def test_a_folder_of_good_and_bad_files(
     upright = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(source / "grey.jpg")))
     three = expected(checkpoint, np.repeat(upright[..., None], 3, 2)).astype(float).mean(2).round().astype(np.uint8)
     result = PIL.Image.open(out / "grey.png")
-    assert (result.mode, result.size, result.getexif().get(0x0112)) == ("L", (18, 26), None)
+    assert (result.mode, result.size, result.getexif().get(0x0112)) == ("L", (18, 26), 1)
     assert_close(np.asarray(result), three)
     assert {path: path.read_bytes() for path in source.iterdir()} == before
 
@@ -222,11 +223,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     PIL.Image.fromarray(pixels(9, 12, 3)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("before")
 
-    def full(self: Any, file: Path, *args: Any, **kwargs: Any) -> None:
-        Path(file).write_text("half a fi")
+    def full(self: Path, data: bytes) -> None:
+        self.write_text("half a fi")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     argv = ["restore", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--checkpoint", str(checkpoint)]
     assert cli.main(argv) == 1
     assert "No space left on device" in capsys.readouterr().err
@@ -388,14 +389,10 @@ def test_orientation_is_pillow_s(kind: str, orientation: int, tmp_path: Path) ->
 def test_what_is_written_is_read_again(bits: int, channels: int, suffix: str, tmp_path: Path) -> None:
     values = pixels(5, 7, channels, bits=bits).astype(np.float32) / (2**bits - 1)
     alpha = values[..., -1] if channels in (2, 4) else None
-    picture = Picture(values[..., : channels - (alpha is not None)], alpha, bits, b"profile" * 50)
-    if bits == 8:
-        picture = Picture(picture.pixels, alpha, bits)
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes() if channels >= 3 else None
+    picture = Picture(values[..., : channels - (alpha is not None)], alpha, bits, profile)
     path = tmp_path / f"a{suffix}"
     write_image(path, picture)
-    if (bits, channels, suffix) == (16, 2, ".tif"):  # which Pillow does not open
-        np.testing.assert_allclose(tifffile.imread(path) / 65535, values, atol=1e-6)
-        return
     again = read_image(path)
     assert (again.bits, again.profile) == (bits, picture.profile)
     np.testing.assert_array_equal(again.pixels, picture.pixels)
@@ -443,17 +440,15 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_with_opencv(tmp_path / "deep.png", pixels(40, 50, 3, bits=16))
     whole = (tmp_path / "deep.png").read_bytes()
     (tmp_path / "deep.png").write_bytes(whole[: len(whole) // 2])
-    frames[0].save(tmp_path / "large.png")
+    PIL.Image.fromarray(np.zeros((40000, 40000), bool)).save(tmp_path / "large.tif", compression="group4")
     refused = {
         "moving.gif": "holds 3 images",
         "empty.png": "is empty",
-        "float.tif": "32 bit",
-        "deep.png": "cannot be decoded",
-        "large.png": "decompression bomb",
+        "float.tif": r"values in \[0, 1\]",
+        "deep.png": "truncated",
+        "large.tif": "decompression bomb",
     }
     for name, said in refused.items():
-        if name == "large.png":
-            monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10)
         with pytest.raises(ImageError, match=said) as caught:
             read_image(tmp_path / name)
         assert "\n" not in str(caught.value)

@@ -45,9 +45,9 @@ def upright(metadata: Metadata, orientation: int) -> Metadata:
 
 def fitting(metadata: Metadata, channels: int) -> Metadata:
     """Without a profile of other colours than the picture has, such as one of inks."""
-    wanted = b"GRAY" if channels == 1 else b"RGB "
-    space = metadata.profile[16:20] if metadata.profile is not None else wanted
-    return metadata if space == wanted else replace(metadata, profile=None)
+    others = {b"CMYK", b"Lab ", b"XYZ ", b"YCbr", b"RGB " if channels == 1 else b"GRAY"}
+    other = metadata.profile is not None and metadata.profile[16:20] in others
+    return replace(metadata, profile=None) if other else metadata
 
 
 def _directory(exif: bytes) -> tuple[str, int, int] | None:

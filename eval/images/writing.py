@@ -196,7 +196,10 @@ def _by_pillow(name: str, pixels: Pixels, metadata: Metadata) -> bytes:
     if name in ("JPEG", "BMP") and metadata.resolution is not None:
         options["dpi"] = metadata.resolution
     # Exactly: colours under full transparency are kept.
-    options |= {"JPEG": {"quality": 95, "subsampling": 0}, "WebP": {"lossless": True, "exact": True}}.get(name, {})
+    if name == "JPEG":
+        options |= {"quality": 95, "subsampling": 0}
+    elif name == "WebP":
+        options |= {"lossless": True, "exact": True}
     file = BytesIO()
     PIL.Image.fromarray(_flat(pixels)).save(file, name, **options)
     return file.getvalue()

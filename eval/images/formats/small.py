@@ -68,7 +68,7 @@ def read_array(file: BinaryIO) -> Head:
     offset, count = file.tell(), 1 if len(shape) == 2 else shape[2]
 
     def decode() -> Pixels:
-        order = "F" if fortran else "C"
+        order: Any = "F" if fortran else "C"
         values: Pixels = np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape, order=order)
         values = values.reshape(*shape[:2], count)
         if dtype.kind == "f":

@@ -43,7 +43,8 @@ def read_tiff(file: BinaryIO) -> Head:
     page = tif.pages[0]
     if not isinstance(page, tifffile.TiffPage):
         raise ImageError("damaged TIFF: its first directory cannot be read")
-    others = sum(not bool(int(other.subfiletype) & 1) for other in tif.pages[1:])
+    behind: Any = tif.pages[1:]
+    others = sum(not bool(int(other.subfiletype) & 1) for other in behind)
     if others:
         raise ImageError(f"TIFF that holds {others + 1} images: save the one that is meant by itself")
     return _Page(file, page).head()
@@ -102,6 +103,7 @@ class _Page:
 
     def head(self) -> Head:
         height, width = self.shape
+        dtype: Any
         if self.photometric == _PALETTE:
             channels, dtype = 3, np.uint8 if self._palette_is_8_bit() else np.uint16
         else:
