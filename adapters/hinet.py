@@ -133,9 +133,11 @@ class HINet(nn.Module):
         """By how much more the width is padded: by ``padder_size`` where the deepest map would be 1×1."""
         if self._least <= self.padder_size:
             return 0
-        down, across = (-(-n // self.padder_size) for n in (height, width))
-        # Without a branch, as graphs hold for every size.
-        return self.padder_size * (1 // (down + across - 1))
+        unit = self.padder_size
+        down, across = ((n + unit - 1) // unit for n in (height, width))
+        # Without a branch, as graphs hold for every size: unit // 1 if there is one cell, else 0. ONNX Runtime 1.32
+        # takes ``unit * (1 // cells)`` for ``unit // cells``, and ONNX divides negative integers towards zero.
+        return unit // (unit * (down + across - 2) + 1)
 
 
 def _down_path(channels: list[int], normalised: list[int], relu_slope: float, fusion: bool) -> nn.ModuleList:
