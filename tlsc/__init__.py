@@ -8,16 +8,33 @@
 
 from __future__ import annotations
 
-from . import errors, functional
-from ._calibration.calibrate import calibrate
-from ._convert import convert, converted, plan, revert
-from ._export.export import Export, export
-from ._influence.influence import Influence, influence
-from ._plan import Plan, Site
-from ._sites.kind import register
-from ._statistics.backends import backend, backends
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import errors
 from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
-from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+
+if TYPE_CHECKING:
+    from ._surface import (
+        Export,
+        Influence,
+        LocalAvgPool2d,
+        LocalGroupNorm,
+        LocalInstanceNorm2d,
+        Plan,
+        Site,
+        backend,
+        backends,
+        calibrate,
+        convert,
+        converted,
+        export,
+        functional,
+        influence,
+        plan,
+        register,
+        revert,
+    )
 
 __all__ = [
     "BackendError",
@@ -48,3 +65,20 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the package's contents, and with them PyTorch, when one is asked for (PEP 562).
+
+    ``tlsc --help`` asks for none, and ``import tlsc`` of a program that may not convert anything does not either.
+    All come at once, so that there are two states only: nothing imported, or everything.
+    """
+    if name in __all__ or name in ("attention", "modules"):
+        surface = import_module("._surface", __name__)
+        globals().update({each: getattr(surface, each) for each in surface.__all__})
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "attention", "modules"})
