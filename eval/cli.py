@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import NoReturn
 
 from tlsc.errors import TLSCError
 from tlsc.eval import restore
@@ -40,16 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def script() -> int:
     """The ``tlsc`` command: :func:`main` in a process of its own."""
     keep_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may be of bytes that are no text, and a console may know fewer letters than we print.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # An exception, so that files that are being written are removed on the way out.
+    signal.signal(signal.SIGTERM, _stop)
     return main()
 
 
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
 _EXTRA = (
+    "OpenEXR",
     "PIL",
     "imagecodecs",
     "matplotlib",
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "pyvips",
     "scipy",
     "skimage",
     "tifffile",

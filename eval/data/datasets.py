@@ -173,7 +173,7 @@ class Dataset:
                 size = self._try(pair)
                 for path in (pair.input, pair.target):
                     if path is not None:
-                        digest.update(f"{pair.name}\0{_checksum(path)}\n".encode())
+                        digest.update(f"{pair.name}\0{_checksum(path)}\n".encode(errors="surrogateescape"))
             except UnreadableError as error:
                 bad.append(Bad(pair.name, "size" if isinstance(error, _SizeError) else "unreadable", str(error)))
             else:

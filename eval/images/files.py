@@ -237,7 +237,7 @@ def _named(error: Exception, path: Path) -> ImageError:
         return ImageError(f"needs the package {error.name}: pip install 'tlsc[eval]'", path)
     # libvips puts what its decoder says behind what it says itself.
     lines = str(getattr(error, "detail", error)).strip().splitlines() or [type(error).__name__]
-    return ImageError(f"damaged, or not decodable: {lines[0][:200]}", path)
+    return ImageError(f"damaged, or not decodable: {lines[-1][:200]}", path)
 
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:

@@ -65,7 +65,7 @@ def scaled(values: Pixels, most: int) -> Pixels:
         return values.astype(dtype, copy=False)
     if most > white or (values.size and int(values.max()) > most):
         raise ImageError(f"damaged: a sample is larger than {most}, which the file says is white")
-    levels: Pixels = np.rint(np.arange(most + 1) * (white / most)).astype(dtype)
+    levels: Pixels = np.rint(np.arange(most + 1) * white / most).astype(dtype)
     out: Pixels = levels[values]
     return out
 

@@ -218,12 +218,11 @@ class _Page:
     def _gathered(self, kept: tuple[int, ...]) -> bytes | None:
         import PIL.Image
 
+        if self.page.parent.is_bigtiff:  # Pillow does not look for it there
+            return None
         self.file.seek(0)
         exif = PIL.Image.Exif()
-        head = self.file.read(8)
-        if head[2:4] not in (b"*\0", b"\0*"):  # in BigTIFFs Pillow does not look for it
-            return None
-        exif.load_from_fp(self.file, self.page.offset)
+        exif.load_from_fp(self.file)
         for tag in list(exif):
             if tag not in kept or str(exif.get(tag)).startswith('{"shape"'):
                 del exif[tag]
