@@ -29,6 +29,7 @@ listed with the reason, never dropped in silence.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -173,7 +174,7 @@ class Dataset:
                 size = self._try(pair)
                 for path in (pair.input, pair.target):
                     if path is not None:
-                        digest.update(f"{pair.name}\0{_checksum(path)}\n".encode(errors="surrogateescape"))
+                        digest.update(f"{pair.name}\0{_checksum(path)}\n".encode())
             except UnreadableError as error:
                 bad.append(Bad(pair.name, "size" if isinstance(error, _SizeError) else "unreadable", str(error)))
             else:
@@ -278,7 +279,7 @@ def find_pairs(
             raise ArgumentValueError(
                 f"the network enlarges {scale} times, {degradation!r} shrinks {synthesis.factor} times"
             )
-        pairs = [ImagePair(path.relative_to(roots[0]).as_posix(), path, None) for path in _images(roots[0])]
+        pairs = [ImagePair(_inside(path, roots[0]), path, None) for path in _images(roots[0])]
         found = Dataset(
             name, "clean images, degraded on the fly", tuple(pairs), (), synthesis, seed, scale, channels
         )
@@ -349,7 +350,8 @@ def _by_file_names(root: Path) -> tuple[list[ImagePair], list[Bad]]:
 
 
 def _inside(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    """The path below ``root``, as text that every file and plot can hold: bytes that are none are escaped."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _images(root: Path) -> list[Path]:

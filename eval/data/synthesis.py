@@ -80,7 +80,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
         >>> int(generator(0, "a.png").integers(1000)) == int(generator(0, "a.png").integers(1000))
         True
     """
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    digest = hashlib.sha256(name.encode()).digest()
     return np.random.default_rng((seed, int.from_bytes(digest[:8], "big")))
 
 

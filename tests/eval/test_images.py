@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import IFDRational
 
 from tlsc.eval import cli
+from tlsc.eval.data.datasets import find_pairs
 from tlsc.eval.images import ImageError, Picture, open_picture, read_image, read_picture, write_picture
 
 from .odd_pictures import FLOATS, RGB8, RGB16, Odd, odd_pictures
@@ -171,7 +172,7 @@ def test_what_is_no_file_is_named_and_does_not_hang(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    names = (b"na\xefve", b"a[page=1]")
+    names = (b"na\xefve.png", b"a[page=1].png")  # formats are told by their bytes
     for odd in (
         odd for odd in ODD if odd.name in ("rgb8.png", "a.jpg", "lzw8.tif", "rgb8.tif", "RGB1.exr", "a.jp2")
     ):
@@ -180,6 +181,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
             path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
             os.rename(tmp_path / odd.name, path)
             assert _stored(path).shape == RGB8.shape
+            assert find_pairs([tmp_path], "noise:5").checked().pairs[0].name.isprintable()
             os.rename(path, tmp_path / odd.name)
 
 
