@@ -6,7 +6,6 @@ What a run may draw from the generators of random numbers is drawn from generato
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -75,23 +74,18 @@ def _generator(args: Any, kwargs: Any) -> torch.Generator | None:
 def python_numbers_kept() -> Iterator[None]:
     """Afterwards, Python's and NumPy's global generators are as before, if the code in here drew from them.
 
-    Who drew cannot be told where other threads work; then nothing is put back.
+    Who drew cannot be told: a thread that draws from them at the same moment may be given the same numbers again.
+    Putting them back only where no other thread lives would be worse: idle workers of a pool live on, and then a
+    model that draws would move the caller's numbers.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
     finally:
-        if _is_alone():
-            if random.getstate() != python_state:
-                random.setstate(python_state)
-            if not _same(np.random.get_state(), numpy_state):  # noqa: NPY002
-                np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-def _is_alone() -> bool:
-    """Whether no other thread works: those that notebooks and test runners keep in the background are daemons."""
-    here = threading.current_thread()
-    return all(thread is here or thread.daemon for thread in threading.enumerate())
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+        if not _same(np.random.get_state(), numpy_state):  # noqa: NPY002
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _same(one: Any, other: Any) -> bool:
