@@ -9,6 +9,7 @@ and written as they lie in memory, channels first or last. The kernels say how: 
 from __future__ import annotations
 
 import os
+import struct
 from functools import lru_cache
 from typing import Any
 
@@ -244,5 +245,5 @@ def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:
 @lru_cache(maxsize=256)
 def _pair(value: float) -> tuple[float, float]:
     """A number as the nearest float32 and what that leaves, for kernels take float32 alone."""
-    high = float(torch.tensor(value, dtype=torch.float32))
+    high: float = struct.unpack("f", struct.pack("f", value))[0]
     return high, value - high
