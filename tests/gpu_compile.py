@@ -121,7 +121,9 @@ def compiling(target: int) -> Iterator[Seen]:
         return kernel
 
     driver = triton.runtime.driver
-    before, cache = driver._active, os.environ.get("TRITON_CACHE_DIR")
+    # Its name in Triton 3.2; read without asking for a driver, which there is none of.
+    holder = "_active" if "_active" in vars(driver) else "active"
+    before, cache = vars(driver)[holder], os.environ.get("TRITON_CACHE_DIR")
     os.environ["TRITON_CACHE_DIR"] = _cache()
     driver.set_active(_StandIn(target))
     function.run = warm_up
@@ -130,7 +132,7 @@ def compiling(target: int) -> Iterator[Seen]:
             yield seen
     finally:
         function.run = run
-        driver._active = before
+        setattr(driver, holder, before)
         if cache is None:
             del os.environ["TRITON_CACHE_DIR"]
         else:

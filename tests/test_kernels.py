@@ -600,8 +600,10 @@ INTERPRETED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
 def test_the_triton_kernels_interpreted() -> None:
+    """tests/statistics/test_triton_interpreted.py has what the usual run can afford."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "TLSC_TEST_BACKENDS": "triton"}
     files = ["tests/test_functional.py", "tests/test_kernels.py"]

@@ -1,0 +1,437 @@
+"""Kernels of exact local statistics: sums of blocks, and one pass that slides, sums along rows and writes.
+
+A program of :func:`local_statistics` holds one row of positions of one plane, lane by lane, and walks down a strip
+of rows. Of every position it keeps ``D``, the sum down the column that its window enters less that of the column
+that its window leaves; one row further down, each ``D`` changes by four values. Along the row the windows' sums are
+then that of the first window, ``F``, plus the running sum of ``D``: nothing is stored but the result. Where a strip
+starts, ``D`` and ``F`` come from sums of blocks (:func:`block_sums`) and the rows left over, so that rounding never
+grows beyond one strip. Values are taken relative to one sample near the strip's middle.
+
+A NaN, an infinity or a sum too large shows in the strip's own results. Such a strip is computed again at once, by
+the same program, in float64 and with what is not finite counted instead of added (:func:`_again`).
+
+Pitfalls in here: an argument that equals 1 is a number, not a tensor (it has no ``.to``); what a loop changes must
+keep its type; in the interpreter loop counters are Python's.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["block_sums", "clip", "inside", "local_statistics", "narrowed", "sample", "widened", "window_start"]
+
+
+@triton.jit
+def sample(at, row, spread, width, row_stride, column_stride, there, TYPE: tl.constexpr):
+    """One value of a plane near its mean, as it is stored: the median of three, ``spread`` rows apart.
+
+    One odd value, or one NaN, does not decide.
+    """
+    a = tl.load(at + (row - spread) * row_stride + (width // 4) * column_stride, mask=there, other=0.0).to(TYPE)
+    b = tl.load(at + row * row_stride + (width // 2) * column_stride, mask=there, other=0.0).to(TYPE)
+    far = width - 1 - width // 4
+    c = tl.load(at + (row + spread) * row_stride + far * column_stride, mask=there, other=0.0).to(TYPE)
+    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c)).to(at.dtype.element_ty)
+
+
+@triton.jit
+def window_start(position, before, last):
+    """Where the window of a position starts: shifted to stay inside."""
+    return tl.minimum(tl.maximum(position - before, 0), last)
+
+
+@triton.jit
+def widened(value, TYPE: tl.constexpr):
+    """What was loaded, as TYPE; half types by way of float32, for the interpreter knows no other."""
+    if value.dtype != tl.float64:
+        value = value.to(tl.float32)
+    return value.to(TYPE)
+
+
+@triton.jit
+def narrowed(value, at):
+    """What is to be stored at a pointer, in its type; likewise."""
+    if at.dtype.element_ty != tl.float64:
+        value = value.to(tl.float32)
+    return value.to(at.dtype.element_ty)
+
+
+@triton.jit
+def clip(value, low, high):
+    """Within limits; NaN stays."""
+    value = tl.where(value < low, low, value)
+    return tl.where(value > high, high, value)
+
+
+@triton.jit
+def inside(s, t, last_row, last_column, rows, columns, TYPE: tl.constexpr):
+    """The share of a window's outline that lies inside the map; the window starts at (s, t)."""
+    down = tl.where(s == 0, 1.0, 0.0) + tl.where(s == last_row, 1.0, 0.0)
+    across = tl.where(t == 0, 1.0, 0.0) + tl.where(t == last_column, 1.0, 0.0)
+    return 1 - (columns * down.to(TYPE) + rows * across.to(TYPE)) / (tl.zeros([1], TYPE) + 2 * (rows + columns))
+
+
+# ------------------------------------------------------------------------------------------------ sums of blocks
+
+
+@triton.jit
+def block_sums(
+    x, sums, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
+    size, count, tiles, channel_tiles,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Sums, and sums of squares, of ``size`` rows down every column, relative to the plane's sample.
+
+    ``sums``: (1 or 2, N, K, count, W), or (1 or 2, N, count, W, K) where channels come last.
+    """
+    number = tl.program_id(0).to(tl.int64)
+    tile, above = (number % tiles).to(tl.int32), number // tiles
+    block, plane = above % count, above // count
+    row_step = number * 0 + row_stride
+    lane = tl.arange(0, COLUMNS)
+    if LAST:
+        image = plane // channel_tiles
+        j = (tile * COLUMNS + lane)[:, None]
+        group = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
+        out = sums + (image * count + block) * width * groups + j * groups + group
+    else:
+        image = plane // groups
+        j = tile * COLUMNS + lane
+        group = plane % groups
+        out = sums + plane * count * width + block * width + j
+    there = (group + j * 0 < groups) & (j < width)
+    at = x + image * image_stride + group * (depth * (number * 0 + channel_stride))
+    raw = sample(at, height // 2, height // 4, width, row_step, column_stride, group < groups, TYPE)
+    shift = raw.to(TYPE)
+    first = tl.where(there, 0.0, 0.0).to(TYPE)
+    second = first
+    for d in range(depth):
+        column = at + d * (number * 0 + channel_stride) + block * size * row_step + j * column_stride
+        for r in tl.range(0, tl.minimum(size, height - block * size).to(tl.int32), loop_unroll_factor=8):
+            value = tl.load(column + r * row_step, mask=there, other=raw).to(TYPE) - shift
+            first += value
+            if MOMENTS:
+                second += value * value
+    tl.store(out, first, mask=there)
+    if MOMENTS:
+        tl.store(out + (number * 0 + planes) * count * width, second, mask=there)
+
+
+# --------------------------------------------------------------------------------------------------- one strip
+
+
+@triton.jit
+def _row(
+    at, j, lane, inner, known, start, columns, ahead, behind, column_stride, raw, shift,
+    TYPE: tl.constexpr, ONE: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What one row adds: entering less leaving column of each position; and columns of the first window.
+
+    Returns the differences of values and of squares, then values and squares (lane by lane, to be added up).
+    """
+    entering = tl.load(at + (j + ahead) * column_stride, mask=inner, other=raw).to(TYPE) - shift
+    leaving = tl.load(at + (j - behind) * column_stride, mask=inner, other=raw).to(TYPE) - shift
+    change = entering - leaving
+    if ONE:
+        first = tl.load(at + lane * column_stride, mask=known & (lane < columns), other=raw).to(TYPE) - shift
+        second = first * first
+    else:
+        first = tl.where(inner, 0.0, 0.0).to(TYPE)
+        second = first
+        for c in range(0, columns, COLUMNS):
+            there = known & (c + lane < columns)
+            value = tl.load(at + (start + c + lane) * column_stride, mask=there, other=raw).to(TYPE) - shift
+            first += value
+            second += value * value
+    return change, change * (entering + leaving), first, second
+
+
+@triton.jit
+def _checked(at, mask, shift):
+    """What is stored there relative to ``shift`` in float64, 0 if it is not finite; then that, as a number:
+
+    1 for each such value, plus 2³² for +∞, less 2³² for −∞.
+    """
+    value = widened(tl.load(at, mask=mask, other=0.0), tl.float64)
+    finite = value - value == 0
+    code = tl.where(finite, 0, 1).to(tl.int64)
+    sign = tl.where(value > 0, 1, 0) - tl.where(value < 0, 1, 0)
+    code += tl.where(finite, 0, sign).to(tl.int64) * 4294967296
+    return tl.where(mask & finite, value - shift, 0.0), code
+
+
+@triton.jit
+def _write(
+    x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw, shift,
+    depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+    before, behind, out_height, out_width, step, eps, eps_rest,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, CORRECTED: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr,
+):  # fmt: skip
+    """Row ``i`` of the result, from each position's mean, relative to ``shift``, and variance."""
+    there = known & (j < out_width)
+    moved = tl.where(there, 0.0, 0.0).to(TYPE)
+    if CORRECTED:
+        t = window_start(j, behind - 1, width - columns)
+        share = inside(s, t, height - rows, width - columns, rows, columns, TYPE)
+        k = correction + group
+        absolute = mean + shift
+        low = tl.load(k + 6 * groups, mask=present, other=0.0).to(TYPE)
+        high = tl.load(k + 7 * groups, mask=present, other=0.0).to(TYPE)
+        clipped = clip(absolute, low, high)
+        if MOMENTS:
+            a = tl.load(k, mask=present, other=1.0).to(TYPE)
+            b = tl.load(k + groups, mask=present, other=0.0).to(TYPE)
+            c = tl.load(k + 2 * groups, mask=present, other=0.0).to(TYPE)
+            top = tl.load(k + 5 * groups, mask=present, other=0.0).to(TYPE)
+            var += share * ((a - 1) * tl.where(var < top, var, top) + b + c * clipped * clipped)
+            var = tl.where(var > 0, var, var * 0)  # NaN stays
+        d = tl.load(k + 3 * groups, mask=present, other=1.0).to(TYPE)
+        e = tl.load(k + 4 * groups, mask=present, other=0.0).to(TYPE)
+        # Within the limits from the parts of the mean: their sum is rounded.
+        whole = (d - 1) * mean + ((d - 1) * shift + e)
+        moved = share * tl.where(clipped == absolute, whole, (d - 1) * clipped + e)
+    if NORMALISE:
+        scale = 1 / tl.sqrt(var + ((tl.zeros([1], TYPE) + eps) + eps_rest))
+        centre = mean + moved
+        for q in range(depth):
+            channel = group * depth + q
+            at = x + i * row_stride + q * channel_stride + j * column_stride
+            value = widened(tl.load(at, mask=there, other=raw), TYPE) - shift
+            value = (value - centre) * scale
+            if WEIGHT:
+                value *= widened(tl.load(weight + channel, mask=present, other=0.0), TYPE)
+            if BIAS:
+                value += widened(tl.load(bias + channel, mask=present, other=0.0), TYPE)
+            if OUT_LAST:
+                place = out + ((image * out_height + i) * out_width + j) * (groups * depth) + channel
+            else:
+                place = out + ((image * groups * depth + channel) * out_height + i) * out_width + j
+            tl.store(place, narrowed(value, out), mask=there)
+    else:
+        # Where only each step-th window is wanted, and the last one.
+        last_row, last_column = out_height - 1, out_width - 1
+        line = i + j * 0
+        there = there & ((j % step == 0) | (j == last_column)) & ((line % step == 0) | (line == last_row))
+        below, beside = (i + step - 1) // step, (j + step - 1) // step
+        high, wide = (last_row + step - 1) // step + 1, (last_column + step - 1) // step + 1
+        if OUT_LAST:
+            place = ((image * high + below) * wide + beside) * groups + group
+        else:
+            place = ((image * groups + group) * high + below) * wide + beside
+        tl.store(out + place, narrowed(mean + (moved + shift), out), mask=there)
+        if MOMENTS:
+            tl.store(variances + place, narrowed(var, out), mask=there)
+
+
+@triton.jit
+def _again(
+    x, correction, weight, bias, out, variances, image, group, i_first, i_stop, j, lane, inner, present, known,
+    start, raw, shift, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+    before, ahead, behind, out_height, out_width, step, eps, eps_rest,
+    MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, CORRECTED: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """A strip whose values, or whose sums, are not all finite: every row of windows anew, in float64."""
+    shift = widened(shift, tl.float64)
+    shift = tl.where(shift - shift == 0, shift, 0.0)
+    share = 1 / (((shift * 0 + depth) * rows) * columns)
+    for i in range(i_first, i_stop):
+        s = window_start(i, before, height - rows)
+        d1 = tl.where(inner, 0.0, 0.0).to(tl.float64)
+        d2, f1, f2 = d1, d1, d1
+        marks = d1.to(tl.int64)
+        first_marks = marks
+        for r in range(rows):
+            for q in range(depth):
+                at = x + (s + r) * row_stride + q * channel_stride
+                entering, code = _checked(at + (j + ahead) * column_stride, inner, shift)
+                leaving, code_ = _checked(at + (j - behind) * column_stride, inner, shift)
+                d1 += entering - leaving
+                d2 += (entering - leaving) * (entering + leaving)
+                marks += code - code_
+                for c in range(0, columns, COLUMNS):
+                    there = known & (c + lane < columns)
+                    value, code = _checked(at + (start + c + lane) * column_stride, there, shift)
+                    f1 += value
+                    f2 += value * value
+                    first_marks += code
+        mean = (tl.cumsum(d1, 0) + tl.sum(f1, 0, keep_dims=True)) * share
+        var = (tl.cumsum(d2, 0) + tl.sum(f2, 0, keep_dims=True)) * share - mean * mean
+        marks = tl.cumsum(marks, 0) + tl.sum(first_marks, 0, keep_dims=True)
+        number, balance = marks & 4294967295, marks >> 32
+        infinite = tl.where(balance == number, float("inf"), float("nan"))
+        infinite = tl.where(balance == -number, float("-inf"), infinite)
+        mean = tl.where(number > 0, infinite, mean)
+        var = tl.where(number > 0, float("nan"), tl.maximum(var, 0.0))
+        _write(
+            x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw,
+            shift, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+            before, behind, out_height, out_width, step, eps, eps_rest,
+            tl.float64, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def local_statistics(
+    x, sums, flags, correction, weight, bias, out, variances,
+    planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
+    rows, columns, step, strips, strip, segments, channel_tiles, size, count, eps, eps_rest,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr,
+    CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
+    LAST: tl.constexpr, OUT_LAST: tl.constexpr, ONE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    STAGE: tl.constexpr,
+):  # fmt: skip
+    """Every position's mean, or mean and variance, or normalised value; or those of every window (WINDOWS).
+
+    Args:
+        sums: of blocks of ``size`` rows, ``count`` of them down a plane; read where BLOCKS is true.
+        correction: (8, groups), read where CORRECTED is true; ``weight``, ``bias``: (groups·depth,), likewise.
+        step: of the windows, those that start at its multiples are stored, and the last.
+        strips, strip: how many of them, and of how many rows; ``segments``: of COLUMNS positions each.
+        LAST: channels are neighbours in memory; CHANNELS of them are taken together. OUT_LAST: in the result.
+        STAGE: "only" repairs what it has spoiled itself; "first" leaves that to "repair", by ``flags``.
+        ONE: the first window and all positions of a row fit into COLUMNS lanes.
+    """
+    number = tl.program_id(0).to(tl.int64)
+    segment, above = (number % segments).to(tl.int32), number // segments
+    course, plane = (above % strips).to(tl.int32), above // strips
+    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
+    if LAST:
+        image = plane // channel_tiles
+        lane = tl.arange(0, COLUMNS)[:, None]
+        group = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
+        column_sums = sums + image * count * width * groups + group
+        sums_step = groups
+    else:
+        image = plane // groups
+        lane = tl.arange(0, COLUMNS)
+        group = plane % groups
+        column_sums = sums + plane * count * width
+        sums_step = 1
+    # Of the channels, and of the whole block: the interpreter makes no block of one truth value.
+    present, known = group < groups, group + lane * 0 < groups
+    at = x + image * image_stride + group * (depth * channel_step)
+    if WINDOWS:
+        before, ahead, behind = 0, columns - 1, 1
+        out_height, out_width = height - rows + 1, width - columns + 1
+        offset = 0
+    else:
+        before, ahead = (rows - 1) // 2, columns // 2
+        behind = columns - ahead
+        out_height, out_width = height, width
+        # Strips begin where windows begin with a block.
+        offset = (strip - before % strip) % strip
+    i_first = tl.maximum(course * strip - offset, 0)
+    i_stop = tl.minimum((course + 1) * strip - offset, out_height)
+    j = segment * COLUMNS + lane
+    inner = known & (j >= behind) & (j < width - ahead)
+    if not ONE:  # where it is true anyway, it would keep loads from being 16 bytes wide
+        inner = inner & (lane > 0)
+    start = window_start(segment * COLUMNS, behind - 1, width - columns)
+    s = window_start(i_first, before, height - rows)
+    raw = sample(at, s + rows // 2, rows // 4, width, row_step, column_stride, present, TYPE)
+    shift = raw.to(TYPE)
+    spoiled = tl.where(known, 0.0, 0.0).to(TYPE)
+    if STAGE == "repair":
+        repair = tl.load(flags + number) != 0
+    else:
+        zero = tl.where(inner, 0.0, 0.0).to(TYPE)
+        d1, d2, first, second = zero, zero, zero, zero
+
+        # The first row of windows: whole blocks, then the rows left over above and below.
+        head = s + rows
+        tail = s + rows
+        if BLOCKS:
+            lo, hi = (s + size - 1) // size, (s + rows) // size
+            head = tl.minimum(lo * size, s + rows)
+            tail = tl.maximum(hi * size, head)
+            whole = (number * 0 + planes) * count * width
+            for n in range(lo, hi):
+                line = column_sums + n * (number * 0 + width) * sums_step
+                d1 += tl.load(line + (j + ahead) * sums_step, mask=inner, other=0.0)
+                d1 -= tl.load(line + (j - behind) * sums_step, mask=inner, other=0.0)
+                if MOMENTS:
+                    d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=inner, other=0.0)
+                    d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=inner, other=0.0)
+                if ONE:
+                    there = known & (lane < columns)
+                    first += tl.load(line + lane * sums_step, mask=there, other=0.0)
+                    if MOMENTS:
+                        second += tl.load(line + whole + lane * sums_step, mask=there, other=0.0)
+                else:
+                    for c in range(0, columns, COLUMNS):
+                        there = known & (c + lane < columns)
+                        first += tl.load(line + (start + c + lane) * sums_step, mask=there, other=0.0)
+                        if MOMENTS:
+                            second += tl.load(line + whole + (start + c + lane) * sums_step, mask=there, other=0.0)
+            # From the plane's sample to this strip's.
+            by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
+            by = shift - by
+            terms = tl.where(known & (lane < columns), (columns - 1 - lane) // COLUMNS + 1, 0).to(TYPE)
+            terms *= depth * size * tl.maximum(hi - lo, 0)
+            d2 -= 2 * by * d1
+            second += by * (by * terms - 2 * first)
+            first -= by * terms
+        odd = (head - s) + (s + rows - tail)
+        for n in range(0, odd):
+            r = tl.where(n < head - s, s + n, tail + (n - (head - s)))
+            for q in range(depth):
+                change, squares, value, square = _row(
+                    at + r * row_step + q * channel_step, j, lane, inner, known, start, columns, ahead, behind,
+                    column_stride, raw, shift, TYPE, ONE, COLUMNS,
+                )  # fmt: skip
+                d1 += change
+                first += value
+                if MOMENTS:
+                    d2 += squares
+                    second += square
+        f1, f2 = tl.sum(first, 0, keep_dims=True), tl.sum(second, 0, keep_dims=True)
+
+        share = 1 / (((tl.zeros([1], TYPE) + depth) * rows) * columns)
+        for i in range(i_first, i_stop):
+            s = window_start(i, before, height - rows)
+            if (i > i_first) & (s > window_start(i - 1, before, height - rows)):
+                first = zero
+                second = zero
+                for q in range(depth):
+                    change, squares, value, square = _row(
+                        at + (s + rows - 1) * row_step + q * channel_step, j, lane, inner, known, start, columns,
+                        ahead, behind, column_stride, raw, shift, TYPE, ONE, COLUMNS,
+                    )  # fmt: skip
+                    change_, squares_, value_, square_ = _row(
+                        at + (s - 1) * row_step + q * channel_step, j, lane, inner, known, start, columns, ahead,
+                        behind, column_stride, raw, shift, TYPE, ONE, COLUMNS,
+                    )  # fmt: skip
+                    d1 += change - change_
+                    first += value - value_
+                    if MOMENTS:
+                        d2 += squares - squares_
+                        second += square - square_
+                f1 += tl.sum(first, 0, keep_dims=True)
+                if MOMENTS:
+                    f2 += tl.sum(second, 0, keep_dims=True)
+            mean = (tl.cumsum(d1, 0) + f1) * share
+            var = mean
+            if MOMENTS:
+                var = (tl.cumsum(d2, 0) + f2) * share - mean * mean
+            spoiled += var * 0
+            var = tl.maximum(var, 0.0)
+            _write(
+                at, correction, weight, bias, out, variances, image, group, i + number * 0, s, j, present, known,
+                mean, var, raw, shift, depth, height, width, groups, channel_step, row_step, column_stride,
+                rows, columns, before, behind, out_height, out_width, step, eps, eps_rest,
+                TYPE, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST,
+            )  # fmt: skip
+        repair = tl.sum(spoiled) != 0
+    if STAGE == "first":
+        # Another launch looks at it: float64 would take the registers that make this one fast.
+        tl.store(flags + number, tl.sum(spoiled))
+    elif repair:
+        _again(
+            at, correction, weight, bias, out, variances, image, group, i_first + number * 0, i_stop + number * 0,
+            j, lane, inner, present, known, start, raw, shift, depth, height, width, groups, channel_step, row_step,
+            column_stride, rows, columns, before, ahead, behind, out_height, out_width, step, eps, eps_rest,
+            MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, COLUMNS,
+        )  # fmt: skip

@@ -1,0 +1,191 @@
+"""How kernels are launched: over how many programs, how large each, and what that moves. Numbers only, no tensors.
+
+All of it follows from sizes and is worked out once for each: a call costs a look-up. The figures are reasoned from
+bytes moved and from registers of the compiled kernels (``tests/statistics/test_triton_compile.py``); see
+``python -m benchmarks gpu`` for times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+__all__ = ["Cells", "Strips", "Tiles", "cells", "strips", "tiles"]
+
+# Warps that are to be in flight: 132 processors (H100), 48 of the 64 that each could hold.
+WARPS = 132 * 48
+# Elements of a thread; warps of a program; positions of a program where rows are contiguous.
+PER_THREAD, MOST_WARPS, MOST_COLUMNS = 8, 16, 4096
+# Channels that are taken together where they are neighbours: 16 bytes of float32.
+NEIGHBOURS = 4
+FEWEST_ROWS, MOST_ROWS = 8, 128
+# Up to this window a strip adds the rows of its first window itself; a launch costs more.
+DIRECT = 64
+# Up to so many positions a program has registers enough to repair its own strip.
+ALONE = 128
+
+
+def _power(n: int) -> int:
+    """The power of two from ``n`` on."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Launches of exact statistics: :func:`.kernels.block_sums`, where ``size`` is not 0, and one pass."""
+
+    columns: int
+    channels: int
+    one: bool
+    segments: int
+    channel_tiles: int
+    strips: int
+    strip: int
+    warps: int
+    programs: int
+    stages: tuple[str, ...]  # of the pass: with its repair inside, or a launch of its own for that
+    # Of the sums of blocks.
+    size: int
+    count: int
+    block_columns: int
+    block_channels: int
+    tiles: int
+    block_channel_tiles: int
+    block_programs: int
+
+
+@lru_cache(maxsize=4096)
+def strips(
+    images: int,
+    groups: int,
+    depth: int,
+    height: int,
+    width: int,
+    rows: int,
+    columns: int,
+    windows: bool,
+    last: bool,
+) -> Strips:
+    """For planes (images, groups, depth, height, width) and a window (rows, columns) inside them.
+
+    Args:
+        windows: the result is one value a window, not one a position.
+        last: channels are neighbours in memory.
+    """
+    out_height, out_width = (height - rows + 1, width - columns + 1) if windows else (height, width)
+    channels = min(NEIGHBOURS, _power(groups)) if last else 1
+    lanes = min(MOST_COLUMNS // channels, _power(max(out_width, columns)))
+    segments = _ceil(out_width, lanes)
+    one = segments == 1 and columns <= lanes
+    warps = max(1, min(MOST_WARPS, lanes * channels // (32 * PER_THREAD)))
+    channel_tiles = _ceil(groups, channels)
+    planes = images * (channel_tiles if last else groups)
+    # Few programs do not fill the GPU; many short strips start too often.
+    strip = _ceil(planes * segments * out_height, max(1, WARPS // warps))
+    strip = min(MOST_ROWS, max(FEWEST_ROWS, strip))
+    direct = rows <= max(DIRECT, 2 * strip)
+    strip = _ceil(strip, 8 if direct else 16) * (8 if direct else 16)
+    before = 0 if windows else (rows - 1) // 2
+    count = _ceil(out_height + (strip - before % strip) % strip, strip) if not windows else _ceil(out_height, strip)
+    size = 0 if direct else 32 if strip % 32 == rows % 32 == 0 else 16
+    blocks = _ceil(height, size) if size else 1
+    block_channels = min(32, _power(groups)) if last else 1
+    block_columns = min(1024 // block_channels, _power(width))
+    tiles = _ceil(width, block_columns)
+    block_channel_tiles = _ceil(groups, block_channels)
+    block_planes = images * (block_channel_tiles if last else groups)
+    return Strips(
+        lanes, channels, one, segments, channel_tiles, count, strip, warps, planes * count * segments,
+        ("only",) if lanes * channels <= ALONE else ("first", "repair"),
+        size, blocks, block_columns, block_channels, tiles, block_channel_tiles, block_planes * blocks * tiles,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis of ``n`` cut into cells at every place where an evaluated window may begin or end."""
+
+    parts: int  # cells of a block of one stride
+    cut: int  # where, inside a block
+    cut2: int
+    blocks: int
+    length: int  # cells of a window that starts with a block
+    last: int  # the first cell of the last window
+    count: int  # windows
+
+
+def _axis(n: int, k: int, stride: int) -> _Axis:
+    rest, offset = k % stride, (n - k) % stride
+    cuts = sorted({rest, offset} - {0})
+    parts = len(cuts) + 1
+    cut, cut2 = (*cuts, stride, stride)[:2]
+    at = {0: 0, **{place: i + 1 for i, place in enumerate(cuts)}}
+    length = k // stride * parts + at[rest]
+    last = (n - k) // stride * parts + at[offset]
+    return _Axis(parts, cut, cut2, _ceil(n, stride), length, last, _ceil(n - k, stride) + 1)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Launches of strided statistics: :func:`.grid_kernels.cell_sums` and :func:`.grid_kernels.grid_statistics`."""
+
+    down: _Axis
+    across: _Axis
+    span: int
+    blocks: int
+    channels: int
+    tiles: int
+    channel_tiles: int
+    programs: int
+    lanes: int
+    warps: int
+    grid_programs: int
+
+
+@lru_cache(maxsize=4096)
+def cells(
+    images: int, groups: int, height: int, width: int, rows: int, columns: int, stride: int, last: bool
+) -> Cells:
+    """For planes (images, groups, …, height, width), a window (rows, columns) inside them, every ``stride``."""
+    down, across = _axis(height, rows, stride), _axis(width, columns, stride)
+    span = _power(stride)
+    channels = min(32, _power(groups)) if last else 1
+    blocks = max(1, min(1024 // (channels if last else span), _power(across.blocks)))
+    tiles = _ceil(across.blocks, blocks)
+    channel_tiles = _ceil(groups, channels)
+    planes = images * (channel_tiles if last else groups)
+    lanes = _power(across.blocks * across.parts)
+    warps = max(1, min(16, lanes // 64))
+    return Cells(
+        down, across, span, blocks, channels, tiles, channel_tiles, planes * down.blocks * tiles, lanes, warps,
+        images * groups * down.count,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The launch of :func:`.grid_kernels.place`."""
+
+    rows: int
+    columns: int
+    channels: int
+    row_tiles: int
+    tiles: int
+    channel_tiles: int
+    programs: int
+
+
+@lru_cache(maxsize=4096)
+def tiles(images: int, channels: int, height: int, width: int, last: bool) -> Tiles:
+    """For a map (images, channels, height, width)."""
+    together = min(64, _power(channels)) if last else 1
+    wide = min(1024 // together, _power(width))
+    tall = 1 if last else min(1024 // wide, _power(height))
+    channel_tiles = _ceil(channels, together)
+    planes = images * (channel_tiles if last else channels)
+    row_tiles, across = _ceil(height, tall), _ceil(width, wide)
+    return Tiles(tall, wide, together, row_tiles, across, channel_tiles, planes * row_tiles * across)
