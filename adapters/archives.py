@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tlsc.adapters.pickles import Damaged, StorageRef, TensorRef, unpickle
+from tlsc.errors import first_line
 
 __all__ = ["Payload", "read_archive", "read_pickle"]
 
@@ -74,7 +75,7 @@ def read_archive(file: BinaryIO) -> Payload:
         archive = _Archive(file)
         content = archive.read(f"{archive.top}data.pkl")
     except _ZIP_ERRORS as error:
-        raise Damaged(_line(error)) from error
+        raise Damaged(first_line(error, typed=False, limit=200)) from error
     refused: dict[str, None] = {}
     value = unpickle(io.BytesIO(content), _storage, None, refused)
     return Payload(value, _Tensors(archive.storage).make, refused)
@@ -184,7 +185,7 @@ class _Archive:
         try:
             return self.record(f"{self.top}data/{ref.key}")
         except _ZIP_ERRORS as error:
-            raise Damaged(_line(error)) from error
+            raise Damaged(first_line(error, typed=False, limit=200)) from error
 
 
 class _Tensors:
@@ -276,7 +277,3 @@ def _filled(file: Any, count: int) -> Tensor:
             raise Damaged("it is cut off")
         done += part
     return memory
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

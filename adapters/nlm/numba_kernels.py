@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
@@ -25,6 +24,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from tlsc._statistics.numba.compiling import compiled
 from tlsc._statistics.numba.threads import share_out
 
 __all__ = ["backward", "forward"]
@@ -33,14 +33,6 @@ Array = npt.NDArray[Any]
 
 STRIP_ROWS = 64  # measured: 32 to 128 are alike, 512 takes half as long again, out of the cache
 COST = 1 / 128  # of a shift, beside that of local statistics: what is worth a second thread
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        return numba.njit(**options)(function)
 
 
 @intrinsic
@@ -100,33 +92,33 @@ def _overload_exp_minus(t: Any) -> Any:
     return short if single else long
 
 
-@_compiled
+@compiled
 def _squared_difference(a: Array, b: Array, out: Array) -> None:
     for j in range(out.size):
         d = a[j] - b[j]
         out[j] = d * d
 
 
-@_compiled
+@compiled
 def _add_squared_difference(a: Array, b: Array, out: Array) -> None:
     for j in range(out.size):
         d = a[j] - b[j]
         out[j] += d * d
 
 
-@_compiled
+@compiled
 def _add(a: Array, b: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] = a[j] + b[j]
 
 
-@_compiled
+@compiled
 def _accumulate(a: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] += a[j]
 
 
-@_compiled
+@compiled
 def _row_sums(row: Array, spare: Array, out: Array, size: int) -> None:
     """``out[j] = Σ row[j : j + size]`` from sums of 1, 2, 4, … elements; overwrites ``row`` and ``spare``.
 
@@ -153,7 +145,7 @@ def _row_sums(row: Array, spare: Array, out: Array, size: int) -> None:
         length *= 2
 
 
-@_compiled
+@compiled
 def _column_sums(rows: Array, spare: Array, count: int, size: int, n: int) -> None:
     """``rows[i] = Σ rows[i : i + size]`` for ``count`` rows, n wide: three additions an element for any size.
 
@@ -169,7 +161,7 @@ def _column_sums(rows: Array, spare: Array, count: int, size: int, n: int) -> No
             _accumulate(spare[:n], rows[i, :n])
 
 
-@_compiled
+@compiled
 def _squared_column_distances(
     y: Array, dy: int, dx: int, top: int, rows: int, left: int, wide: int, patch: int, out: Array, spare: Array
 ) -> None:
@@ -185,7 +177,7 @@ def _squared_column_distances(
     _column_sums(out, spare, rows, patch, wide)
 
 
-@_compiled
+@compiled
 def _measure(squared: Array, power: int, floor: Any) -> None:
     """In place, d^power from the sum over the patch."""
     zero = squared.dtype.type(0)
@@ -198,19 +190,19 @@ def _measure(squared: Array, power: int, floor: Any) -> None:
             squared[j] = np.sqrt(squared[j])
 
 
-@_compiled
+@compiled
 def _weights(measure: Array, rate: Any, out: Array) -> None:
     for j in range(out.size):
         out[j] = _exp_minus(measure[j] * rate)
 
 
-@_compiled
+@compiled
 def _weights_of_map(measure: Array, rate: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] = _exp_minus(measure[j] * rate[j])
 
 
-@_compiled
+@compiled
 def _weights_of_row(measure: Array, rate: Array, p: int, q: int, a: int, dx: int, weight: Array) -> Any:
     """Weights of the neighbours in row q in the means at row p, and of p's in those at q: rows of ``weight``."""
     n = measure.size
@@ -222,31 +214,31 @@ def _weights_of_row(measure: Array, rate: Array, p: int, q: int, a: int, dx: int
     return weight[0, :n], weight[1, :n]
 
 
-@_compiled
+@compiled
 def _rows_of_strip(first: int, last: int, height: int, margin: int, dy: int) -> Any:
     """Rows [low, high) of a strip whose pairs with the rows ``dy`` below touch the image."""
     return max(first, margin - dy), min(last, height - margin)
 
 
-@_compiled
+@compiled
 def _columns_of_shift(width: int, margin: int, dx: int) -> Any:
     """The first of the columns whose pairs with those ``dx`` to the right touch the image, and their number."""
     return margin - max(dx, 0), width - 2 * margin + abs(dx)
 
 
-@_compiled
+@compiled
 def _add_weighted_difference(weight: Array, there: Array, here: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] += weight[j] * (there[j] - here[j])
 
 
-@_compiled
+@compiled
 def _add_product(weight: Array, value: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] += weight[j] * value[j]
 
 
-@_compiled
+@compiled
 def _forward_strip(
     x: Array,
     y: Array,
@@ -290,37 +282,37 @@ def _forward_strip(
                 _accumulate(there, den[q, a + dx : b + dx])
 
 
-@_compiled
+@compiled
 def _add_products_of_differences(g: Array, there: Array, here: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] += g[j] * (there[j] - here[j])
 
 
-@_compiled
+@compiled
 def _times(a: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] *= a[j]
 
 
-@_compiled
+@compiled
 def _negative(a: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] = -a[j]
 
 
-@_compiled
+@compiled
 def _scaled_sum(a: Array, b: Array, scale: Any, out: Array) -> None:
     for j in range(out.size):
         out[j] = (a[j] + b[j]) * scale
 
 
-@_compiled
+@compiled
 def _subtract_product(a: Array, b: Array, out: Array) -> None:
     for j in range(out.size):
         out[j] -= a[j] * b[j]
 
 
-@_compiled
+@compiled
 def _patch_gradient(
     measure: Array,
     from_p: Array,
@@ -350,7 +342,7 @@ def _patch_gradient(
             out[j] = zero if measure[j] == zero else out[j] + out[j]
 
 
-@_compiled
+@compiled
 def _add_guide_gradient(g: Array, here: Array, there: Array, spare: Array, out: Array, out_there: Array) -> None:
     for j in range(spare.size):
         spare[j] = g[j] * (here[j] - there[j])
@@ -360,7 +352,7 @@ def _add_guide_gradient(g: Array, here: Array, there: Array, spare: Array, out: 
         out_there[j] -= spare[j]
 
 
-@_compiled
+@compiled
 def _spread_over_patches(
     flow: Array,
     y: Array,
@@ -398,7 +390,7 @@ def _spread_over_patches(
             )
 
 
-@_compiled
+@compiled
 def _backward_strip(
     x: Array,
     y: Array,
@@ -467,7 +459,7 @@ def _backward_strip(
 # The kernels: strips [start, stop) of all those of one parity, counted through the batch.
 
 
-@_compiled
+@compiled
 def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: int) -> Any:
     """Which image a unit of work belongs to, and its rows [first, last)."""
     begin, end = patch // 2, height - search // 2 - patch // 2
@@ -476,7 +468,7 @@ def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: i
     return unit // strips, first, min(first + size, end)
 
 
-@_compiled
+@compiled
 def _forward(
     x: Array,
     y: Array,
@@ -497,7 +489,7 @@ def _forward(
         _forward_strip(x[n], y[n], rate[n], search, patch, power, floor, first, last, num[n], den[n])
 
 
-@_compiled
+@compiled
 def _backward(
     x: Array,
     y: Array,

@@ -70,17 +70,9 @@ def _answered(implementation: str, x: Tensor, compute: Callable[[str], _Result])
     except (TLSCError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        why = f"{type(error).__name__}: {lines[0][:200]}"
-        if implementation != "auto" or backends.named() != "auto":
-            raise BackendError(
-                f"the {name} back end fails at {OPERATION} ({why}); leave the choice to 'auto', or use 'torch'"
-            ) from error
-        result = compute("torch")  # where this fails too, the fault is not the back end's
+        automatic = implementation == "auto" and backends.named() == "auto"
         own = backends.BACK_ENDS[name]
-        own.failures[OPERATION] = why
-        own.named_once(f"fails at {OPERATION} ({why})")
-        return result
+        return backends.instead(own, OPERATION, error, automatic, lambda: compute("torch"))
 
 
 @torch.library.custom_op("tlsc::nonlocal_means", mutates_args=())

@@ -28,19 +28,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError, TLSCWarning
+from ..errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError, TLSCWarning, first_line
 from . import reference
 
-__all__ = ["BackEnd", "Status", "answer", "backend", "backends", "choose", "named", "why_not"]
+__all__ = ["BackEnd", "Status", "answer", "backend", "backends", "choose", "instead", "named", "why_not"]
 
 NAMES = ("auto", "torch", "numba", "triton")
 # Below this many elements the first call's compilation would never be paid back.
 FEW = 2**12
+
+Result = TypeVar("Result")
 
 _named: ContextVar[str] = ContextVar("tlsc back end", default="auto")
 
@@ -202,20 +204,31 @@ def answer(operation: str, x: Tensor, compute: Callable[[Any], Any]) -> Any:
     except (TLSCError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        why = _first_line(error)
-        if _named.get() != "auto":
-            raise BackendError(
-                f"the {own.name} back end fails at {operation} ({why}); leave the choice to 'auto', or use 'torch'"
-            ) from error
-        out = compute(reference)  # where this fails too, the fault is not the back end's
-        own.failures[operation] = why
-        own.named_once(f"fails at {operation} ({why})")
-        return out
+        return instead(own, operation, error, _named.get() == "auto", lambda: compute(reference))
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def instead(
+    own: BackEnd, operation: str, error: Exception, automatic: bool, compute: Callable[[], Result]
+) -> Result:
+    """What PyTorch's path computes, in place of a back end that failed at ``operation`` with ``error``.
+
+    The failure is remembered, and named in a warning the first time.
+
+    Args:
+        automatic: whether nobody named the back end.
+
+    Raises:
+        BackendError: somebody named it.
+    """
+    why = first_line(error, limit=200)
+    if not automatic:
+        raise BackendError(
+            f"the {own.name} back end fails at {operation} ({why}); leave the choice to 'auto', or use 'torch'"
+        ) from error
+    out = compute()  # where this fails too, the fault is not the back end's
+    own.failures[operation] = why
+    own.named_once(f"fails at {operation} ({why})")
+    return out
 
 
 # ----------------------------------------------------------------------------------------------- what there is

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .. import reference as _reference
 from ..correction import Correction
+from .compiling import compiled
 from .threads import share_out
 
 __all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
@@ -46,18 +47,10 @@ def why_not(x: Tensor) -> str | None:
     return None if x.device.type == "cpu" else f"runs on the CPU, and the tensor is on {x.device}"
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written to
-        return numba.njit(**options)(function)
-
-
 # --------------------------------------------------------------------------------------------- steps of the kernels
 
 
-@_compiled
+@compiled
 def _shift(planes):
     """About the mean of (D, H, W), from a coarse sample; exactly the value of a constant plane."""
     depth, height, width = planes.shape
@@ -72,7 +65,7 @@ def _shift(planes):
     return mean if np.isfinite(mean) else 0.0
 
 
-@_compiled
+@compiled
 def _enter(row, shift, moments, first, second):
     """Add a row to the columns' sums, and its squares."""
     if moments:
@@ -85,7 +78,7 @@ def _enter(row, shift, moments, first, second):
             first[j] += np.float64(row[j]) - shift
 
 
-@_compiled
+@compiled
 def _move(enters, leaves, shift, moments, first, second):
     """Add one row to the columns' sums and take another out."""
     if moments:
@@ -99,7 +92,7 @@ def _move(enters, leaves, shift, moments, first, second):
             first[j] += np.float64(enters[j]) - np.float64(leaves[j])
 
 
-@_compiled
+@compiled
 def _prefix(sums, prefix):
     """``prefix[j] = sums[0] + … + sums[j − 1]``, four at a time: one addition a step depends on the last."""
     before = 0.0
@@ -123,7 +116,7 @@ def _prefix(sums, prefix):
         prefix[j + 1] = before
 
 
-@_compiled
+@compiled
 def _prefixes(sums, squares, prefix, prefix2):
     """:func:`_prefix` of both at once: while one waits for its last addition, the other goes on."""
     before, before2 = 0.0, 0.0
@@ -160,14 +153,14 @@ def _prefixes(sums, squares, prefix, prefix2):
         prefix2[j + 1] = before2
 
 
-@_compiled
+@compiled
 def _means(prefix, columns, share, shift, out):
     ends = prefix[columns:]
     for j in range(ends.shape[0]):
         out[j] = (ends[j] - prefix[j]) * share + shift
 
 
-@_compiled
+@compiled
 def _variances(first, second, columns, share, out):
     ends, squares = first[columns:], second[columns:]
     for j in range(ends.shape[0]):
@@ -175,21 +168,21 @@ def _variances(first, second, columns, share, out):
         out[j] = max((squares[j] - second[j]) * share - mean * mean, 0.0)
 
 
-@_compiled
+@compiled
 def _corrected_mean(mean, correction, weight):
     """See :class:`tlsc._correction.Correction`, whose fields are the entries here."""
     clipped = min(max(mean, correction[6]), correction[7])
     return mean + weight * ((correction[3] - 1.0) * clipped + correction[4])
 
 
-@_compiled
+@compiled
 def _corrected_var(var, mean, correction, weight):
     clipped = min(max(mean, correction[6]), correction[7])
     more = (correction[0] - 1.0) * min(var, correction[5]) + correction[1] + correction[2] * (clipped * clipped)
     return max(var + weight * more, 0.0)
 
 
-@_compiled
+@compiled
 def _means_corrected(prefix, columns, share, shift, correction, across, down, out):
     """:func:`_means`, corrected with the weights ``across − down``."""
     ends = prefix[columns:]
@@ -197,7 +190,7 @@ def _means_corrected(prefix, columns, share, shift, correction, across, down, ou
         out[j] = _corrected_mean((ends[j] - prefix[j]) * share + shift, correction, across[j] - down)
 
 
-@_compiled
+@compiled
 def _variances_corrected(first, second, columns, share, shift, correction, across, down, out):
     ends, squares = first[columns:], second[columns:]
     for j in range(ends.shape[0]):
@@ -206,7 +199,7 @@ def _variances_corrected(first, second, columns, share, shift, correction, acros
         out[j] = _corrected_var(var, mean + shift, correction, across[j] - down)
 
 
-@_compiled
+@compiled
 def _scales(first, second, columns, share, shift, eps, mean, scale):
     """Mean and ``1/sqrt(var + eps)``: single precision and a step of Newton's, right to 46 bits."""
     ends, squares = first[columns:], second[columns:]
@@ -218,7 +211,7 @@ def _scales(first, second, columns, share, shift, eps, mean, scale):
         mean[j] = value + shift
 
 
-@_compiled
+@compiled
 def _scales_anywhere(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
     """The same beyond the range of single precision, and with a correction."""
     ends, squares = first[columns:], second[columns:]
@@ -231,7 +224,7 @@ def _scales_anywhere(first, second, columns, share, shift, eps, correction, acro
         mean[j] = _corrected_mean(value, correction, across[j] - down)
 
 
-@_compiled
+@compiled
 def _replicate(row, left, count):
     """Fill a row on both sides of ``count`` values that begin at ``left``."""
     first, last = row[left], row[left + count - 1]
@@ -239,13 +232,13 @@ def _replicate(row, left, count):
     row[left + count :] = last
 
 
-@_compiled
+@compiled
 def _normalise(row, mean, scale, weight, bias, out):
     for j in range(row.shape[0]):
         out[j] = (np.float64(row[j]) - mean[j]) * (scale[j] * weight) + bias
 
 
-@_compiled
+@compiled
 def _combine(operation, row, values, out):
     if operation == 0:
         out[:] = values
@@ -266,7 +259,7 @@ def _combine(operation, row, values, out):
 # channels share a statistic. ``spoiled[unit]`` tells that a sum ended up NaN or infinite.
 
 
-@_compiled
+@compiled
 def _slide(
     x, rows, columns, moments, placed, corrected, coefficients, down, across, bands, means, variances, spoiled,
     start, stop,
@@ -321,7 +314,7 @@ def _slide(
         spoiled[unit] = not np.isfinite(total)
 
 
-@_compiled
+@compiled
 def _norm(
     x, rows, columns, weight, bias, eps, corrected, coefficients, down, across, bands, out, spoiled, start, stop
 ):  # fmt: skip
@@ -367,7 +360,7 @@ def _norm(
         spoiled[unit] = not np.isfinite(first.sum() + second.sum())
 
 
-@_compiled
+@compiled
 def _grid(
     x, tops, lefts, rows, columns, moments, corrected, coefficients, down_weights, across_weights, means, variances,
     spoiled, start, stop,
@@ -422,7 +415,7 @@ def _grid(
         spoiled[p] = not np.isfinite(first.sum() + (second.sum() if moments else 0.0))
 
 
-@_compiled
+@compiled
 def _meet(operation, x, grid, down, down_share, across, across_share, left, out, start, stop):
     """``x`` with the value of each position's window: one of ``grid``, or linear between those around it.
 
@@ -462,7 +455,7 @@ def _meet(operation, x, grid, down, down_share, across, across_share, left, out,
             _combine(operation, x[p, i], values, out[p, i])
 
 
-@_compiled
+@compiled
 def _widen(row, across, share, one, out):
     """A row of the grid at every column; a share of zero reads one window only, whatever is in the other."""
     for j in range(out.shape[0]):
