@@ -197,7 +197,7 @@ _DECISIONS = (
 
 # Ideas that have one home, and how a definition of each is told.
 IDEAS = {
-    "where a window starts": r"\(\w+(?:\[\w+\])? - 1\) ?// ?2",
+    "where a window starts": r"\([^()'\n]*(?:\([^()\n]*\))? - 1\) ?// ?2",
     "the correction's formula": r"\((?:a|scale|rows\[0\]|self\.a) - 1(?:\.0)?\) \*|a1 \*",
     "readers of pictures": r"\b(?:Image\.open|new_from_file|imread|ImageInput\.open|new_from_buffer)\(",
     "tilings": r"def \w*(?:starts|tiles_of|ramp)\w*\(",

@@ -81,7 +81,7 @@ COMPLEX = {
     "tlsc.eval.judge.verdict:judge",
     "tlsc.eval.run.cells:cells_of",
 }
-WINDOW_STARTS = 19
+WINDOW_STARTS = 11
 
 
 def test_no_import_circle() -> None:

@@ -19,7 +19,7 @@ import tlsc
 from tlsc.attention import (
     LocalNonLocalBlock,
     LocalTransposedAttention,
-    _Axis,
+    _Blocks,
     _default_stride,
     local_non_local,
     local_transposed_attention,
@@ -164,7 +164,7 @@ def test_a_covering_window_is_the_global_layer(function: Any) -> None:
     q, k, v = _maps(2, 2, 3, 5, 7)
     whole = transposed_attention(q, k, v, 2.0)
     assert torch.equal(function(q, k, v, 2.0, (5, 9)), whole)
-    axis = _Axis.of(5, 5, 1)  # nothing to slide: the same by the other way
+    axis = _Blocks.of(5, 5, 1)  # nothing to slide: the same by the other way
     assert axis.windows == [(0, 1)]
     assert axis.regions == [(0, 5)]
 

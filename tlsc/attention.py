@@ -42,6 +42,7 @@ from ._statistics import any_size as _graph
 from ._statistics import any_size_attention as _graph_attention
 from ._statistics import operations as _dispatch
 from ._statistics import reference as _reference
+from ._windows import Axis, covers
 from .errors import ArgumentTypeError, ArgumentValueError
 from .modules import _LocalModule
 
@@ -129,7 +130,7 @@ def local_transposed_attention(
     steps = _default_stride(size) if stride is None else as_pair(stride, "stride")
     if _graph.applies():
         return _dispatch.transposed_attention(q, k, v, scale, size, steps)
-    if _covers(size, q):
+    if covers(size, q.shape[-2:]):
         return _global(q, k, v, scale)
     return _sliding(q, k, v, scale, size, steps)
 
@@ -191,7 +192,7 @@ def _global(q: Tensor, k: Tensor, v: Tensor, scale: Tensor) -> Tensor:
 def _sliding(
     q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int], stride: tuple[int, int]
 ) -> Tensor:
-    rows, columns = (_Axis.of(n, w, r) for n, w, r in zip(q.shape[3:], window, stride, strict=True))
+    rows, columns = (_Blocks.of(n, w, r) for n, w, r in zip(q.shape[3:], window, stride, strict=True))
     compute = torch.promote_types(q.dtype, torch.float32)
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     with _full_precision(q):
@@ -213,13 +214,13 @@ def _sliding_by(
     """What an operator of this name runs: in a graph of any size, or at once."""
     if graph:
         return _graph_attention.sliding(q, k, v, scale, window, stride, EPS)
-    return _global(q, k, v, scale) if _covers(window, q) else _sliding(q, k, v, scale, window, stride)
+    return _global(q, k, v, scale) if covers(window, q.shape[-2:]) else _sliding(q, k, v, scale, window, stride)
 
 
 def _overlapping_by(graph: bool, q: Tensor, k: Tensor, v: Tensor, scale: Tensor, window: tuple[int, int]) -> Tensor:
     if graph:
         return _graph_attention.overlapping(q, k, v, scale, window, EPS)
-    return _global(q, k, v, scale) if _covers(window, q) else _overlapping(q, k, v, scale, window)
+    return _global(q, k, v, scale) if covers(window, q.shape[-2:]) else _overlapping(q, k, v, scale, window)
 
 
 def _non_local_by(
@@ -230,7 +231,7 @@ def _non_local_by(
     return local_non_local(q, k, v, window, scale, weighting)
 
 
-def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+def _weights(q: Tensor, k: Tensor, scale: Tensor, rows: _Blocks, columns: _Blocks) -> Tensor:
     """The attention of each evaluated window: (N, heads, windows down, windows across, c, c)."""
     compute = torch.promote_types(q.dtype, torch.float32)
     products: list[list[Tensor]] = [[], [], []]
@@ -262,7 +263,7 @@ def _blocks(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     return _split(x, count).permute(0, 1, 4, 2, 3, 5).flatten(-2).to(dtype)
 
 
-def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+def _window_sums(x: Tensor, rows: _Blocks, columns: _Blocks) -> Tensor:
     """Sums over windows of (N, heads, segments down, segments across, …).
 
     A NaN or Inf reaches only the windows that contain it: where there is one, no sum is a difference.
@@ -284,7 +285,7 @@ def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _Blocks:
     """How the evaluated windows lie on an axis.
 
     ``segments``: the pieces (begin, end) into which the windows' edges cut it. ``windows``: for each window, the
@@ -297,13 +298,12 @@ class _Axis:
     regions: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, n: int, size: int, stride: int) -> _Axis:
-        k = min(size, n)
-        starts = [*range(0, n - k, stride), n - k]
+    def of(cls, n: int, size: int, stride: int) -> _Blocks:
+        axis = Axis(n, size, min(stride, n))
+        k, starts = axis.size, axis.evaluated.tolist()
         cuts = sorted({edge for start in starts for edge in (start, start + k)})
         index = {cut: i for i, cut in enumerate(cuts)}
-        # Position i has the window that starts at i - (k - 1)//2, shifted to stay inside.
-        borders = [(k - 1) // 2 + (below + above) // 2 + 1 for below, above in pairwise(starts)]
+        borders = [axis.before + (below + above) // 2 + 1 for below, above in pairwise(starts)]
         return cls(
             segments=list(pairwise(cuts)),
             windows=[(index[start], index[start + k]) for start in starts],
@@ -376,10 +376,6 @@ def _check_maps(maps: dict[str, Any], dims: int, form: str) -> None:
             raise ArgumentValueError(f"{name} must have {dims} dimensions {form}, got shape {tuple(x.shape)}")
         if x.shape[-2] == 0 or x.shape[-1] == 0:
             raise ArgumentValueError(f"{name} must have at least one position, got shape {tuple(x.shape)}")
-
-
-def _covers(window: tuple[int, int], x: Tensor) -> bool:
-    return window[0] >= x.shape[-2] and window[1] >= x.shape[-1]
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -463,8 +459,7 @@ def _attend(
 ) -> Tensor:
     """The outputs of one tile of positions."""
     (low, high), (near, far) = (
-        (_start(begin, n, m), _start(end - 1, n, m) + m)
-        for (begin, end), n, m in zip((rows, columns), q.shape[2:], size, strict=True)
+        _span(Axis(n, m), begin, end) for (begin, end), n, m in zip((rows, columns), q.shape[2:], size, strict=True)
     )
     values = v[..., low:high, near:far]
     one_window = high - low == size[0] and far - near == size[1]
@@ -491,13 +486,14 @@ def _attend(
     return out.transpose(1, 2).reshape(shape).to(v.dtype)
 
 
-def _start(i: int, n: int, k: int) -> int:
-    return min(max(i - (k - 1) // 2, 0), n - k)
+def _span(axis: Axis, begin: int, end: int) -> tuple[int, int]:
+    """What the windows of the positions [begin, end) hold together."""
+    return int(axis.start(begin)), int(axis.start(end - 1)) + axis.size
 
 
 def _outside(queries: tuple[int, int], begin: int, end: int, n: int, k: int, device: torch.device) -> Tensor:
     """For each query position of an axis, which of the positions [begin, end) its window leaves out."""
-    starts = (torch.arange(*queries, device=device) - (k - 1) // 2).clamp(0, n - k).unsqueeze(1)
+    starts: Tensor = Axis(n, k, 1, device).start(torch.arange(*queries, device=device)).unsqueeze(1)
     positions = torch.arange(begin, end, device=device)
     return (positions < starts) | (positions >= starts + k)
 
@@ -515,7 +511,8 @@ def _tile(batch: int, kh: int, kw: int) -> tuple[int, int]:
 
 def _tiles(n: int, k: int, size: int) -> list[tuple[int, int]]:
     """Positions (begin, end) in tiles; never one that mixes the border's one window with others."""
-    first, last = (k - 1) // 2 + 1, n - k + (k - 1) // 2
+    axis = Axis(n, k)
+    first, last = axis.before + 1, axis.last + axis.before
     out = []
     for begin, end in ((0, min(first, n)), (first, last), (max(first, last), n)):
         out += [(i, min(i + size, end)) for i in range(begin, end, size)]

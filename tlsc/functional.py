@@ -25,6 +25,7 @@ from ._statistics import any_size as _graph
 from ._statistics import operations as _dispatch
 from ._statistics import reference as _reference
 from ._statistics.correction import Correction
+from ._windows import covers
 from .errors import ArgumentValueError
 
 __all__ = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]
@@ -80,7 +81,7 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
         return _dispatch.local_var_mean(x, size)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone(), x.clone()
-    if _covers(size, x):
+    if covers(size, x.shape[2:]):
         wide = x.to(torch.float32) if x.dtype in _HALF else x
         var, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
         return var.to(x.dtype).expand(x.shape), mean.to(x.dtype).expand(x.shape)
@@ -163,7 +164,7 @@ def _local_mean(
         return _dispatch.local_mean(x, window, stride, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
-    if _covers(window, x):  # its own borders are in the statistics: nothing to correct
+    if covers(window, x.shape[2:]):  # its own borders are in the statistics: nothing to correct
         return _global_mean(x).expand(x.shape)
     return _dispatch.local_mean(x, window, stride, correction)
 
@@ -189,7 +190,7 @@ def _local_group_norm(
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
     plain = all(p is None or p.dtype == x.dtype for p in (weight, bias))
-    if _covers(window, x) and plain and x.shape[2] * x.shape[3] > 1:
+    if covers(window, x.shape[2:]) and plain and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
         if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
@@ -201,7 +202,3 @@ def _global_mean(x: Tensor) -> Tensor:
     """(N, C, 1, 1), as adaptive average pooling gives it; half types are summed in float32."""
     dtype: Any = torch.float32 if x.dtype in _HALF else None
     return x.mean((2, 3), keepdim=True, dtype=dtype).to(x.dtype)
-
-
-def _covers(window: tuple[int, int], x: Tensor) -> bool:
-    return window[0] >= x.shape[2] and window[1] >= x.shape[3]

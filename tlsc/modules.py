@@ -12,6 +12,7 @@ from ._arguments import as_pair, as_positive_int, check_eps
 from ._statistics import any_size as _graph
 from ._statistics import reference as _reference
 from ._statistics.correction import Correction
+from ._windows import covers
 from .errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = ["LocalAvgPool2d", "LocalGroupNorm", "LocalInstanceNorm2d"]
@@ -40,7 +41,7 @@ class _LocalModule(nn.Module):
         return new
 
     def _covers(self, x: Tensor) -> bool:
-        return self.window[0] >= x.shape[-2] and self.window[1] >= x.shape[-1]
+        return covers(self.window, x.shape[-2:])
 
 
 class LocalAvgPool2d(_LocalModule):

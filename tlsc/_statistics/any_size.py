@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .correction import Correction, share_of
+from .._windows import Axis, Windows
+from .correction import Correction
 
 __all__ = [
     "applies",
@@ -91,7 +92,7 @@ def local_group_norm(
     var, mean = _moments(centred, window, 1)
     if correction is not None:
         absolute = mean + shift.squeeze(2)
-        share = _inside(x, window, 1).to(var.dtype)
+        share = _windows(x, window, 1).outline(var.dtype)
         var = correction.var_of(var, absolute, share)
         mean = correction.mean_of(absolute, share) - shift.squeeze(2)
     scale = place((var + eps).rsqrt(), window, 1, height, width).unsqueeze(2)
@@ -110,7 +111,7 @@ def grid_means(x: Tensor, window: Window, stride: int = 1, correction: Correctio
     shift = _shift(groups)
     mean = _means((groups.to(shift.dtype) - shift).mean(2), window, stride) + shift.squeeze(2)
     if correction is not None:
-        mean = correction.mean_of(mean, _inside(x, window, stride).to(mean.dtype))
+        mean = correction.mean_of(mean, _windows(x, window, stride).outline(mean.dtype))
     return mean.to(x.dtype)
 
 
@@ -123,7 +124,7 @@ def grid_moments(
     var, mean = _moments(groups.to(shift.dtype) - shift, window, stride)
     mean = mean + shift.squeeze(2)
     if correction is not None:
-        share = _inside(x, window, stride).to(mean.dtype)
+        share = _windows(x, window, stride).outline(mean.dtype)
         var, mean = correction.var_of(var, mean, share), correction.mean_of(mean, share)
     return var.to(x.dtype), mean.to(x.dtype)
 
@@ -131,31 +132,23 @@ def grid_moments(
 def grid_maxima(x: Tensor, window: Window, stride: int = 1) -> Tensor:
     """As :func:`tlsc._reference.grid_maxima`."""
     out = x.amax(2) if x.dim() == 5 else x
-    for dim, axis in _AXES:
-        n, k = out.shape[dim], window[axis]
+    for dim, number in _AXES:
+        n, k = out.shape[dim], window[number]
         out = _sliding(_longer(out, k - 1, dim, float("-inf")), n, k, dim, torch.maximum, idempotent=True)
         if stride > 1:
-            regular = torch.arange(n // stride + 1, device=x.device) * stride
-            _, last = window_starts(n, k, x.device)
-            starts = torch.cat([regular.clamp(max=n - 1), torch.zeros_like(regular[:1]) + last])
-            out = out.index_select(dim, starts)
+            starts = Axis(n, k, stride, x.device, free=True).evaluated
+            out = out.index_select(dim, starts.clamp(max=n - 1))
     return out
 
 
 def place(grid: Tensor, window: Window, stride: int, height: int, width: int) -> Tensor:
     """Give each position of (height, width) the value of its window in a grid (…, h, w) of evaluated ones."""
-    for (dim, axis), n in zip(_AXES, (height, width), strict=True):
-        start, last = window_starts(n, window[axis], grid.device)
+    for (dim, number), n in zip(_AXES, (height, width), strict=True):
+        axis = Axis(n, window[number], stride, grid.device, free=True)
         if stride == 1:
-            grid = grid.index_select(dim, start)
+            grid = grid.index_select(dim, axis.starts)
             continue
-        flush = grid.shape[dim] - 1
-        lower = start // stride * stride
-        upper = (lower + stride).clamp(max=last)
-        share = (start - lower).to(grid.dtype) / (upper - lower).clamp(min=1).to(grid.dtype)
-        below = torch.where(lower == last, flush, lower // stride)
-        # A share of zero must not read its other window: zero times NaN is NaN.
-        above = torch.where(share > 0, torch.where(upper == last, flush, upper // stride), below)
+        below, above, share = axis.between(grid.dtype)
         share = share.unsqueeze(-1) if dim == -2 else share
         grid = torch.lerp(grid.index_select(dim, below), grid.index_select(dim, above), share)
     return grid
@@ -169,34 +162,16 @@ def meet(x: Tensor, grid: Tensor, window: Window, stride: int, operation: str) -
 
 def grid_shape(x: Tensor, stride: int) -> tuple[int, ...]:
     """The shape of the grids that are made here of (N, K, H, W) or (N, K, D, H, W)."""
-    sides = (n if stride == 1 else n // stride + 2 for n in x.shape[-2:])
-    return *x.shape[:2], *sides
+    return *x.shape[:2], *_windows(x, (1, 1), stride).grid
 
 
-def window_starts(n: int, k: int, device: torch.device) -> tuple[Tensor, Any]:
-    """Where the window of each of ``n`` positions starts, and where the last one does."""
-    inside = smaller(k, n)
-    last = n - inside
-    return (torch.arange(n, device=device) - (inside - 1) // 2).clamp(min=0).clamp(max=last), last
-
-
-def _inside(x: Tensor, window: Window, stride: int) -> Tensor:
-    """As :func:`tlsc._correction.inside`, for the grid that is made here of a map (…, H, W); float32."""
-    touched, sizes = [], []
-    for dim, axis in _AXES:
-        n = x.shape[dim]
-        _, last = window_starts(n, window[axis], x.device)
-        start = torch.arange(n if stride == 1 else n // stride + 1, device=x.device) * stride
-        if stride > 1:
-            start = torch.cat([start, torch.zeros_like(start[:1]) + last])
-        touched.append((start == 0).float() + (start == last).float())
-        sizes.append(smaller(window[axis], n))
-    return share_of(touched[0], touched[1], (sizes[0], sizes[1]))
+def _windows(x: Tensor, window: Window, stride: int) -> Windows:
+    return Windows.of(x.shape[-2:], window, stride, x.device, free=True)
 
 
 def positions(x: Tensor, window: Window) -> Any:
     """How many positions of the map (…, H, W) a window holds."""
-    return smaller(window[0], x.shape[-2]) * smaller(window[1], x.shape[-1])
+    return _windows(x, window, 1).positions
 
 
 def _moments(centred: Tensor, window: Window, stride: int) -> tuple[Tensor, Tensor]:
@@ -228,8 +203,7 @@ def _sums(x: Tensor, k: int, dim: int, stride: int) -> Tensor:
     if rest:
         parts.append(blocks.narrow(inner, 0, rest).sum(inner).narrow(dim, whole, count))
     grid = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    _, last = window_starts(n, k, x.device)
-    inside = torch.arange(n, device=x.device) >= last
+    inside = torch.arange(n, device=x.device) >= Axis(n, k, stride, x.device, free=True).last
     flush = x.masked_fill(~(inside.unsqueeze(-1) if dim == -2 else inside), 0.0).sum(dim, keepdim=True)
     return torch.cat([grid, flush], dim)
 

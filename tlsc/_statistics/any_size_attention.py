@@ -8,12 +8,11 @@ window.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .any_size import smaller, window_starts
+from .._windows import Axis, Windows
 
 __all__ = ["non_local", "overlapping", "sliding"]
 
@@ -24,8 +23,8 @@ def sliding(
     """As :func:`tlsc.attention.local_transposed_attention`, for ``scale`` (heads or 1, 1, 1)."""
     compute = torch.promote_types(q.dtype, torch.float32)
     height, width = q.shape[3:]
-    rows = _Axis.of(height, window[0], stride[0], q.device)
-    columns = _Axis.of(width, window[1], stride[1], q.device)
+    rows = _Blocks.of(height, window[0], stride[0], q.device)
+    columns = _Blocks.of(width, window[1], stride[1], q.device)
     a, b = (_parts(x.to(compute), rows, columns) for x in (q, k))
     gram = _window_sums(a @ b.transpose(-2, -1), rows, columns)
     lengths = [_window_sums(x.square().sum(-1), rows, columns).clamp(min=eps * eps).sqrt() for x in (a, b)]
@@ -63,27 +62,26 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
     """As :func:`tlsc.attention.local_non_local`, but with all weights at once, as many as the global block has."""
     height, width = q.shape[2:]
     dtype = torch.promote_types(q.dtype, torch.float32)
-    count: Any = 1
+    windows = Windows.of((height, width), window, 1, q.device, free=True)
     inside = None
-    for n, size, shape in ((height, window[0], (height, 1, height, 1)), (width, window[1], (1, width, 1, width))):
-        start = window_starts(n, size, q.device)[0].unsqueeze(1)
-        at = torch.arange(n, device=q.device)
-        held = ((at >= start) & (at < start + size)).reshape(shape)
+    for axis, shape in zip(windows, ((height, 1, height, 1), (1, width, 1, width)), strict=True):
+        start = axis.starts.unsqueeze(1)
+        at = torch.arange(axis.n, device=q.device)
+        held = ((at >= start) & (at < start + axis.k)).reshape(shape)
         inside = held if inside is None else inside & held
-        count = count * smaller(size, n)
     assert inside is not None
     scores = (q.flatten(2).to(dtype).transpose(1, 2) @ k.flatten(2).to(dtype)) * scale
     inside = inside.reshape(height * width, height * width)
     if softmax:
         weights = scores.masked_fill(~inside, float("-inf")).softmax(-1)
     else:
-        weights = scores.masked_fill(~inside, 0.0) / count
+        weights = scores.masked_fill(~inside, 0.0) / windows.positions
     out = (weights @ v.flatten(2).to(dtype).transpose(1, 2)).transpose(1, 2)
     return torch.unflatten(out, 2, (height, width)).to(v.dtype)
 
 
 @dataclass(frozen=True)
-class _Axis:
+class _Blocks:
     """How the evaluated windows lie on an axis, in blocks of ``size``.
 
     Sums: the blocks are gathered by ``held`` (positions) and ``mask`` (1 where a position counts); row ``w`` of
@@ -103,24 +101,24 @@ class _Axis:
     back: Tensor
 
     @classmethod
-    def of(cls, n: int, window: int, stride: int, device: torch.device) -> _Axis:
-        _, last = window_starts(n, window, device)
+    def of(cls, n: int, window: int, stride: int, device: torch.device) -> _Blocks:
+        axis = Axis(n, window, stride, device, free=True)
+        last = axis.last
         regular = (last + stride - 1) // stride  # windows at 0, r, 2r, … before the last one
         count = n // stride + 2  # at least the blocks that there are; further ones hold and serve nothing
         held, mask, windows = _sums(n, window, stride, count, last, device)
 
-        before = (smaller(window, n) - 1) // 2
         # Where one window takes over from the one before it: at `first`, then every `stride`, at last at `final`.
-        first = before + stride // 2 + 1
+        first = axis.before + stride // 2 + 1
         below = torch.sym_max(regular - 1, 0) * stride
-        final = before + (below + last) // 2 + 1
+        final = axis.before + (below + last) // 2 + 1
         lead = -first % stride  # so that they take over between blocks
         shared = (final + lead) // stride
         main = torch.arange(count * stride, device=device) - lead
         again = torch.arange(stride, device=device) + (shared * stride - lead)
         starts = torch.arange(count, device=device) * stride - lead
         at = torch.cat([starts, again[-1:]]).clamp(min=0).clamp(max=n - 1)
-        start = (at - before).clamp(min=0).clamp(max=last)
+        start = axis.start(at)
         lower = start // stride
         upper = ((lower + 1) * stride).clamp(max=last)
         index = lower + (start > (lower * stride + upper) // 2).to(lower.dtype)
@@ -148,8 +146,8 @@ class _Overlap:
 
     @classmethod
     def of(cls, n: int, window: int, device: torch.device) -> _Overlap:
-        inside = smaller(window, n)
-        last: Any = n - inside
+        axis = Axis(n, window, 1, device, free=True)
+        inside, last = axis.size, axis.last
         at = torch.arange(n, device=device)
         # One more than there are, which nobody reads: a graph would take an axis of one for always one.
         index = torch.arange((n - 1) // window + 2, device=device)
@@ -201,7 +199,7 @@ def _sums(
     return torch.cat(held).clamp(max=n - 1), torch.cat(mask), torch.cat(windows, 1)
 
 
-def _parts(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+def _parts(x: Tensor, rows: _Blocks, columns: _Blocks) -> Tensor:
     """The blocks to sum over: (N, heads, down, across, c, positions)."""
     for dim, axis in ((-2, rows), (-1, columns)):
         mask = axis.mask.unsqueeze(-1) if dim == -2 else axis.mask
@@ -222,7 +220,7 @@ def _joined(x: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).flatten(-3, -2)
 
 
-def _window_sums(x: Tensor, rows: _Axis, columns: _Axis) -> Tensor:
+def _window_sums(x: Tensor, rows: _Blocks, columns: _Blocks) -> Tensor:
     """Sums over each window of (N, heads, down, across, …)."""
     tail = x.shape[4:]
     down, across = rows.windows.to(x.dtype), columns.windows.to(x.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "NOTHING", "Correction", "corrected_mean", "corrected_var", "inside", "share_of"]
+__all__ = ["NAMES", "NOTHING", "Correction", "corrected_mean", "corrected_var"]
 
 NAMES = ("a", "b", "c", "d", "e", "top", "low", "high")
 """The rows of a correction, in the order in which they are stored everywhere: tensors, plans, kernels."""
@@ -117,26 +117,3 @@ class Correction:
 
     def _beside(self, values: Tensor) -> tuple[Tensor, ...]:
         return self.rows.to(values).unsqueeze(-1).unsqueeze(-1).unbind()
-
-
-def inside(windows: Tensor, window: tuple[int, int]) -> Tensor:
-    """The share of each window's outline that lies inside the map, (h, w), for evaluated windows (…, h, w).
-
-    Args:
-        windows: anything with one value for each; the first and the last of an axis lie at the map's border.
-        window: their size, no larger than the map.
-    """
-    return share_of(_ends(windows.shape[-2], windows), _ends(windows.shape[-1], windows), window)
-
-
-def share_of(down: Tensor, across: Tensor, window: tuple[Any, Any]) -> Tensor:
-    """The same, from how many of the map's ends the windows touch: rows of windows (h,), columns (w,)."""
-    rows, columns = window
-    share: Tensor = 1 - (columns * down.unsqueeze(1) + rows * across) / (2 * (rows + columns))
-    return share
-
-
-def _ends(count: int, like: Tensor) -> Tensor:
-    """How many of the map's two ends on an axis each of its windows touches."""
-    place = torch.arange(count, device=like.device)
-    return (place == 0).to(like.dtype) + (place == count - 1).to(like.dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._windows import Axis, Windows
 from . import any_size as _graph
 from . import backends
 from . import onnx_functions as _onnx
@@ -79,7 +80,7 @@ def _call_of_any_size(name: str, tensors: Sequence[Tensor | None], *arguments: A
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """See :func:`tlsc._statistics.reference.local_mean`; so for the others."""
-    out: Tensor = _call("local_mean", (x, _rows(correction, x)), *window, stride)
+    out: Tensor = _call("local_mean", (x, _rows(correction, x)), *window, _step(stride, x.shape[-2:]))
     return out
 
 
@@ -102,24 +103,24 @@ def local_group_norm(
 
 
 def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
-    out: Tensor = _call("grid_means", (x, _rows(correction, x)), *window, stride)
+    out: Tensor = _call("grid_means", (x, _rows(correction, x)), *window, _step(stride, x.shape[-2:]))
     return out
 
 
 def grid_moments(
     x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
 ) -> tuple[Tensor, Tensor]:
-    var, mean = _call("grid_moments", (x, _rows(correction, x)), *window, stride)
+    var, mean = _call("grid_moments", (x, _rows(correction, x)), *window, _step(stride, x.shape[-2:]))
     return var, mean
 
 
 def grid_maxima(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
-    out: Tensor = _call("grid_maxima", (x,), *window, stride)
+    out: Tensor = _call("grid_maxima", (x,), *window, _step(stride, x.shape[-2:]))
     return out
 
 
 def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
-    out: Tensor = _call("place", (grid,), *window, stride, height, width)
+    out: Tensor = _call("place", (grid,), *window, _step(stride, (height, width)), height, width)
     return out
 
 
@@ -141,11 +142,19 @@ def non_local(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int], scale: f
 
 
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
-    out: Tensor = _call("meet", (x, grid), *window, stride, operation)
+    out: Tensor = _call("meet", (x, grid), *window, _step(stride, x.shape[-2:]), operation)
     return out
 
 
 # ---------------------------------------------------------------- the operations on tensors and numbers alone
+
+
+def _step(stride: int, sizes: Sequence[int]) -> int:
+    """A stride no larger than the map: from there on there is only the first and the last window of an axis.
+
+    Room is taken in proportion to it. In a graph sizes must not be asked.
+    """
+    return stride if _graph.applies() else min(stride, max(1, *sizes))
 
 
 def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:
@@ -257,10 +266,8 @@ def _filled(grid: Tensor, sides: Sequence[int]) -> Tensor:
 def _emptied(grid: Tensor, windows: Sequence[int], stride: int, sides: Sequence[int]) -> Tensor:
     """The inverse of :func:`_filled`."""
     for dim, k, n in zip((-2, -1), windows, sides, strict=True):
-        last = max(n - k, 0)
-        regular = last // stride + 1
-        out = grid.narrow(dim, 0, regular)
-        grid = torch.cat([out, grid.narrow(dim, grid.shape[dim] - 1, 1)], dim) if last % stride else out
+        others = Axis(n, k, stride).count - 1
+        grid = torch.cat([grid.narrow(dim, 0, others), grid.narrow(dim, grid.shape[dim] - 1, 1)], dim)
     return grid
 
 
@@ -307,9 +314,8 @@ def _like(x: Tensor, *_: Any) -> Tensor:
 
 
 def _grid(x: Tensor, *arguments: Any) -> Tensor:
-    rows, columns, stride = arguments[-3:]
-    sizes = [(max(n - k, 0) + stride - 1) // stride + 1 for n, k in zip(x.shape[-2:], (rows, columns), strict=True)]
-    return x.new_empty((x.shape[0], x.shape[1], *sizes))
+    *window, stride = arguments[-3:]
+    return x.new_empty((x.shape[0], x.shape[1], *Windows.of(x.shape[-2:], window, stride).grid))
 
 
 _SCHEMAS = {

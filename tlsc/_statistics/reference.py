@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from .correction import Correction, inside
+from .._windows import Axis, Windows, covers_axis
+from .correction import Correction
 
 __all__ = ["local_group_norm", "local_mean", "local_var_mean"]
 
@@ -38,7 +39,7 @@ def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
         shift = _shift(planes)
         mean = _window_means(planes - shift, window, stride) + shift
         if per_plane is not None:
-            mean = per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
+            mean = per_plane.planes(part).mean_of(mean, _outline(planes, window, stride, mean))
         if stride == 1:
             return _replicate(mean.to(x.dtype), window, height, width)
         return _interpolate(mean.to(read), window, stride, height, width).to(x.dtype)
@@ -82,7 +83,7 @@ def local_group_norm(
         var, mean = _moments(centred, window)
         if per_plane is not None:
             absolute = mean + shift.squeeze(1)
-            own, share = per_plane.planes(part), inside(var, _clipped(window, planes))
+            own, share = per_plane.planes(part), _outline(planes, window, 1, var)
             var = own.var_of(var, absolute, share)
             mean = own.mean_of(absolute, share) - shift.squeeze(1)
         scale = _replicate((var + eps).rsqrt(), window, height, width).unsqueeze(1)
@@ -115,7 +116,7 @@ def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: 
         return (
             mean
             if per_plane is None
-            else per_plane.planes(part).mean_of(mean, inside(mean, _clipped(window, planes)))
+            else per_plane.planes(part).mean_of(mean, _outline(planes, window, stride, mean))
         )
 
     planes = _stacked(x)
@@ -134,7 +135,7 @@ def grid_moments(
         var, mean = _moments(planes[part] - shift, window, stride)
         mean = mean + shift.squeeze(1)
         if per_plane is not None:
-            own, share = per_plane.planes(part), inside(var, _clipped(window, x))
+            own, share = per_plane.planes(part), _outline(x, window, stride, var)
             var = own.var_of(var, mean, share)
             mean = own.mean_of(mean, share)
         variances.append(var.to(x.dtype))
@@ -150,8 +151,7 @@ def grid_maxima(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
         k = min(size, n)
         out = _valid_maxima(out, k, dim)
         if stride > 1 and k < n:
-            starts = [*range(0, n - k, stride), n - k]
-            out = out.index_select(dim, torch.tensor(starts, device=x.device))
+            out = out.index_select(dim, Axis(n, k, stride, x.device).evaluated)
     return out
 
 
@@ -185,8 +185,10 @@ def _valid_maxima(x: Tensor, k: int, dim: int) -> Tensor:
     return torch.maximum(ends.narrow(dim, 0, n - k + 1), beginnings.narrow(dim, k - 1, n - k + 1))
 
 
-def _clipped(window: tuple[int, int], x: Tensor) -> tuple[int, int]:
-    return min(window[0], x.shape[-2]), min(window[1], x.shape[-1])
+def _outline(x: Tensor, window: tuple[int, int], stride: int, like: Tensor) -> Tensor:
+    """The share of each evaluated window's outline that lies inside the map (…, H, W): (h, w)."""
+    share: Tensor = Windows.of(x.shape[-2:], window, stride, x.device).outline(like.dtype)
+    return share
 
 
 def _stacked(x: Tensor) -> Tensor:
@@ -231,7 +233,8 @@ def _window_means(planes: Tensor, window: tuple[int, int], stride: int = 1) -> T
         edge = total if stride > 1 else torch.cat([total[..., -1, :], total[..., :, -1]], dim=-1)
         if not bool(torch.isfinite(edge).all()):
             total = sums(contained=True)
-    return total / (min(window[0], planes.shape[-2]) * min(window[1], planes.shape[-1]))
+    means: Tensor = total / Windows.of(planes.shape[-2:], window).positions
+    return means
 
 
 def _valid_sums(x: Tensor, k: int, dim: int, contained: bool) -> Tensor:
@@ -301,8 +304,8 @@ def _grid_sums(stride: int, x: Tensor, k: int, dim: int, contained: bool) -> Ten
 def _replicate(windows: Tensor, window: tuple[int, int], height: int, width: int) -> Tensor:
     """Give each position of (H, W) the value of its own window: the border takes the nearest one."""
     pads: list[int] = []
-    for n, k in ((width, min(window[1], width)), (height, min(window[0], height))):
-        pads += [0, 0] if k == n else [(k - 1) // 2, k // 2]
+    for axis in (Axis(width, window[1]), Axis(height, window[0])):
+        pads += [0, 0] if axis.size == axis.n else [axis.before, axis.size - 1 - axis.before]
     if any(pads):
         windows = F.pad(windows, tuple(pads), mode="replicate")
     return windows.expand(*windows.shape[:-2], height, width)
@@ -310,20 +313,13 @@ def _replicate(windows: Tensor, window: tuple[int, int], height: int, width: int
 
 def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
     """Give each position the linear interpolation between the evaluated windows around its own."""
-    for dim, n, size in ((-2, height, window[0]), (-1, width, window[1])):
-        k = min(size, n)
-        if k == n:
+    for dim, axis in (
+        (-2, Axis(height, window[0], stride, grid.device)),
+        (-1, Axis(width, window[1], stride, grid.device)),
+    ):
+        if covers_axis(axis.k, axis.n):
             continue
-        last = n - k
-        start = (torch.arange(n, device=grid.device) - (k - 1) // 2).clamp(0, last)
-        below = start // stride
-        below = torch.where(start == last, grid.shape[dim] - 1, below)
-        origin = (below * stride).clamp(max=last)
-        gap = ((below + 1) * stride).clamp(max=last) - origin
-        # gap is 0 at the last window, where start is its origin.
-        share = (start - origin).to(grid.dtype) / gap.clamp(min=1)
-        # A share of zero must not read its other window: zero times NaN is NaN.
-        above = torch.where(share > 0, below + 1, below)
+        below, above, share = axis.between(grid.dtype)
         share = share.unsqueeze(-1) if dim == -2 else share
         grid = torch.lerp(grid.index_select(dim, below), grid.index_select(dim, above), share)
     return grid.expand(*grid.shape[:-2], height, width)
