@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tlsc._statistics import any_size as _graph
+from tlsc._internal import graphs
 
 __all__ = ["cut", "padded"]
 
@@ -33,7 +33,7 @@ def padded(x: Tensor, multiple: int, mode: str = "constant", wider: Any = 0) -> 
     # Not -height % multiple: torch.compile has no remainder for sizes that end up in floats (MPRNet's resampling).
     down, right = ((n + multiple - 1) // multiple * multiple - n for n in (height, width))
     right += wider
-    if not _graph.applies():
+    if not graphs.applies():
         return F.pad(x, (0, right, 0, down), mode=mode)
     more = multiple if isinstance(wider, int) and wider == 0 else 2 * multiple
     return F.pad(x, (0, more, 0, more), mode=mode)[..., : height + down, : width + right]
@@ -45,7 +45,7 @@ def cut(x: Tensor, height: int, width: int) -> Tensor:
     In a graph that is to hold at every size by gathering: a slice that happens to be everything has another memory
     layout than one that is not.
     """
-    if not _graph.applies():
+    if not graphs.applies():
         return x[..., :height, :width]
     rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
     return x.index_select(-2, rows).index_select(-1, columns)

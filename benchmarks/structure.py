@@ -22,12 +22,12 @@ FOLDERS = {"tlsc": "tlsc", "adapters": "tlsc.adapters", "eval": "tlsc.eval"}
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("tlsc.eval",),
     ("tlsc.adapters",),
-    ("tlsc",),
+    ("tlsc", "tlsc._internal"),
     ("tlsc._convert",),
     ("tlsc._export", "tlsc._influence", "tlsc._calibration"),
     ("tlsc._surgery",),
-    ("tlsc._forwards", "tlsc._sites", "tlsc.modules"),
-    ("tlsc.attention", "tlsc.functional"),
+    ("tlsc._forwards", "tlsc._sites", "tlsc.modules", "tlsc.attention"),
+    ("tlsc.functional",),
     ("tlsc._statistics", "tlsc._models", "tlsc._plan", "tlsc._plan_file"),
     ("tlsc._windows", "tlsc._arguments", "tlsc._files", "tlsc.errors"),
 )

@@ -16,11 +16,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import tlsc
+from tlsc._statistics.transposed_attention import _Blocks, default_stride
 from tlsc.attention import (
     LocalNonLocalBlock,
     LocalTransposedAttention,
-    _Blocks,
-    _default_stride,
     local_non_local,
     local_transposed_attention,
     overlap,
@@ -169,10 +168,10 @@ def test_a_covering_window_is_the_global_layer(function: Any) -> None:
     assert axis.regions == [(0, 5)]
 
 
-def test_default_stride() -> None:
-    assert _default_stride((384, 192)) == (32, 16)
-    assert _default_stride((48, 100)) == (4, 10)
-    assert _default_stride((97, 1)) == (8, 1)
+def testdefault_stride() -> None:
+    assert default_stride((384, 192)) == (32, 16)
+    assert default_stride((48, 100)) == (4, 10)
+    assert default_stride((97, 1)) == (8, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -253,7 +252,7 @@ def test_non_local_equals_a_loop(size: Any, window: Any, weighting: Any, limit: 
     q, k, v = (x.flatten(1, 2) for x in _maps(2, 1, 3, *size))
     v = v[:, :2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tlsc.attention.LIMIT", limit)
+        patch.setattr("tlsc._statistics.non_local.LIMIT", limit)
         out = local_non_local(q, k, v, window, 0.7, weighting)
 
     def of_window(crop: Tensor, i: int, j: int) -> Tensor:

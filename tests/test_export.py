@@ -29,6 +29,7 @@ from tlsc._statistics import any_size as _graph
 from tlsc._statistics import any_size_attention as _graph_attention
 from tlsc._statistics import reference as _reference
 from tlsc._statistics.correction import Correction
+from tlsc._statistics.transposed_attention import EPS
 from tlsc.adapters import FFDNet, HINet, NLMNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main
@@ -296,10 +297,10 @@ def test_the_graph_s_attention_is_the_eager_one(
     q, k, v = (torch.randn((2, 2, 3, height, width), generator=generator, dtype=torch.float64) for _ in range(3))
     scale = torch.tensor([0.7, 1.3], dtype=torch.float64).reshape(2, 1, 1)
     expected = attention.local_transposed_attention(q, k, v, scale, window, stride)
-    got = _graph_attention.sliding(q, k, v, scale, window, (stride, stride), attention.EPS)
+    got = _graph_attention.sliding(q, k, v, scale, window, (stride, stride), EPS)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     expected = attention.overlapping_transposed_attention(q, k, v, scale, window)
-    got = _graph_attention.overlapping(q, k, v, scale, window, attention.EPS)
+    got = _graph_attention.overlapping(q, k, v, scale, window, EPS)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     for weighting in ("softmax", "mean"):
         expected = attention.local_non_local(q[:, 0], k[:, 0], v[:, 0], window, 0.5, weighting)  # type: ignore[arg-type]

@@ -778,7 +778,7 @@ def _random(*shape: int) -> Tensor:
 
 def _trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the branch-free path that graphs take."""
-    monkeypatch.setattr(_reference, "_is_traced", lambda x: True)
+    monkeypatch.setattr(_reference, "is_traced", lambda x: True)
 
 
 def _contains(window: tuple[int, int], pixel: tuple[int, int], size: tuple[int, int]) -> Tensor:

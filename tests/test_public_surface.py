@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import tlsc
+import tlsc.attention
+import tlsc.modules
 
 NAMES = [
     "BackendError",
@@ -38,6 +40,17 @@ NAMES = [
     "revert",
 ]
 FUNCTIONAL = ["local_group_norm", "local_instance_norm", "local_mean", "local_var_mean"]
+ATTENTION = [
+    "LocalNonLocalBlock",
+    "LocalTransposedAttention",
+    "local_non_local",
+    "local_transposed_attention",
+    "overlap",
+    "overlapping_transposed_attention",
+    "recognise",
+    "transposed_attention",
+]
+MODULES = ["LocalAvgPool2d", "LocalGroupNorm", "LocalInstanceNorm2d"]
 ERRORS = [
     "ArgumentTypeError",
     "ArgumentValueError",
@@ -58,6 +71,9 @@ _CALIBRATE = (
 )
 _BASE = "base_size: 'int | tuple[int, int]'"
 _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
+_QKV = "q: 'Tensor', k: 'Tensor', v: 'Tensor'"
+_HEADS = f"{_QKV}, temperature: 'Tensor | float'"
+_STEP = "stride: 'int | tuple[int, int] | None' = None"
 _AFFINE = "weight: 'Tensor | None' = None, bias: 'Tensor | None' = None, eps: 'float' = 1e-05"
 
 SIGNATURES = {
@@ -82,6 +98,18 @@ SIGNATURES = {
     "functional.local_var_mean": f"({_MAP}) -> 'tuple[Tensor, Tensor]'",
     "functional.local_instance_norm": f"({_MAP}, {_AFFINE}) -> 'Tensor'",
     "functional.local_group_norm": f"({_MAP}, num_groups: 'int', {_AFFINE}) -> 'Tensor'",
+    "attention.transposed_attention": f"({_HEADS}) -> 'Tensor'",
+    "attention.local_transposed_attention": f"({_HEADS}, {_MAP[13:]}, {_STEP}) -> 'Tensor'",
+    "attention.overlapping_transposed_attention": f"({_HEADS}, {_MAP[13:]}) -> 'Tensor'",
+    "attention.local_non_local": (
+        f"({_QKV}, {_MAP[13:]}, scale: 'float' = 1.0, weighting: 'Weighting' = 'softmax') -> 'Tensor'"
+    ),
+    "attention.overlap": "(module: 'nn.Module', window: 'tuple[int, int]') -> 'LocalTransposedAttention'",
+    "attention.recognise": "(module: 'nn.Module') -> 'tuple[str, Build] | None'",
+    "attention.LocalTransposedAttention.from_module": (
+        f"(module: 'nn.Module', {_MAP[13:]}, *, form: 'Form' = 'sliding', {_STEP}) -> 'LocalTransposedAttention'"
+    ),
+    "attention.LocalNonLocalBlock.from_module": (f"(module: 'nn.Module', {_MAP[13:]}) -> 'LocalNonLocalBlock'"),
     "LocalAvgPool2d": "(window: 'int | tuple[int, int]', stride: 'int' = 1) -> 'None'",
     "LocalAvgPool2d.from_module": (
         "(pool: 'nn.AdaptiveAvgPool2d', window: 'int | tuple[int, int]', stride: 'int' = 1) -> 'LocalAvgPool2d'"
@@ -135,6 +163,9 @@ def test_names() -> None:
     assert tlsc.__all__ == NAMES
     assert tlsc.functional.__all__ == FUNCTIONAL
     assert tlsc.errors.__all__ == ERRORS
+    assert tlsc.attention.__all__ == ATTENTION
+    assert tlsc.modules.__all__ == MODULES
+    assert all(getattr(tlsc.modules, name) is getattr(tlsc, name) for name in MODULES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,6 +181,7 @@ def test_signatures(name: str) -> None:
 def test_no_public_callable_is_forgotten() -> None:
     functions = [name for name in NAMES if inspect.isfunction(_get(name))]
     functions += [f"functional.{name}" for name in FUNCTIONAL]
+    functions += [f"attention.{name}" for name in ATTENTION if inspect.isfunction(getattr(tlsc.attention, name))]
     assert set(functions) <= set(SIGNATURES)
 
 

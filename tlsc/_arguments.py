@@ -10,7 +10,15 @@ from torch import Tensor
 
 from .errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["as_pair", "as_positive_int", "check_channels", "check_eps", "check_map"]
+__all__ = [
+    "as_pair",
+    "as_positive_int",
+    "check_attention",
+    "check_channels",
+    "check_eps",
+    "check_map",
+    "check_maps",
+]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -81,3 +89,37 @@ def check_eps(eps: Any) -> float:
     if not 0 <= eps < float("inf"):
         raise ArgumentValueError(f"eps must be finite and not negative, got {eps!r}")
     return float(eps)
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | float) -> Tensor:
+    """The temperature as (heads or 1, 1, 1), after a look at everything."""
+    check_maps({"q": q, "k": k, "v": v}, 5, "(N, heads, c, H, W)")
+    if q.shape != k.shape or q.shape != v.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ArgumentValueError(f"q, k and v must have the same shape, got {shapes}")
+    if not isinstance(temperature, Tensor):
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+            raise ArgumentTypeError(f"temperature must be a number or a tensor, got {temperature!r}")
+        temperature = torch.tensor(float(temperature), dtype=q.dtype, device=q.device)
+    if temperature.numel() not in (1, q.shape[1]):
+        raise ArgumentValueError(
+            f"temperature must have one value, or one for each of the {q.shape[1]} heads, "
+            f"got shape {tuple(temperature.shape)}"
+        )
+    return temperature.reshape(-1, 1, 1)
+
+
+def check_maps(maps: dict[str, Any], dims: int, form: str) -> None:
+    """Floating tensors of one dtype, with so many dimensions and at least one position."""
+    first = next(iter(maps.values()))
+    for name, x in maps.items():
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{name} must be a tensor {form}, got {type(x).__name__}")
+        if x.dtype not in FLOATING:
+            raise ArgumentTypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x.dtype != first.dtype:
+            raise ArgumentTypeError(f"{', '.join(maps)} must have the same dtype, got {first.dtype} and {x.dtype}")
+        if x.dim() != dims:
+            raise ArgumentValueError(f"{name} must have {dims} dimensions {form}, got shape {tuple(x.shape)}")
+        if x.shape[-2] == 0 or x.shape[-1] == 0:
+            raise ArgumentValueError(f"{name} must have at least one position, got shape {tuple(x.shape)}")

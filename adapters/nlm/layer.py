@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tlsc._arguments import FLOATING
-from tlsc._statistics import any_size as _graph
-from tlsc._statistics.reference import _is_traced
+from tlsc._internal import graphs
 from tlsc.adapters.nlm import arguments, geometry, operator
 from tlsc.adapters.nlm.exported import exported
 from tlsc.adapters.nlm.geometry import Border, Distance
@@ -104,7 +103,7 @@ def nonlocal_means(
     floor = 2 * arguments.as_noise(sigma) ** 2 * side**2 * mixing
     power = 2 if weights == "gaussian" else 1
     margin = window // 2 + side // 2
-    if _graph.leaves():
+    if graphs.leaves():
         image = geometry.extend(x.to(dtype), margin, border)
         guide = geometry.guide(image, distance)
         return exported(image, guide, strength, window, side, power, floor).to(x.dtype).clamp(0, 1)
@@ -217,7 +216,7 @@ class NonLocalMeans(nn.Module):
         return self
 
     def _unchanged(self) -> bool:
-        if self._given is None or self.h is None or _is_traced(self.h):
+        if self._given is None or self.h is None or graphs.is_traced(self.h):
             return False
         return self.h.item() == torch.tensor(self._given, dtype=self.h.dtype).item()
 

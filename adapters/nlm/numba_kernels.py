@@ -24,8 +24,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
-from tlsc._statistics.numba.compiling import compiled
-from tlsc._statistics.numba.threads import share_out
+from tlsc._internal.numba_tools import compiled, share_out
 
 __all__ = ["backward", "forward"]
 

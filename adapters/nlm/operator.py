@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tlsc._statistics import backends
+from tlsc._internal import backends
 from tlsc.adapters.nlm import geometry, torch_form
 from tlsc.errors import ArgumentValueError, BackendError, TLSCError
 

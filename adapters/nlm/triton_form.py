@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tlsc._statistics.triton.planes import INTERPRETED
+from tlsc._internal.triton_tools import INTERPRETED
 from tlsc.adapters.nlm import triton_kernels as kernels
 from tlsc.errors import ArgumentValueError
 

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tlsc
-from tlsc._statistics.correction import corrected_mean, corrected_var
-from tlsc._surgery.positions.findings import takes_the_map
+from tlsc._internal.statistics import corrected_mean, corrected_var, takes_the_map
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.run.cells import calibrated
 

@@ -28,7 +28,11 @@ def on_cuda(monkeypatch: pytest.MonkeyPatch) -> backends.BackEnd:
 
     names = ("local_mean", "local_var_mean", "local_group_norm", "grid_means", "grid_moments", "meet")
     own._module = types.SimpleNamespace(
-        why_unusable=lambda: None, why_not=lambda x: None, calls=calls, **{name: counted(name) for name in names}
+        __all__=names,
+        why_unusable=lambda: None,
+        why_not=lambda x: None,
+        calls=calls,
+        **{name: counted(name) for name in names},
     )
     monkeypatch.setitem(backends.BACK_ENDS, "triton", own)
     monkeypatch.setattr(backends, "device_type", lambda x: "cuda")

@@ -1,4 +1,4 @@
-"""The module types that aggregate over all positions, and how each becomes local."""
+"""The contract of a kind of site, and the register of all kinds. Each kind is a file beside this one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from .. import attention
 from .._plan import Action
 from ..errors import ArgumentTypeError, ArgumentValueError
-from ..modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
 
-__all__ = ["Kind", "Registration", "kind_of", "register"]
+__all__ = ["Build", "Kind", "Recogniser", "Registration", "kind_of", "known", "recogniser", "register"]
+
+Build = Callable[[nn.Module, "tuple[int, int]", int], nn.Module]
+Recogniser = Callable[[nn.Module], "Kind | None"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Kind:
     """
 
     operation: str
-    build: Callable[[nn.Module, tuple[int, int], int], nn.Module] | None
+    build: Build | None
     why_left: Callable[[nn.Module], tuple[Action, str] | None] = lambda module: None
     strided: bool = False
     pools: bool = False  # its result has one position, which becomes one per position of its input
@@ -35,46 +36,21 @@ class Kind:
     ranks: tuple[int, ...] = (3, 4)  # of the tensors that it takes as maps
 
 
-def _why_pool_left(module: nn.Module) -> tuple[Action, str] | None:
-    size = module.output_size
-    if size in (1, (1, 1), [1, 1]):
-        return None
-    return "left global", f"output size {size!r}: only 1 and (1, 1) have a local form"
+_KINDS: dict[type[nn.Module], Kind] = {}
+_RECOGNISERS: list[Recogniser] = []
 
 
-def _why_norm_left(module: nn.Module) -> tuple[Action, str] | None:
-    if not module.track_running_stats:
-        return None
-    mode = " (now in training mode)" if module.training else ""
-    return "left alone", f"has running statistics: not global in eval mode{mode}"
+def known(module_type: type[nn.Module], kind: Kind) -> Registration:
+    """Make modules of exactly this type sites of a kind; one that was known before is replaced."""
+    before = _KINDS.get(module_type)
+    _KINDS[module_type] = kind
+    return Registration(module_type, kind, before)
 
 
-_KINDS: dict[type[nn.Module], Kind] = {
-    nn.AdaptiveAvgPool2d: Kind(
-        "AdaptiveAvgPool2d",
-        lambda module, window, stride: LocalAvgPool2d.from_module(module, window, stride),  # type: ignore[arg-type]
-        _why_pool_left,
-        strided=True,
-        pools=True,
-    ),
-    nn.InstanceNorm2d: Kind(
-        "InstanceNorm2d",
-        lambda module, window, stride: LocalInstanceNorm2d.from_module(module, window),  # type: ignore[arg-type]
-        _why_norm_left,
-    ),
-    nn.GroupNorm: Kind(
-        "GroupNorm",
-        lambda module, window, stride: LocalGroupNorm.from_module(module, window),  # type: ignore[arg-type]
-        ranks=(4,),  # three dimensions are (N, C, L) to it
-    ),
-    nn.AdaptiveMaxPool2d: Kind(
-        "AdaptiveMaxPool2d",
-        None,
-        lambda module: ("left global", "only where it and what follows can be rewritten together"),
-        pools=True,
-        needs_owner=lambda module: module.output_size in (1, (1, 1), [1, 1]),
-    ),
-}
+def recogniser(function: Recogniser) -> Recogniser:
+    """Ask ``function`` too, of modules whose type is not known: it says of which kind a module is, or None."""
+    _RECOGNISERS.append(function)
+    return function
 
 
 class Registration:
@@ -146,36 +122,32 @@ def register(module_type: type[nn.Module], factory: Callable[..., nn.Module]) ->
             return factory(module, window, stride=stride)
         return factory(module, window, stride) if positional else factory(module, window)
 
-    kind = Kind(module_type.__name__, build, strided=positional or keyword)
-    before = _KINDS.get(module_type)
-    _KINDS[module_type] = kind
-    return Registration(module_type, kind, before)
+    return known(module_type, Kind(module_type.__name__, build, strided=positional or keyword))
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """How ``module`` is treated; None if it is not known to aggregate over positions."""
     kind = _KINDS.get(type(module))
     if kind is None:
-        found = attention.recognise(module)
-        if found is not None:
-            return Kind(*found, strided=True)
-        for known in _KINDS:
-            if isinstance(module, known):
-                return Kind(
-                    type(module).__name__,
-                    None,
-                    lambda module, known=known: (  # type: ignore[misc]
-                        "left global",
-                        f"a subclass of {known.__name__}, and so another layer: teach it with tlsc.register",
-                    ),
-                    own_forward=True,
-                )
-        return None
+        return _recognised(module) or _derived(module)
     if "forward" in module.__dict__ and kind.build is not None:
         return Kind(
             kind.operation, None, lambda module: ("left global", "its forward was replaced on the instance")
         )
     return kind
+
+
+def _recognised(module: nn.Module) -> Kind | None:
+    return next((kind for kind in (ask(module) for ask in _RECOGNISERS) if kind is not None), None)
+
+
+def _derived(module: nn.Module) -> Kind | None:
+    """A subclass of a known type is another layer."""
+    base = next((base for base in _KINDS if isinstance(module, base)), None)
+    if base is None:
+        return None
+    why = f"a subclass of {base.__name__}, and so another layer: teach it with tlsc.register"
+    return Kind(type(module).__name__, None, lambda module: ("left global", why), own_forward=True)
 
 
 def _takes(function: Callable[..., Any], *args: int, **kwargs: int) -> bool:

@@ -171,7 +171,7 @@ def _windows(x: Tensor, window: Window, stride: int) -> Windows:
 
 def positions(x: Tensor, window: Window) -> Any:
     """How many positions of the map (…, H, W) a window holds."""
-    return _windows(x, window, 1).positions
+    return Windows.of(x.shape[-2:], window, free=applies()).positions
 
 
 def _moments(centred: Tensor, window: Window, stride: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,17 @@ from torch.nn import Parameter
 from .._windows import Axis, Windows, covers_axis
 from .correction import Correction
 
-__all__ = ["local_group_norm", "local_mean", "local_var_mean"]
+__all__ = [
+    "grid_maxima",
+    "grid_means",
+    "grid_moments",
+    "is_traced",
+    "local_group_norm",
+    "local_mean",
+    "local_var_mean",
+    "meet",
+    "place",
+]
 
 # Elements of a piece that is worked on at once on the CPU: its float64 temporaries then stay in the last-level
 # cache (measured 3 times faster at 64×720×1280 than the whole tensor at once) and extra memory stays small.
@@ -225,7 +235,7 @@ def _window_means(planes: Tensor, window: tuple[int, int], stride: int = 1) -> T
             out = step(out, k, dim, contained)
         return out
 
-    if _is_traced(planes) or planes.dtype != torch.float64:
+    if is_traced(planes) or planes.dtype != torch.float64:
         # No branch on values in a graph; and without float64, running sums would cancel.
         total = sums(contained=True)
     else:
@@ -328,7 +338,7 @@ def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int
 # -------------------------------------------------------------------------------------------- plumbing
 
 
-def _is_traced(x: Tensor) -> bool:
+def is_traced(x: Tensor) -> bool:
     """Whether ``x`` stands for values that are not there to look at."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
@@ -343,7 +353,7 @@ def _shift(planes: Tensor) -> Tensor:
     """
     # Apple's GPUs have no float64.
     dtype = torch.float32 if planes.device.type == "mps" else torch.float64
-    if _is_traced(planes):
+    if is_traced(planes):
         return planes.new_zeros((planes.shape[0], 1, 1), dtype=dtype)
     rows, columns = (max(1, size // 16) for size in planes.shape[-2:])
     sample = planes.detach()[:, ::rows, ::columns].to(dtype)
@@ -354,7 +364,7 @@ def _pieces(planes: Tensor) -> Iterator[slice]:
     """Slices of the first dimension, small enough for the cache."""
     count = planes.shape[0]
     step = count
-    if planes.device.type == "cpu" and not _is_traced(planes):
+    if planes.device.type == "cpu" and not is_traced(planes):
         step = max(1, PIECE // max(1, math.prod(planes.shape[1:])))
     for first in range(0, max(1, count), step):
         yield slice(first, min(first + step, count))

@@ -18,7 +18,8 @@ from .._models.copies import structure_of
 from .._models.fakes import no_fakes_left
 from .._models.slots import Slot, is_hooked, slots_of
 from .._plan import Action, Plan, Site
-from .._sites.kind import Kind, kind_of
+from .._sites.all_kinds import kind_of
+from .._sites.kind import Kind
 from ..errors import ArgumentTypeError, ProbeError, TLSCError
 from . import probe
 from .left import scripted, why_layer_left

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import clip, inside, sample, window_start
+from .kernels import before_own, clip, inside, sample, window_start
 
 __all__ = ["cell_sums", "grid_statistics", "place"]
 
@@ -248,8 +248,8 @@ def place(
         i = (row_tile * ROWS + tl.arange(0, ROWS))[:, None]
         j = (tile * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     there = (channel + (i + j) * 0 < channels) & (i < height) & (j < width)
-    s = window_start(i, (rows - 1) // 2, height - rows)
-    t = window_start(j, (columns - 1) // 2, width - columns)
+    s = window_start(i, before_own(rows), height - rows)
+    t = window_start(j, before_own(columns), width - columns)
     source = grid + image * grid_image + channel * grid_channel
     if EXACT:
         value = tl.load(source + s * grid_row + t * grid_column, mask=there, other=0.0).to(TYPE)

@@ -16,10 +16,28 @@ keep its type; in the interpreter loop counters are Python's.
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import triton
 import triton.language as tl
 
-__all__ = ["block_sums", "clip", "inside", "local_statistics", "narrowed", "sample", "widened", "window_start"]
+from ... import _windows
+
+__all__ = [
+    "before_own",
+    "block_sums",
+    "clip",
+    "inside",
+    "local_statistics",
+    "narrowed",
+    "sample",
+    "widened",
+    "window_start",
+]
+
+
+# The one definition, among this file's globals: Triton's interpreter looks for its language there.
+before_own = triton.jit(FunctionType(_windows.before.__code__, globals(), "before"))
 
 
 @triton.jit
@@ -318,7 +336,7 @@ def local_statistics(
         out_height, out_width = height - rows + 1, width - columns + 1
         offset = 0
     else:
-        before, ahead = (rows - 1) // 2, columns // 2
+        before, ahead = before_own(rows), columns // 2
         behind = columns - ahead
         out_height, out_width = height, width
         # Strips begin where windows begin with a block.

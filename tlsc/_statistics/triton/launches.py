@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..._windows import before
+
 __all__ = ["Cells", "Strips", "Tiles", "cells", "strips", "tiles"]
 
 # Warps that are to be in flight: 132 processors (H100), 48 of the 64 that each could hold.
@@ -89,8 +91,8 @@ def strips(
     strip = min(MOST_ROWS, max(FEWEST_ROWS, strip))
     direct = rows <= max(DIRECT, 2 * strip)
     strip = _ceil(strip, 8 if direct else 16) * (8 if direct else 16)
-    before = 0 if windows else (rows - 1) // 2
-    count = _ceil(out_height + (strip - before % strip) % strip, strip) if not windows else _ceil(out_height, strip)
+    above = 0 if windows else before(rows)
+    count = _ceil(out_height + (strip - above % strip) % strip, strip) if not windows else _ceil(out_height, strip)
     size = 0 if direct else 32 if strip % 32 == rows % 32 == 0 else 16
     blocks = _ceil(height, size) if size else 1
     block_channels = min(32, _power(groups)) if last else 1
