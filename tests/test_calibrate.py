@@ -245,6 +245,24 @@ def test_invariants_hold_with_a_correction(site: str) -> None:
     torch.testing.assert_close(model(x), original(x), rtol=0, atol=0)
 
 
+class WithEps(nn.Module):
+    """Instance norm with an eps of 0.3, as a function; the same norm as a module is the oracle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.instance_norm(x, eps=0.3)
+
+
+def test_the_eps_of_a_functional_norm_reaches_the_fit() -> None:
+    found = []
+    for norm in (WithEps(), nn.InstanceNorm2d(8, eps=0.3)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm).double()
+        found.append(tlsc.calibrate(tlsc.convert(model, 32), images())[0].fit)
+    assert found[1] is not None
+    assert found[1].kept
+    assert found[0] == found[1]
+
+
 @torch.no_grad()
 def test_the_same_seed_gives_the_same_corrections() -> None:
     plans = []

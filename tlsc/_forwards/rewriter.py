@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import attention, functional
+from .._sites.state import SiteState
 from .._statistics import any_size as _graph
 from .._statistics import operations as _dispatch
 from .._statistics import reference as _reference
@@ -391,7 +392,7 @@ def local_norm(
 ) -> Tensor:
     """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
     maps = x.reshape(*x.shape[:2], height, width)
-    correction = _found(corrections, number, maps, "instance" if groups is None else str(groups))
+    correction = _found(corrections, number, maps, "var_mean", window, eps, groups)
     out = functional._local_group_norm(maps, window, groups, weight, bias, eps, correction)
     return out.reshape(x.shape)
 
@@ -422,10 +423,19 @@ def to_canonical(
 Corrections = MutableMapping[int, Correction]
 
 
-def _found(corrections: Corrections, number: int, x: Tensor, operation: str) -> Correction | None:
-    """The correction of a statistic of ``x``; while calibrating the map is noted."""
+def _found(
+    corrections: Corrections,
+    number: int,
+    x: Tensor,
+    operation: str,
+    window: tuple[int, int],
+    eps: float = 0.0,
+    groups: int | None = None,
+) -> Correction | None:
+    """The correction of a statistic of ``x``; while calibrating the map is noted, with what the site is."""
     if type(corrections) is not dict:
-        corrections.note(number, x, operation)  # type: ignore[attr-defined]
+        state = SiteState(operation, window, eps=eps, groups=groups)
+        corrections.note(number, x, state)  # type: ignore[attr-defined]
     return corrections.get(number)
 
 
@@ -444,7 +454,7 @@ def evaluate(
     if x.dim() == 3:
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction, corrections, number)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
-    corrected = _found(corrections, number, x, operation)
+    corrected = _found(corrections, number, x, operation, window)
     if not _graph.applies() and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
     positions = _graph.positions(x, window)
@@ -540,7 +550,7 @@ PIECE = 2**18
 
 def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
     """Modules that treat each position alike, one behind the other, on a grid (N, K, h, w), some rows at a time."""
-    plain = grid.dim() == 4 and not _reference._is_traced(grid) and not torch.is_grad_enabled()
+    plain = grid.dim() == 4 and not _reference.is_traced(grid) and not torch.is_grad_enabled()
     plain = plain and grid.numel() > 0
     if not plain or any(is_hooked(part) for module in modules for part in module.modules()):
         for module in modules:
