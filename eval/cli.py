@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import signal
 import sys
@@ -12,7 +11,8 @@ from typing import NoReturn
 
 from tlsc.errors import TLSCError
 from tlsc.eval import restore
-from tlsc.eval.commands import demo, evaluate, export, inspect, nlm, shift
+from tlsc.eval.commands import demo, evaluate, export, inspect, list, nlm, shift
+from tlsc.eval.commands.parser import Parser
 from tlsc.eval.memory import keep_memory
 
 __all__ = ["main", "script"]
@@ -20,11 +20,15 @@ __all__ = ["main", "script"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 1 with one line on standard error, or 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="tlsc", description="Local statistics at test time for image restorers.")
+    parser = Parser(
+        prog="tlsc",
+        description="Local statistics at test time for image restorers.",
+        epilog="Exit status: 0 done; 1 failed (standard error says why); 2 not understood; 130 interrupted.",
+    )
     parser.add_argument("--version", action="version", version=f"tlsc {version('tlsc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # These modules import PyTorch and the rest when their command runs: help and a mistyped command come at once.
-    for command in (demo, inspect, evaluate, shift, nlm, restore, export):
+    for command in (demo, list, inspect, evaluate, shift, nlm, restore, export):
         command.add_command(commands)
     args = parser.parse_args(argv)
     try:

@@ -42,7 +42,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="weights by torch.save or safetensors, or a network of the demo by name ('tlsc inspect list')",
+        help="weights by torch.save or safetensors, or a network of the demo by name ('tlsc list')",
     )
     parser.add_argument(
         "--base-size",

@@ -1,25 +1,33 @@
-"""``import tlsc`` costs torch and numpy, and nothing else."""
+"""``import tlsc`` costs nothing, its contents torch and numpy, and any of its modules can be the first."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
+from tlsc.adapters import DEMO_NETWORKS
+from tlsc.eval.commands.list import COME_ALONG
+
 SCRIPT = """
 import sys
 import numpy, torch
 before = {name.partition(".")[0] for name in sys.modules}
 import tlsc
+tlsc.convert
 after = {name.partition(".")[0] for name in sys.modules}
 print(*sorted(after - before - set(sys.stdlib_module_names)))
 print(*sorted(name for name in sys.modules if name.startswith("tlsc.")))
 """
 
 
-def _python(script: str) -> list[str]:
+def _python(script: str, *arguments: str) -> list[str]:
     # -I: neither the working directory nor PYTHON* variables; the installed package is what is imported.
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "" or arguments
     return done.stdout.splitlines()
 
 
@@ -31,7 +39,8 @@ def test_importing_tlsc_loads_no_third_party_package_beyond_torch_and_numpy() ->
 
 def test_importing_tlsc_loads_no_optional_dependency() -> None:
     (loaded,) = _python(
-        "import sys, tlsc; print(*({'tabulate', 'matplotlib', 'skimage', 'scipy', 'numba', 'safetensors', "
+        "import sys, tlsc; tlsc.convert; "
+        "print(*({'tabulate', 'matplotlib', 'skimage', 'scipy', 'numba', 'safetensors', "
         "'triton'} & set(sys.modules)))"
     )
     assert loaded == ""
@@ -43,3 +52,66 @@ def test_the_adapters_do_not_load_the_evaluation() -> None:
         "print(*(name for name in sys.modules if name.startswith(('tlsc.eval', 'matplotlib', 'skimage'))))"
     )
     assert loaded == ""
+
+
+def test_importing_tlsc_alone_loads_nothing() -> None:
+    (loaded,) = _python("import sys, tlsc; print(*({'torch', 'numpy'} & set(sys.modules)))")
+    assert loaded == ""
+
+
+def test_every_public_name_is_there_however_it_is_asked_for() -> None:
+    (found,) = _python(
+        "from tlsc import *; import tlsc; "
+        "print(all(globals()[name] is getattr(tlsc, name) for name in tlsc.__all__), "
+        "{*tlsc.__all__} <= {*dir(tlsc)}, "
+        "tlsc.modules.__name__, hasattr(tlsc, 'nothing'))"
+    )
+    assert found == "True True tlsc.modules False"
+
+
+FIRST = """
+import importlib, os, sys
+from pathlib import Path
+import numpy, torch, torch.fx, torch.onnx
+import tlsc
+top = Path(tlsc.__file__).parent
+names = [".".join(file.relative_to(top.parent).with_suffix("").parts) for file in sorted(top.rglob("*.py"))]
+for name in names:
+    if name.startswith(("tlsc.adapters", "tlsc.eval", "tlsc._statistics.triton")) or "__" in name:
+        continue
+    child = os.fork()
+    if child == 0:
+        try:
+            importlib.import_module(name)
+        except BaseException as error:
+            os.write(1, f"{name}: {error!r}\\n".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+print(len(names) > 30)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_any_module_can_be_imported_first() -> None:
+    """In a process that has PyTorch, but nothing of ours: an order of imports that works by luck fails here."""
+    done = subprocess.run([sys.executable, "-I", "-c", FIRST], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [("--help", 0), ("--version", 0), ("list", 0), ("insepct", 2), ("restore --help", 0)]
+)
+def test_the_command_line_answers_without_pytorch(arguments: str, status: int) -> None:
+    loaded = _python(
+        "import sys\nfrom tlsc.eval import cli\ntry:\n    status = cli.main(sys.argv[1:])\n"
+        "except SystemExit as left:\n    status = left.code\n"
+        "print(status or 0, *({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))",
+        *arguments.split(),
+    )
+    assert loaded[-1] == str(status)
+
+
+def test_the_list_names_what_comes_along() -> None:
+    described = {name: network.description for name, network in DEMO_NETWORKS.items()}
+    assert {name: COME_ALONG[name] for name in COME_ALONG if name != "ffdnet"} == described

@@ -8,16 +8,33 @@
 
 from __future__ import annotations
 
-from . import errors, functional
-from ._calibration.calibrate import calibrate
-from ._convert import convert, converted, plan, revert
-from ._export.export import Export, export
-from ._influence.influence import Influence, influence
-from ._plan import Plan, Site
-from ._sites.kind import register
-from ._statistics.backends import backend, backends
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import errors
 from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
-from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
+
+if TYPE_CHECKING:
+    from . import functional
+    from ._surface import (
+        Export,
+        Influence,
+        LocalAvgPool2d,
+        LocalGroupNorm,
+        LocalInstanceNorm2d,
+        Plan,
+        Site,
+        backend,
+        backends,
+        calibrate,
+        convert,
+        converted,
+        export,
+        influence,
+        plan,
+        register,
+        revert,
+    )
 
 __all__ = [
     "BackendError",
@@ -48,3 +65,27 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+_MODULES = ("attention", "functional", "modules")
+
+
+if not TYPE_CHECKING:  # a type checker is to refuse names that are not there
+
+    def __getattr__(name: str) -> Any:
+        """Import the package's contents, and with them PyTorch, when one is asked for (PEP 562).
+
+        ``tlsc --help`` asks for none, nor does ``import tlsc`` in a program that may not convert anything.
+        """
+        if name in _MODULES:
+            # These alone, as the package's own modules ask for them before the rest can be imported.
+            return import_module(f".{name}", __name__)
+        if name in __all__:
+            surface = import_module("._surface", __name__)
+            globals().update({each: getattr(surface, each) for each in surface.__all__})
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -30,7 +30,7 @@ __all__ = [
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """What a command adds itself to."""
 
-NAMES = "a demo network by name ('tlsc inspect list' prints them), a checkpoint's file, or module:factory"
+NAMES = "a demo network by name ('tlsc list' prints them), a checkpoint's file, or module:factory"
 """How a network can be named, everywhere."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.commands.arguments import NAMES, Commands, size
+from tlsc.eval.commands.list import say
 
 __all__ = ["add_command"]
 
@@ -42,15 +43,12 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.network == "list":  # as it was called before there was the command of that name
+        say()
+        return 0
     import tlsc
-    from tlsc.adapters import DEMO_NETWORKS
     from tlsc.eval.networks import find_network
 
-    if args.network == "list":
-        for name, network in DEMO_NETWORKS.items():
-            print(f"{name}: {network.description}")
-        print("ffdnet: FFDNet, which takes the noise level beside the image and has no global layer")
-        return 0
     model = find_network(args.network)
     known = getattr(model, "tlsc", None)
     base_size = args.base_size or getattr(known, "base_size", None)
