@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,6 +65,17 @@ def by_cells(self: Any, x: Tensor) -> Tensor:
     return torch.stack(out).view(x.shape[3], x.shape[0], x.shape[2], 8).permute(1, 3, 2, 0)
 
 
+def traced(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(module, torch.rand(1, 8, BASE, BASE))  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Ranks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.flatten(x, 2).argsort(-1).view_as(x)
+
+
 GLOBAL: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Callable[[], nn.Module]], str]] = {
     "LSTM along rows": (
         lambda s, x: map_of(s.rnn(rows(x))[0], x),
@@ -111,6 +123,30 @@ GLOBAL: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, Callable[[], 
         {},
         "mean",
     ),
+    "count": (lambda s, x: x * (x > 0).sum((2, 3), keepdim=True), {}, "sum"),
+    "count of non-zeros": (lambda s, x: x * (x > 0).flatten(2).count_nonzero(-1)[..., None, None], {}, "count"),
+    "whether any": (lambda s, x: x * (x > 3).flatten(2).any(-1)[..., None, None], {}, "any"),
+    "running count": (lambda s, x: x * (x > 0).cumsum(-1), {}, "cumsum"),
+    "sum of integers": (lambda s, x: x * (9 * x).long().sum((2, 3), keepdim=True), {}, "sum of integers"),
+    "places of non-zeros": (lambda s, x: x * len((x > 0).nonzero()), {}, "nonzero"),
+    "NumPy": (lambda s, x: x * torch.from_numpy(x.detach().numpy().mean((2, 3), keepdims=True)), {}, "numpy"),
+    "a list": (lambda s, x: x * sum(x.flatten().tolist()), {}, "tolist"),
+    "rolled by half": (lambda s, x: x + x.roll(x.shape[3] // 2, 3), {}, "roll"),
+    "Fourier shift": (lambda s, x: x + torch.fft.fftshift(x, dim=(2, 3)), {}, "roll"),
+    "mirrored": (lambda s, x: x + x.flip(-1), {}, "flip"),
+    "sampled at a few places": (
+        lambda s, x: x * F.grid_sample(x, torch.zeros(1, 2, 2, 2), align_corners=False).mean((2, 3), keepdim=True),
+        {},
+        "grid_sample",
+    ),
+    "added up at places": (
+        lambda s, x: (
+            x + x.new_zeros(8).index_put((torch.arange(x.numel()) % 8,), x.flatten(), accumulate=True).sum()
+        ),
+        {},
+        "index_put",
+    ),
+    "traced, by its operations": (lambda s, x: s.part(x), {"part": lambda: traced(Ranks())}, "Script"),
     "two statistics, one without a form": (
         lambda s, x: x * x.cumsum(-1) + x.mean((2, 3), keepdim=True),
         {},
@@ -130,6 +166,9 @@ LOCAL: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "attention in windows": lambda s, x: unwindowed(F.scaled_dot_product_attention(*[windows(x)] * 3), x),
     "softmax in windows": lambda s, x: unwindowed(windows(x).softmax(1) * windows(x).mean(1, keepdim=True), x),
     "channels": lambda s, x: x * x.mean(1, keepdim=True) + F.normalize(x, dim=1),
+    "turned round and back": lambda s, x: x.flip(-1).relu().flip(-1),
+    "a mask of new zeros": lambda s, x: x * x.new_zeros(x.shape).sum(),
+    "whole numbers at each position": lambda s, x: x * (9 * x).long() + (x > 0) + x.argmax(1, keepdim=True),
     "shuffles": lambda s, x: F.pixel_shuffle(F.max_pool2d(F.pixel_unshuffle(x, 2), 3, 1, 1), 2).roll(1, -1),
     "a pool that keeps the ratio": lambda s, x: (
         x + F.interpolate(F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3] // 2)), x.shape[2:])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 
 from .._sites.kind import Kind
+from .positions.table import is_harmless
 
 __all__ = ["scripted", "why_layer_left"]
 
@@ -42,15 +46,43 @@ def scripted(module: nn.Module) -> Kind | None:
         graph = module.inlined_graph
     except Exception:  # one without a forward, such as a list of modules
         return None
-    if not any(graph.findAllNodes(f"aten::{name}", recurse=True) for name in _SCRIPTED):  # type: ignore[attr-defined]
+    if all(_is_local(kind) for kind in _kinds_in(graph)):
         return None
     return Kind("ScriptModule", None, lambda module: ("left global", "scripted: convert it before scripting it"))
 
 
-_SCRIPTED = (
-    *("mean", "sum", "amax", "max", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm", "softmax"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "scaled_dot_product_attention"),
-    *("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "lstm", "gru", "cumsum", "einsum"),
-    *("instance_norm", "group_norm", "bmm", "matmul", "amin", "min", "prod", "sort", "topk", "median", "fft_rfft2"),
-    *("fft_fft2", "fft_rfftn", "fft_fftn", "logsumexp", "log_softmax", "frobenius_norm"),
+def _kinds_in(block: Any) -> Iterator[str]:
+    """The names of the operations of a graph, and of all blocks in it."""
+    for node in block.nodes():
+        yield node.kind()
+        for inner in node.blocks():
+            yield from _kinds_in(inner)
+
+
+def _is_local(kind: str) -> bool:
+    """Whether an operation of TorchScript is harmless however it is called, or is so in every usual layer."""
+    space, _, name = kind.partition("::")
+    if space == "prim":
+        return True
+    if space != "aten":
+        return False
+    if name in _USUAL or is_harmless(name):
+        return True
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        return name.startswith("__") or name in ("format", "warn", "append", "len")  # Python's own, of numbers
+    made = [getattr(packet, overload) for overload in packet.overloads()]
+    return any(each.is_view or torch.Tag.pointwise in each.tags or not _takes_tensor(each) for each in made)
+
+
+def _takes_tensor(operation: Any) -> bool:
+    return any("Tensor" in str(argument.type) for argument in operation._schema.arguments)
+
+
+_USUAL = (
+    *("_convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("batch_norm", "linear", "addmm", "layer_norm", "max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d"),
+    *("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "__interpolate", "dropout_", "flatten"),
+    *("reshape", "expand_as", "type_as", "view_as", "reshape_as", "to", "relu6", "selu", "numpy_T", "dim"),
+    *("upsample_nearest1d", "upsample_nearest3d"),
 )

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..._models.slots import Slot
-from . import harmless, local, products, reductions  # noqa: F401  they register their rules
+from . import harmless, local, places, products, reductions  # noqa: F401  they register their rules
 from .operation import Change, Operation, Seen
+from .places import flipped
 from .recording import CallRecord, operation_of
 from .table import taken
 
@@ -64,10 +65,15 @@ def findings_of(
         others = () if large is None else large.get(slot, ())
         for at, call in enumerate(calls):
             other = others[at] if at < len(others) else None
+            turned: list[Finding] = []
             for change in _changes(call, other):
                 name = taken(change)
                 if name:
                     out.setdefault(slot, []).append(Finding(name, change.small.layer))
+                if flipped(change):
+                    turned.append(Finding("flip", change.small.layer))
+            if len(turned) % 2:  # otherwise what is turned round is turned back, as around a scan
+                out.setdefault(slot, []).append(turned[-1])
             if other is not None and _is_recurrent(call, other):
                 out.setdefault(slot, []).append(Finding("recurrence"))
     return out

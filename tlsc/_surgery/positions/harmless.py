@@ -8,7 +8,7 @@ __all__: list[str] = []
 
 # Other places for the same values.
 harmless(
-    *("cat", "concat", "stack", "_stack", "hstack", "vstack", "dstack", "block_diag", "roll", "flip", "rot90"),
+    *("cat", "concat", "stack", "_stack", "hstack", "vstack", "dstack", "block_diag"),
     *("repeat", "repeat_interleave", "tile", "expand_copy", "broadcast_tensors", "meshgrid", "unbind_copy"),
     *("clone", "copy", "copy_", "_to_copy", "_copy_from", "contiguous", "_reshape_copy", "_reshape_alias_copy"),
     *(
@@ -52,10 +52,8 @@ harmless(
 # Values looked up, or sent one by one to places.
 harmless(
     *("index", "_unsafe_index", "_unsafe_masked_index", "index_select", "gather", "take", "take_along_dim"),
-    *("index_put", "_index_put_impl", "_unsafe_index_put", "index_copy", "index_fill", "put", "scatter"),
-    *("masked_fill", "masked_scatter", "masked_select", "nonzero", "nonzero_static", "argwhere", "embedding"),
-    *("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "affine_grid_generator"),
-    *("_grid_sampler_2d_cpu_fallback", "cudnn_affine_grid_generator", "max_unpool2d", "max_unpool3d", "one_hot"),
+    *("index_copy", "index_fill", "scatter", "masked_fill", "embedding", "affine_grid_generator"),
+    *("cudnn_affine_grid_generator", "max_unpool2d", "max_unpool3d", "one_hot"),
     *("torchvision::deform_conv2d", "torchvision::roi_align"),
 )
 

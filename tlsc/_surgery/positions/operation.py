@@ -23,11 +23,13 @@ class Seen:
 
     Attributes:
         shape: its shape.
-        counts: whether it depends on the image and is of numbers, not of indices or truth values.
+        counts: whether its values depend on the image.
+        integers: whether it is of whole numbers, which have no local form.
     """
 
     shape: tuple[int, ...]
     counts: bool
+    integers: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,13 @@ CONSTANT = -1
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 # Operations that make a map, whatever they are given.
 _MAKING = ("convolution", "avg_pool2d", "upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d")
+# Operations that take from a tensor its shape at most.
+_EMPTY = (
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
+    *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
+)
+LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
+"""Ways out of PyTorch; nobody knows what the code does with the values."""
 
 
 @dataclass(eq=False)
@@ -114,7 +121,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if out is not NotImplemented:
                 return out
         record = self._inside[-1] if self._inside else None
-        depth = self._deepest((args, kwargs))
+        depth = CONSTANT if name in _EMPTY else self._deepest((args, kwargs))
         # As they are before the operation, which may change them.
         named = {} if record is None else _named(func, args, kwargs, self._seen)
         out = func(*args, **kwargs)
@@ -164,8 +171,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         self._depth[leaf._base] = max(depth, self._depth.get(leaf._base, 0))
 
     def _seen(self, tensor: Tensor) -> Seen:
-        numbers = tensor.is_floating_point() or tensor.is_complex()
-        return Seen(tuple(map(int, tensor.shape)), numbers and self._depth_of(tensor) != CONSTANT)
+        numbers = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        return Seen(tuple(map(int, tensor.shape)), self._depth_of(tensor) != CONSTANT, not numbers)
 
     def _sizes(self, x: Tensor) -> set[tuple[int, int]]:
         """The sizes that a map may have, channels first or last."""
@@ -199,6 +206,7 @@ def _named(func: Any, args: Any, kwargs: Any, seen: Callable[[Tensor], Seen]) ->
 
 class Recurrences(TorchFunctionMode):
     """Recurrent layers count as one operation: what they are made of differs with the length of the sequence.
+    So do the ways out of PyTorch, which are no operations of its own.
 
     While it is on, PyTorch also takes no short cut through attention layers that would hide what they do.
     """
@@ -210,6 +218,8 @@ class Recurrences(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in LEAVING and args and isinstance(args[0], Tensor):
+            return self.recorder.whole(name, {"self": args[0]}, lambda: func(*args, **kwargs))
         if name not in RECURRENT or not args or not isinstance(args[0], Tensor):
             return func(*args, **kwargs)
         last = args[-1] if isinstance(args[-1], bool) else False

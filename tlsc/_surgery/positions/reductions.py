@@ -12,7 +12,9 @@ __all__: list[str] = []
 
 @rule("mean", "sum", "nansum", "nanmean", "amax", "amin", "aminmax", "prod", "logsumexp", "count_nonzero")
 def reduction(change: Change) -> str:
-    return shown_if(dims(change) & change.grown(), change)
+    seen = change.small.tensor("self")
+    name = f"{change.small.name} of integers" if seen is not None and seen.integers else ""
+    return shown_if(dims(change) & change.grown(), change, name)
 
 
 @rule("var", "std", "var_mean", "std_mean", "argmax", "argmin", "any", "all", "_linalg_det", "linalg__powsum")

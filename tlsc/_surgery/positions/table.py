@@ -19,7 +19,7 @@ from typing import Any
 
 from .operation import Change
 
-__all__ = ["Rule", "dims", "harmless", "knows", "rule", "shown_if", "taken"]
+__all__ = ["Rule", "dims", "harmless", "is_harmless", "knows", "rule", "shown_if", "taken"]
 
 Rule = Callable[[Change], str]
 
@@ -41,7 +41,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def harmless(*names: str) -> None:
     """Register operations that take no positions together, however they are called."""
-    rule(*names)(lambda change: "")
+    rule(*names)(_nothing)
+
+
+def _nothing(change: Change) -> str:
+    return ""
+
+
+def is_harmless(name: str) -> bool:
+    """Whether an operation takes no positions together, however it is called."""
+    return _RULES.get(name) is _nothing or _RULES.get(name.removesuffix("_")) is _nothing
 
 
 def knows(name: str) -> bool:
