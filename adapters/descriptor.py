@@ -22,7 +22,7 @@ class Padding:
         minimum: and at least this.
         square: and equal.
         inside: the network pads and cuts by itself, and takes any size; otherwise its caller has to
-            (:func:`tlsc.adapters.restore` does).
+            (:func:`tlsc.adapters.run` does).
     """
 
     multiple: int = 1
@@ -58,6 +58,8 @@ class Descriptor:
         call: how to call a network of others on an image, (model, image) -> outputs; None for ``model(image)``.
         inputs: call arguments for an image of a size, (height, width) -> arguments; None where it takes an image
             and nothing else.
+        halves: the network cuts images in the middle and works on the halves; its forward takes ``middle=(row,
+            column)``, where to cut, so that a part of an image is cut where the whole is.
         source: the package that the code of the network comes from.
     """
 
@@ -72,6 +74,7 @@ class Descriptor:
     output: int | None = None
     call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
     inputs: Callable[[int, int], Any] | None = field(default=None, repr=False, compare=False)
+    halves: bool = False
     source: str = "tlsc"
 
     @property

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tlsc
-from tlsc._arguments import FLOATING, as_pair, check_map
+from tlsc._arguments import FLOATING, as_pair
 from tlsc.adapters import ffdnet, hinet, mprnet, unet
 from tlsc.adapters.architecture import MOST_PREFIXES, Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
 from tlsc.adapters.descriptor import Descriptor, Padding
+from tlsc.adapters.restoring import has_float64
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["load", "run"]
+__all__ = ["load"]
 
 _ARCHITECTURES: tuple[Architecture, ...] = (
     hinet.ARCHITECTURE,
@@ -96,7 +96,7 @@ def load(
     checkpoint = read(Path(path))
     model = _ours(checkpoint) or _spandrel(checkpoint)
     if dtype is None:
-        dtype = torch.float64 if _has_float64(model) else torch.float32
+        dtype = torch.float64 if has_float64(model) else torch.float32
     description: Descriptor = model.tlsc  # type: ignore[assignment]
     model.tlsc = dataclasses.replace(  # type: ignore[assignment]
         description,
@@ -111,59 +111,6 @@ def load(
     return model
 
 
-@torch.no_grad()
-def run(model: nn.Module, image: Tensor) -> Tensor:
-    """Restore images with a network of :func:`load`, whatever sizes it takes and whatever it returns.
-
-    Args:
-        model: a network with a :class:`Descriptor` as its attribute ``tlsc``; another one has to take images of
-            any size and return images.
-        image: (N, C, H, W), RGB or grey in [0, 1], on the network's device. A float32 image is given to a network
-            in float64 as float64.
-
-    Returns:
-        (N, C', scale · H, scale · W), not clamped, without gradients, in the image's dtype.
-
-    Raises:
-        ArgumentTypeError, ArgumentValueError: ``image`` is no map, or has other channels than the network takes, or
-            is not all that it takes.
-
-    Example:
-        >>> from tlsc.adapters import MPRNet
-        >>> model = MPRNet(n_feat=8, scale_unetfeats=4, scale_orsnetfeats=4, num_cab=1).eval()
-        >>> run(model, torch.rand(1, 3, 21, 30)).shape
-        torch.Size([1, 3, 21, 30])
-    """
-    check_map(image, "image")
-    description = getattr(model, "tlsc", None)
-    if not isinstance(description, Descriptor):
-        return Descriptor(type(model).__name__).result(model(image))
-    if image.shape[1] != description.in_channels:
-        raise ArgumentValueError(
-            f"{description.architecture} takes images of {description.in_channels} channels, got shape "
-            f"{tuple(image.shape)}"
-        )
-    if description.inputs is not None:
-        raise ArgumentTypeError(f"{description.architecture} takes more than an image: call the network itself")
-    height, width = image.shape[-2:]
-    given = image.dtype
-    if given == torch.float32 and _has_float64(model):
-        image = image.double()
-    if not description.padding.inside:
-        image = _padded(image, description.padding.padded(height, width))
-    restored = description.result(model(image) if description.call is None else description.call(model, image))
-    restored = restored.to(given) if image.dtype != given else restored
-    return restored[..., : height * description.scale, : width * description.scale]
-
-
-def _padded(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mirrored right and bottom as far as there is something to mirror, then repeated."""
-    down, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
-    mirrored = min(right, image.shape[-1] - 1), min(down, image.shape[-2] - 1)
-    image = F.pad(image, (0, mirrored[0], 0, mirrored[1]), mode="reflect")
-    return F.pad(image, (0, right - mirrored[0], 0, down - mirrored[1]), mode="replicate")
-
-
 def _device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device("cpu" if device is None else device)
@@ -174,10 +121,6 @@ def _device(device: torch.device | str | None) -> torch.device:
     if found.type == "meta":
         raise ArgumentValueError("device 'meta' cannot be used here: it holds no values")
     return found
-
-
-def _has_float64(model: nn.Module) -> bool:
-    return any(parameter.dtype == torch.float64 for parameter in model.parameters())
 
 
 def _noted_crop(checkpoint: Checkpoint) -> int | None:

@@ -107,17 +107,19 @@ class MPRNet(nn.Module):
             padding=Padding(padder_size),
             crop=256,
             output=0,
+            halves=True,
         )
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, middle: tuple[int, int] | None = None) -> list[Tensor]:
         height, width = image.shape[-2:]
         image = padded(image, self.padder_size)
-        middle = image.shape[2] // 2, image.shape[3] // 2
-        halves = image[..., : middle[0], :], image[..., middle[0] :, :]
+        if middle is None:
+            middle = image.shape[2] // 2, image.shape[3] // 2
+        halves = _parts(image, middle[0], 2)
 
         encoded1, decoded1, attended, restored = [], [], [], []
         for half in halves:
-            quarters = half[..., : middle[1]], half[..., middle[1] :]
+            quarters = _parts(half, middle[1], 3)
             features = [self.stage1_encoder(self.shallow_feat1(quarter)) for quarter in quarters]
             encoded1.append([torch.cat(pair, 3) for pair in zip(*features, strict=True)])
             decoded1.append(self.stage1_decoder(encoded1[-1]))
@@ -139,6 +141,13 @@ class MPRNet(nn.Module):
         x = self.concat23(torch.cat([self.shallow_feat3(image), x], 1))
         stage3 = self.tail(self.stage3_orsnet(x, encoded2, decoded2)) + image
         return [cut(stage, height, width) for stage in (stage3, stage2, stage1)]
+
+
+def _parts(x: Tensor, middle: Any, dim: int) -> list[Tensor]:
+    """The two sides of ``middle``; all of it where that lies outside."""
+    if isinstance(middle, int) and not 0 < middle < x.shape[dim]:
+        return [x]
+    return [x.narrow(dim, 0, middle), x.narrow(dim, middle, x.shape[dim] - middle)]
 
 
 def _check(settings: dict[str, int]) -> None:

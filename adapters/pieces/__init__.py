@@ -1,0 +1,1 @@
+"""A converted network on an image of any size, in pieces that together are the whole."""
