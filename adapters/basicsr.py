@@ -78,8 +78,8 @@ class HINet(hinet.HINet):
 class MPRNet(mprnet.MPRNet):
     """:class:`tlsc.adapters.MPRNet`; in evaluation mode it returns the result alone."""
 
-    def forward(self, image: Tensor) -> Any:
-        stages = super().forward(image)
+    def forward(self, image: Tensor, middle: tuple[int, int] | None = None) -> Any:
+        stages = super().forward(image, middle)
         return stages if self.training else self.tlsc.result(stages)
 
 

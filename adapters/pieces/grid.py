@@ -54,7 +54,7 @@ class Grid:
     @property
     def largest(self) -> int:
         """Pixels of the largest extent."""
-        return max(row.extent for row in self.rows) * max(column.extent for column in self.columns)
+        return _largest(self.rows) * _largest(self.columns)
 
     @property
     def work(self) -> int:
@@ -106,20 +106,20 @@ def fitted(
     """
     rows = list(_choices(size[0], margin[0], step, least[0]))
     columns = list(_choices(size[1], margin[1], step, least[1]))
-    best: Grid | None = None
-    for across in rows:
-        height = max(row.extent for row in across)
-        # Fewer pieces are less work: the first that fits is the best for these rows.
-        fitting = (line for line in columns if height * max(column.extent for column in line) <= pixels)
-        down = next(fitting, None)
-        if down is not None and (best is None or Grid(across, down).work < best.work):
-            best = Grid(across, down)
+    fitting = (
+        Grid(down, across) for down in rows for across in columns if _largest(down) * _largest(across) <= pixels
+    )
+    best = min(fitting, key=lambda grid: grid.work, default=None)
     if best is None:
         raise ArgumentValueError(
             f"pieces of at most {int(pixels)} pixels are too small: with margins of {margin[0]}×{margin[1]} the "
             f"smallest has {Grid(rows[-1], columns[-1]).largest}"
         )
     return best
+
+
+def _largest(line: tuple[Span, ...]) -> int:
+    return max(span.extent for span in line)
 
 
 def _choices(length: int, margin: int, step: int, least: int) -> Iterator[tuple[Span, ...]]:

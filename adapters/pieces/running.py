@@ -56,8 +56,8 @@ class Report:
             return "the image in one piece"
         return (
             f"{self.pieces} pieces of up to {self.extent[0]}×{self.extent[1]} pixels with margins of "
-            f"{self.margin[0]}×{self.margin[1]}; differs from the whole image by at most {self.error * 255:.2g}/255, "
-            f"estimated on {self.tried} pieces and along all seams"
+            f"{self.margin[0]}×{self.margin[1]}; differs from the whole image by at most "
+            f"{self.error * 255:.2g}/255, estimated on {self.tried} pieces and along all seams"
         )
 
 
@@ -136,6 +136,7 @@ class Pieces:
         self._memory = None if memory is None else as_bytes(memory, self._device)
         description = getattr(model, "tlsc", None)
         self._description = description if isinstance(description, Descriptor) else None
+        self._name = type(model).__name__ if self._description is None else self._description.architecture
         self._step, self._window = _step(plan, self._description), plan.base_size
         self.report: Report | None = None
 
@@ -300,9 +301,9 @@ class Pieces:
             grid = Grid(rows, columns)
             least = (budget.costs.bytes(grid.largest) + budget.other - self._memory * (1 - _SHARE)) / _SHARE
             raise ArgumentValueError(
-                f"memory of {readable(self._memory)} is too little for {type(self.model).__name__} with a window of "
-                f"{self._window[0]}×{self._window[1]} on {image.size[0]}×{image.size[1]} pixels: the smallest piece, "
-                f"{grid.rows[0].extent}×{grid.columns[0].extent} pixels, needs {readable(least * 1.05)}"
+                f"memory of {readable(self._memory)} is too little for {self._name} with a window "
+                f"of {self._window[0]}×{self._window[1]} on {image.size[0]}×{image.size[1]} pixels: the smallest "
+                f"piece, {grid.rows[0].extent}×{grid.columns[0].extent} pixels, needs {readable(least * 1.05)}"
             ) from error
 
 
@@ -332,14 +333,14 @@ def _local_plan(model: nn.Module) -> tlsc.Plan:
     for site in plan:
         if site.action == "left global":
             raise TLSCError(
-                f"{site.path or 'the model'} ({site.operation}) stays global: {site.reason}. Pieces of this network "
-                "are not the whole image; restore it in overlapping tiles, or whole"
+                f"{site.path or 'the model'} ({site.operation}) stays global: {site.reason}. Pieces of this "
+                "network are not the whole image; restore it in overlapping tiles, or whole"
             )
     return plan
 
 
 def _step(plan: tlsc.Plan, known: Descriptor | None) -> int:
-    """At which pixels a piece may begin: those where every map, and its grid of windows, begins a pixel of its own."""
+    """Pieces begin at multiples of this: there every map, and its grid of windows, begins a pixel of its own."""
     step = _UNKNOWN if known is None else known.padding.multiple
     for site in plan.converted:
         if site.feature_size is not None:
@@ -370,9 +371,9 @@ def _halved(budget: _Budget, grid: Grid, error: Exception) -> _Budget:
 def _check_reached(report: Report, tolerance: float) -> None:
     if report.error > tolerance:
         warnings.warn(
-            f"pieces with margins of {report.margin[0]}×{report.margin[1]} pixels differ from the whole image by up "
-            f"to {report.error * 255:.2g}/255, more than the tolerance of {tolerance * 255:.2g}/255: give a larger "
-            "margin, or more memory",
+            f"pieces with margins of {report.margin[0]}×{report.margin[1]} pixels differ from the whole image by "
+            f"up to {report.error * 255:.2g}/255, more than the tolerance of {tolerance * 255:.2g}/255: give a "
+            "larger margin, or more memory",
             TLSCWarning,
             stacklevel=4,
         )
