@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, calibration, coverage, fingerprint, full_size, kernels, local_statistics, nlm, structure
+from . import (
+    attention,
+    calibration,
+    coverage,
+    fingerprint,
+    full_size,
+    gpu,
+    kernels,
+    local_statistics,
+    nlm,
+    structure,
+)
 
 BENCHMARKS = {
     "attention": attention.main,
@@ -14,7 +25,12 @@ BENCHMARKS = {
     "nlm": nlm.main,
     "structure": structure.main,
 }
-WITH_PARTS = {"calibration": calibration.main, "fingerprint": fingerprint.main, "kernels": kernels.main}
+WITH_PARTS = {
+    "calibration": calibration.main,
+    "fingerprint": fingerprint.main,
+    "gpu": gpu.main,
+    "kernels": kernels.main,
+}
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
 parser.add_argument("name", choices=[*BENCHMARKS, *WITH_PARTS])
@@ -22,7 +38,8 @@ parser.add_argument(
     "parts",
     nargs="*",
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
-    "hinet, and a folder of photographs; all if none; of fingerprint: the file to write, and one to compare with",
+    "hinet, and a folder of photographs; of gpu: dry (tiny, on the CPU), layers, gates, attention, nlm, networks; "
+    "all if none; of fingerprint: the file to write, and one to compare with",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

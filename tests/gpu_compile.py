@@ -16,6 +16,7 @@ with ``TRITON_INTERPRET=1``.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import struct
@@ -26,11 +27,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["TARGETS", "Compiled", "Launch", "Seen", "compiling"]
+__all__ = ["TARGETS", "Compiled", "Launch", "Seen", "compiling", "keep_in"]
 
 TARGETS = (80, 90)
 # The most blocks that CUDA takes along each axis of a grid.
@@ -101,9 +101,10 @@ def compiling(target: int) -> Iterator[Seen]:
     Raises:
         whatever Triton raises where a kernel does not compile; ValueError for a grid that CUDA would refuse.
     """
-    triton = pytest.importorskip("triton")
+    import triton
+
     if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("Triton was imported as an interpreter")
+        raise RuntimeError("Triton was imported as an interpreter: unset TRITON_INTERPRET")
     seen = Seen()
     function = triton.JITFunction
     run = function.run
@@ -191,14 +192,21 @@ class _Watching(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_directory: list[tempfile.TemporaryDirectory[str]] = []
+_directory: list[str] = []
+
+
+def keep_in(directory: str) -> None:
+    """Keep what is compiled in this directory, which other processes may share."""
+    _directory[:] = [directory]
 
 
 def _cache() -> str:
-    """Where Triton keeps what it compiled; for this process alone, so that everything is really compiled."""
+    """Where Triton keeps what it compiled; unless told otherwise for this process alone: all is really compiled."""
     if not _directory:
-        _directory.append(tempfile.TemporaryDirectory(prefix="tlsc-triton-"))
-    return _directory[0].name
+        own = tempfile.TemporaryDirectory(prefix="tlsc-triton-")
+        atexit.register(own.cleanup)
+        keep_in(own.name)
+    return _directory[0]
 
 
 # ------------------------------------------------------------------------------------------- what was compiled

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tlsc._statistics.correction import Correction
-
+from ..gpu_cases import DTYPES, SIZES, calls, cases, made
 from ..gpu_compile import Seen, compiling
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
@@ -85,78 +88,90 @@ def test_what_is_told_of_a_kernel(target: int) -> None:
 # ---------------------------------------------------------------------------------------- the kernels of statistics
 
 planes = pytest.importorskip("tlsc._statistics.triton.planes")
+kernels = pytest.importorskip("tlsc._statistics.triton.kernels")
+ROOT = Path(__file__).parents[2]
 
 
-def _factors(channels: int) -> Correction:
-    return Correction(torch.ones(8, channels))
+# What is compiled in the usual run: each call, with sizes, types and layouts that take turns; both GPUs.
+USUAL = [
+    ("odd", "float32", False, 80, ("norm", "grid", "mean")),
+    ("sixteens", "float16", True, 90, ("norm", "strided")),
+    ("blocks", "bfloat16", False, 90, ("moments", "means", "meet")),
+    ("column", "float32", True, 80, ("groups", "means")),
+    ("segments", "float16", False, 90, ("norm",)),
+]
 
 
-def _map(channels: int, height: int, width: int, dtype: torch.dtype, last: bool, images: int = 1) -> Tensor:
-    x = torch.zeros(images, channels, height, width, dtype=dtype)
-    return x.contiguous(memory_format=torch.channels_last) if last else x
-
-
-def _calls(x: Tensor, window: tuple[int, int], corrected: bool, stride: int) -> list[Callable[[], Any]]:
-    """Every way into the kernels, with a map and a window."""
-    channels = x.shape[1]
-    weight = torch.ones(channels, dtype=x.dtype)
-    own = _factors(channels) if corrected else None
-    grid = torch.zeros(
-        x.shape[0], channels, *(-(-max(n - k, 0) // stride) + 1 for n, k in zip(x.shape[2:], window, strict=True))
-    )
-    return [
-        lambda: planes.local_mean(x, window, 1, own),
-        lambda: planes.local_var_mean(x, window),
-        lambda: planes.local_group_norm(x, window, channels, weight, weight, 1e-5, own),
-        lambda: planes.local_group_norm(x, window, 1, None, None, 1e-5),
-        lambda: planes.grid_means(x, window, 1, own),
-        lambda: planes.grid_moments(x, window, stride, own),
-        lambda: planes.grid_means(x, window, stride),
-        lambda: planes.meet(x, grid.to(x.dtype), window, stride, "mul"),
-    ]
-
-
-# Height, width, window: odd; one row; one column; multiples of 16; sums of blocks; several segments, with a first
-# window that fits into none of them.
-SIZES = {
-    "odd": (33, 47, (9, 12)),
-    "row": (1, 40, (1, 16)),
-    "column": (40, 1, (16, 1)),
-    "sixteens": (64, 96, (32, 48)),
-    "blocks": (384, 160, (257, 48)),
-    "segments": (20, 5000, (8, 4500)),
-}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# What is compiled in the usual run; the rest of the table is slow.
-USUAL = {("odd", "float32", False, 80), ("sixteens", "float16", True, 90), ("blocks", "bfloat16", False, 90)}
-
-
-def _cases() -> list[Any]:
-    return [
-        pytest.param(*case, id="-".join(map(str, case)), marks=() if case in USUAL else (pytest.mark.slow,))
-        for case in (
-            (size, dtype, last, target)
-            for size in SIZES
-            for dtype in DTYPES
-            for last in (False, True)
-            for target in (80, 90)
-        )
-    ]
-
-
-@pytest.mark.parametrize(("size", "dtype", "last", "target"), _cases())
-def test_every_specialisation_compiles(size: str, dtype: str, last: bool, target: int) -> None:
+@pytest.mark.parametrize(("size", "dtype", "last", "target", "names"), USUAL)
+def test_what_the_host_asks_for_compiles(
+    size: str, dtype: str, last: bool, target: int, names: tuple[str, ...]
+) -> None:
     height, width, window = SIZES[size]
-    corrected = last or size == "odd"
-    x = _map(6, height, width, DTYPES[dtype], last)
+    x = made(6, height, width, DTYPES[dtype], last)
     with compiling(target) as seen:
-        for call in _calls(x, window, corrected, 8 if size == "sixteens" else 5):
-            call()
-    assert len(seen.compiled) >= 8
-    if dtype != "float32" or size == "segments":
-        return
-    # Division and root in float64 (repairs) call a function, which keeps 16 bytes.
-    assert all(one.spilled <= 16 for one in seen.compiled), "\n".join(map(str, seen.compiled))
+        for name in names:
+            calls(x, window, last or size == "odd", 8 if size == "sixteens" else 5)[name]()
+    assert len(seen.compiled) >= len(names)
+    if dtype == "float32":
+        # Division and root in float64 (repairs) call a function, which keeps 16 bytes.
+        assert all(one.spilled <= 16 for one in seen.compiled), "\n".join(map(str, seen.compiled))
+
+
+@pytest.mark.slow
+def test_at_least_150_specialisations_compile() -> None:
+    """The command that CONTRIBUTING.md names. In it every two choices meet."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.gpu_cases"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    counted = re.search(r"^(\d+) specialisations \(sm_80: (\d+), sm_90: (\d+)\), 0 calls failed", done.stdout, re.M)
+    assert counted, done.stdout
+    assert int(counted[1]) >= 150
+    assert min(int(counted[2]), int(counted[3])) >= 70
+
+
+def test_in_the_selection_every_two_choices_meet() -> None:
+    def pairs(table: list[tuple[Any, ...]]) -> set[Any]:
+        own = [case for case in table if len(case) == 5 and case[3] != "float64"]
+        return {(a, b, case[a], case[b]) for case in own for a in range(5) for b in range(a)}
+
+    assert pairs(cases(False)) == pairs(cases(True))
+
+
+FAULTS = {
+    "a loop's counter becomes a block": (
+        "    start = window_start(segment * COLUMNS, behind - 1, width - columns)\n",
+        "    for start in range(0, 2):\n        raw_ = start\n    for _ in range(2):\n"
+        "        start = window_start(segment * COLUMNS, behind - 1, width - columns) + lane\n",
+    ),
+    "an argument that may be 1 has no .to": (
+        "    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride\n    if LAST:\n"
+        "        image = plane // channel_tiles\n        lane =",
+        "    row_step, channel_step = row_stride.to(tl.int64), channel_stride.to(tl.int64)\n    if LAST:\n"
+        "        image = plane // channel_tiles\n        lane =",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_the_kernels_themselves_is_caught(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put back what once kept every call on a GPU from compiling; a map one column wide has rows 1 apart."""
+    source = Path(kernels.__file__).read_text(encoding="utf-8")
+    sound, broken = FAULTS[fault]
+    assert source.count(sound) == 1
+    file = tmp_path / "kernels_with_a_fault.py"
+    file.write_text(source.replace(sound, broken), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("tlsc._statistics.triton.kernels_with_a_fault", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(planes, "local_statistics", module.local_statistics)
+    x = made(6, 40, 1, torch.float32, False)
+    with compiling(90), pytest.raises(triton.CompilationError):
+        planes.local_mean(x, (16, 1))
 
 
 def _seen(call: Callable[[], Any], target: int = 90) -> Seen:
@@ -170,7 +185,7 @@ def _seen(call: Callable[[], Any], target: int = 90) -> Seen:
 def test_norms_take_three_launches_and_never_wait(size: str, most: int, last: bool) -> None:
     """And one where a row fits into a warp. No operation of PyTorch's, so that nothing waits for the GPU."""
     height, width, window = SIZES[size]
-    x = _map(4, height, width, torch.float32, last)
+    x = made(4, height, width, torch.float32, last)
     weight = torch.ones(4)
     for call in (
         lambda: planes.local_group_norm(x, window, 4, weight, weight),
@@ -183,7 +198,7 @@ def test_norms_take_three_launches_and_never_wait(size: str, most: int, last: bo
 
 @pytest.mark.parametrize("stride", [1, 8])
 def test_gates_take_four_launches_and_never_wait(stride: int) -> None:
-    x = _map(4, 384, 160, torch.float32, False)
+    x = made(4, 384, 160, torch.float32, False)
 
     def gate() -> Tensor:
         grid = planes.grid_means(x, (257, 48), stride)
@@ -196,7 +211,7 @@ def test_gates_take_four_launches_and_never_wait(stride: int) -> None:
 
 def test_the_main_kernels_keep_to_their_registers() -> None:
     """1×64×720×1280, window 384: nothing spilled, three programs of a norm on one processor, loads of 16 bytes."""
-    x = _map(64, 720, 1280, torch.float32, False)
+    x = made(64, 720, 1280, torch.float32, False)
     weight = torch.ones(64)
     seen = _seen(lambda: planes.local_group_norm(x, (384, 384), 64, weight, weight))
     blocks, main, repair = (launch.compiled for launch in seen.launches)
