@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from ._files import replacing
+from ._plan_file import from_json
 from ._statistics.correction import NAMES
 from .errors import ArgumentValueError
 
@@ -157,14 +158,9 @@ class Plan:
         Raises:
             OSError: it cannot be written.
         """
-        target = Path(path)
         text = json.dumps({"format": FORMAT, **self.as_dict()}, indent=1, allow_nan=False)
-        new = target.with_name(f".{target.name}.{os.getpid()}.new")
-        try:
+        with replacing(Path(path)) as new:
             new.write_text(text + "\n", encoding="utf-8")
-            new.replace(target)
-        finally:
-            new.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -192,7 +188,7 @@ class Plan:
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ArgumentValueError(f"{path} is no plan: it does not begin with the format {FORMAT!r}")
         try:
-            plan = _made(cls, data)
+            plan = from_json(cls, data)
             assert isinstance(plan, Plan)
             _check(plan)
         except (TypeError, ValueError) as error:
@@ -254,49 +250,29 @@ def _reason(site: Site) -> str:
     return site.reason or (f"not corrected: {site.fit.reason}" if site.fit is not None and site.fit.reason else "")
 
 
-def _made(kind: Any, value: Any) -> Any:
-    """``value``, as JSON has it, as the type of a field; TypeError or ValueError where it is something else."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
-            raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
-        return kind(**{name: _made(hints[name], value[name]) for name in hints})
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        if not isinstance(value, list) or (inner[-1] is not ... and len(value) != len(inner)):
-            raise ValueError(f"expected a list, {kind}, got {value!r:.50}")
-        kinds = [inner[0]] * len(value) if inner[-1] is ... else inner
-        return tuple(_made(one, part) for one, part in zip(kinds, value, strict=True))
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"expected one of {', '.join(inner)}, got {value!r:.50}")
-        return value
-    if type(None) in inner:
-        return None if value is None else _made(inner[0], value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, got {value!r:.50}")
-    if kind is float and not math.isfinite(value):
-        raise ValueError("numbers must be finite")
-    return value
-
-
 def _check(plan: Plan) -> None:
     sizes = [plan.base_size, *(site.window for site in plan if site.window is not None)]
     if plan.stride < 1 or any(n < 1 for size in sizes for n in size):
         raise ValueError("sizes and stride must be at least 1")
     for site in plan:
-        rows = () if site.fit is None else site.fit.coefficients
-        if rows and (len(rows) != len(NAMES) or len({len(row) for row in rows}) != 1 or not rows[0]):
-            raise ValueError(f"{site.path or 'the model'}: coefficients are {len(NAMES)} rows of one length")
-        if site.fit is not None and site.fit.kept and not rows:
-            raise ValueError(f"{site.path or 'the model'}: a correction that is kept has coefficients")
-        found = dict(zip(NAMES, rows, strict=False))
-        if any(value < 0 for name in ("a", "b", "c", "d", "top") for value in found.get(name, ())):
-            raise ValueError(f"{site.path or 'the model'}: a, b, c, d and top are not negative")
-        if rows and any(low > high for low, high in zip(found["low"], found["high"], strict=True)):
-            raise ValueError(f"{site.path or 'the model'}: low is at most high")
+        if site.fit is not None:
+            why = _why_wrong(site.fit)
+            if why is not None:
+                raise ValueError(f"{site.path or 'the model'}: {why}")
+
+
+def _why_wrong(fit: Fit) -> str | None:
+    rows = fit.coefficients
+    if not rows:
+        return "a correction that is kept has coefficients" if fit.kept else None
+    if len(rows) != len(NAMES) or len({len(row) for row in rows}) != 1 or not rows[0]:
+        return f"coefficients are {len(NAMES)} rows of one length"
+    found = dict(zip(NAMES, rows, strict=True))
+    if any(value < 0 for name in ("a", "b", "c", "d", "top") for value in found[name]):
+        return "a, b, c, d and top are not negative"
+    if any(low > high for low, high in zip(found["low"], found["high"], strict=True)):
+        return "low is at most high"
+    return None
 
 
 def _size(size: tuple[int, int] | None) -> str:

@@ -125,31 +125,39 @@ def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace) -> bo
 
 def _asked(args: argparse.Namespace, network: Network) -> tuple[list[Any], list[tuple[int | None, int]]]:
     """Windows, and patch sizes with overlaps: those asked for, or what the training crop suggests."""
+    needs = f"the training crop of {network.name} is not known: give --crop, or --base-size and "
+    return _windows_asked(args, network, needs), _patches_asked(args, network.crop, needs)
+
+
+def _windows_asked(args: argparse.Namespace, network: Network, needs: str) -> list[Any]:
     crop = network.crop
     if args.calibrate and crop is None:
         raise ArgumentValueError(f"--calibrate needs the training crop of {network.name}: give --crop")
-    needs = f"the training crop of {network.name} is not known: give --crop, or --base-size and "
     if args.base_size is not None:
-        base_sizes = list(args.base_size)
+        asked = list(args.base_size)
     elif crop is None:
         raise ArgumentValueError(needs + ("--patch-size" if args.command == "sweep" else "--tile"))
     elif args.command == "sweep":
-        base_sizes = [crop, crop * 3 // 2, crop * 2]
+        asked = [crop, crop * 3 // 2, crop * 2]
     else:
-        base_sizes = [network.base_size or crop * 3 // 2]
-    base_sizes = [network.taken(size) for size in base_sizes]
-    for size in base_sizes if args.calibrate else []:
+        asked = [network.base_size or crop * 3 // 2]
+    sizes = [network.taken(size) for size in asked]
+    for size in sizes if args.calibrate else []:
         if crop is not None and min((size, size) if isinstance(size, int) else size) < crop:
             raise ArgumentValueError(
                 f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}"
             )
+    return sizes
+
+
+def _patches_asked(args: argparse.Namespace, crop: int | None, needs: str) -> list[tuple[int | None, int]]:
     if args.command == "sweep":
         if args.patch_size is None and crop is None:
             raise ArgumentValueError(needs + "--patch-size")
         sizes = args.patch_size or [max(1, (crop or 0) // 2), *((crop or 0) * n // 2 for n in (2, 3, 4, 8))]
-        return base_sizes, [(size, overlap) for size in sizes for overlap in args.overlap]
+        return [(size, overlap) for size in sizes for overlap in args.overlap]
     tiles = args.tile or ([crop] if crop is not None else [])
-    return base_sizes, [
+    return [
         (tile, overlap)
         for tile in tiles
         for overlap in (args.overlap if args.overlap is not None else (0, tile // 4))

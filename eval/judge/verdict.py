@@ -235,11 +235,7 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
     """
     table = _by_cell(cells, records)
     comparable, images = _comparable(table)
-    said = list(remarks)
-    for cell in cells:
-        if cell not in comparable:
-            failed = sum(not record.good for record in table[cell].values())
-            said.append(f"{cell}: not compared, it failed on {failed} of {len(table[cell])} images")
+    said = [*remarks, *_failed(cells, comparable, table)]
     if not comparable:
         return Verdict(ORIGINAL, ORIGINAL, {}, "No verdict: no image was restored.", "", tuple(said), ())
     left_out = len(table[comparable[0]]) - len(images)
@@ -268,6 +264,16 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
             "images that only one of two ways restored exactly have an infinite gain and are left out of its mean"
         )
     return Verdict(best, baseline, changes, recommendation, words, (*more, *said), tuple(images), gains)
+
+
+def _failed(cells: Sequence[Cell], comparable: Sequence[Cell], table: dict[Cell, dict[str, Record]]) -> list[str]:
+    """What is not compared, and why."""
+    out = []
+    for cell in cells:
+        if cell not in comparable:
+            failed = sum(not record.good for record in table[cell].values())
+            out.append(f"{cell}: not compared, it failed on {failed} of {len(table[cell])} images")
+    return out
 
 
 def _recommend(

@@ -143,18 +143,10 @@ def cells_of(
     Raises:
         ArgumentValueError: a size, stride or overlap that cannot be used.
     """
-    cuts = [cut for cut in dict.fromkeys([*patches, (None, 0)]) if whole or cut[0] is not None]
-    if not cuts:
-        raise ArgumentValueError("without whole images at least one patch size is needed")
-    for size, overlap in cuts:
-        if size is not None and (size < 1 or not 0 <= overlap < size):
-            raise ArgumentValueError(
-                f"patches of {size} with overlap {overlap}: overlap must be at least 0 and less"
-            )
-    # Whole images last, smaller patches first.
-    cuts.sort(key=lambda cut: (cut[0] is None, cut[0] or 0, cut[1]))
+    cuts = _cuts(patches, whole)
     cells = [Cell(None, 1, size, overlap) for size, overlap in cuts]
-    remarks = []
+    own = cuts if converted_patches or not whole else [(None, 0)]
+    remarks: list[str] = []
     for base_size in dict.fromkeys(base_sizes):
         for stride in dict.fromkeys(strides):
             try:
@@ -167,11 +159,21 @@ def cells_of(
             if stride > 1 and not any(site.action == "strided" for site in plan):
                 remarks.append(f"stride {stride}: no site of this network has a strided form, so it is left out")
                 continue
-            for site in plan.left:
-                if site.action == "left global":
-                    remarks.append(f"{site.path or 'the model'} stays global: {site.reason}")
-            own = cuts if converted_patches or not whole else [(None, 0)]
-            cells += [Cell(base_size, stride, size, overlap) for size, overlap in own]
-            if calibrated:
-                cells += [Cell(base_size, stride, size, overlap, True) for size, overlap in own]
+            left = [site for site in plan.left if site.action == "left global"]
+            remarks += [f"{site.path or 'the model'} stays global: {site.reason}" for site in left]
+            for more in (False, True) if calibrated else (False,):
+                cells += [Cell(base_size, stride, size, overlap, more) for size, overlap in own]
     return cells, list(dict.fromkeys(remarks))
+
+
+def _cuts(patches: Iterable[tuple[int | None, int]], whole: bool) -> list[tuple[int | None, int]]:
+    """Patch sizes with overlaps: whole images last, smaller patches first."""
+    cuts = [cut for cut in dict.fromkeys([*patches, (None, 0)]) if whole or cut[0] is not None]
+    if not cuts:
+        raise ArgumentValueError("without whole images at least one patch size is needed")
+    for size, overlap in cuts:
+        if size is not None and (size < 1 or not 0 <= overlap < size):
+            raise ArgumentValueError(
+                f"patches of {size} with overlap {overlap}: overlap must be at least 0 and less"
+            )
+    return sorted(cuts, key=lambda cut: (cut[0] is None, cut[0] or 0, cut[1]))

@@ -7,6 +7,7 @@ inner one entered.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,38 +64,53 @@ def find_owners(
         return _find(slots, run, pools, skip, stride, mode)
 
 
+class _Candidates:
+    """Modules that may have to be rewritten, each with the children whose forwards are entered on the way."""
+
+    def __init__(self, slots: list[Slot], run: Run) -> None:
+        self.holding: dict[int, list[Slot]] = {}
+        for slot in slots:
+            if slot in run.arguments:
+                self.holding.setdefault(id(slot.module), []).append(slot)
+        self.depth = {slot: slot.paths[0].count(".") + 1 if slot.paths[0] else 0 for slot in slots}
+        self.entered: dict[Slot, set[str]] = {}
+
+    def begin_with(self, modules: Iterable[nn.Module | None]) -> None:
+        for module in modules:
+            if module is not None:
+                self.propose(module)
+
+    def propose(self, module: nn.Module, paths: tuple[str, ...] = ()) -> None:
+        for slot in self.holding.get(id(module), []):
+            self.entered.setdefault(slot, set()).update(paths)
+
+    def __iter__(self) -> Iterator[tuple[Slot, tuple[str, ...]]]:
+        """The deepest first; others may be proposed on the way."""
+        while self.entered:
+            slot = max(self.entered, key=lambda candidate: self.depth[candidate])
+            yield slot, tuple(sorted(self.entered.pop(slot)))
+
+    def inside(self, slot: Slot, entered: tuple[str, ...]) -> list[Slot]:
+        """The places of the children that are entered."""
+        return [other for path in entered for other in self.holding.get(id(slot.module.get_submodule(path)), [])]
+
+
 def _find(
     slots: list[Slot], run: Run, pools: list[Slot], skip: set[Slot], stride: int, mode: FakeTensorMode
 ) -> Found:
-    holding: dict[int, list[Slot]] = {}
-    for slot in slots:
-        if slot in run.arguments:
-            holding.setdefault(id(slot.module), []).append(slot)
-    depth = {slot: slot.paths[0].count(".") + 1 if slot.paths[0] else 0 for slot in slots}
-    inline: dict[Slot, set[str]] = {}
-
-    def propose(module: nn.Module, paths: tuple[str, ...] = ()) -> None:
-        for slot in holding.get(id(module), []):
-            inline.setdefault(slot, set()).update(paths)
-
-    for slot in run.reducing:
-        if slot not in skip:
-            propose(slot.module)
-    for pool in pools:
-        if pool.parent is not None:
-            propose(pool.parent)
+    candidates = _Candidates(slots, run)
+    candidates.begin_with([slot.module for slot in run.reducing if slot not in skip])
+    candidates.begin_with([pool.parent for pool in pools])
     owners: dict[Slot, Owner] = {}
     why: dict[Slot, str] = {}
-    while inline:
-        slot = max(inline, key=lambda candidate: depth[candidate])
-        entered = tuple(sorted(inline.pop(slot)))
-        inner = [other for path in entered for other in holding.get(id(slot.module.get_submodule(path)), [])]
+    for slot, entered in candidates:
+        inner = candidates.inside(slot, entered)
         try:
             owner = _attempt(slot, run, entered, skip, stride, mode)
         except Cannot as error:
             why[slot] = str(error)
             if error.escapes and slot.parent is not None and not is_hooked(slot.module):
-                propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
+                candidates.propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
             for other in inner:
                 if other in why:
                     why[other] += f"; in {slot.paths[0] or 'the model'}: {error}"
@@ -103,11 +119,9 @@ def _find(
             owners[slot] = owner
             for other in inner:
                 why.pop(other, None)
-    for slot in list(owners):
-        # One module in several places: rewritten in all of them or in none.
-        if any(other in why for other in holding[id(slot.module)]):
-            del owners[slot]
-    return Found(list(owners.values()), {slot: reason for slot, reason in why.items() if slot in run.reducing}, why)
+    # One module in several places: rewritten in all of them or in none.
+    whole = [owner for slot, owner in owners.items() if not why.keys() & set(candidates.holding[id(slot.module)])]
+    return Found(whole, {slot: reason for slot, reason in why.items() if slot in run.reducing}, why)
 
 
 def _attempt(

@@ -300,12 +300,7 @@ def _decide(asked: Asked, probed: Probed, found: Found, pools: Pools) -> Iterato
     """Every site, in the order in which a forward pass reaches them."""
     run = probed.run
     reducing = run.reducing
-    covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
-    for owner in found.owners:
-        for owned in owner.sites:
-            if owned.child is not None:
-                parent, name = _place(owner.slot.module, owned.child)
-                covered.setdefault((id(parent), name), []).append((owner, owned))
+    covered = _covered(found)
     places = [slot for slot in asked.slots if (id(slot.parent), slot.name) in covered]
     owners = {owner.slot for owner in found.owners}
     traced = {*found.refused, *owners, *(asked.unwanted.keys() & reducing)}
@@ -324,6 +319,17 @@ def _decide(asked: Asked, probed: Probed, found: Found, pools: Pools) -> Iterato
             yield from ((slot, _owned(asked, owner, own, slot)) for owner, own in covered[at])
         elif slot in asked.kinds and not (asked.kinds[slot].own_forward and slot in traced):
             yield slot, _known(asked, slot, run, found, pools)
+
+
+def _covered(found: Found) -> dict[tuple[int, str], list[tuple[Owner, OwnedSite]]]:
+    """The layers whose statistics their owners take over: by parent and name, who does and for what."""
+    covered: dict[tuple[int, str], list[tuple[Owner, OwnedSite]]] = {}
+    for owner in found.owners:
+        for owned in owner.sites:
+            if owned.child is not None:
+                parent, name = _place(owner.slot.module, owned.child)
+                covered.setdefault((id(parent), name), []).append((owner, owned))
+    return covered
 
 
 def _owned(asked: Asked, owner: Owner, site: OwnedSite, slot: Slot) -> Site:
