@@ -130,16 +130,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(out, depth + longer)
         if func._schema.is_mutable:
             self._changed(func, args, kwargs, depth)
-        if isinstance(out, Tensor) and out.dim() == 4 and name in _MAKING and len(out) == self._batch:
-            self._known.add((out.shape[2], out.shape[3]))
-            if record is not None:
-                record.maps |= self._sizes(out)
+        self._see_map(out, name, record)
         if record is not None:
             outputs = tuple(self._seen(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
             harmless = func.is_view or torch.Tag.pointwise in func.tags
             shown = name if space == "aten" else f"{space}::{name}"
             record.operations.append(Operation(shown, named, outputs, harmless, self._layer(), depth + longer))
         return out
+
+    def _see_map(self, out: Any, name: str, record: CallRecord | None) -> None:
+        """Remember the size of a map that was just made."""
+        if isinstance(out, Tensor) and out.dim() == 4 and name in _MAKING and len(out) == self._batch:
+            self._known.add((out.shape[2], out.shape[3]))
+            if record is not None:
+                record.maps |= self._sizes(out)
 
     # ------------------------------------------------------------------------------------ what a tensor depends on
 
