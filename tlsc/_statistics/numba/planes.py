@@ -25,12 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._windows import Axis, Windows, before
 from .. import reference as _reference
 from ..correction import Correction
 from .compiling import compiled
 from .threads import share_out
 
 __all__ = ["grid_means", "grid_moments", "local_group_norm", "local_mean", "local_var_mean", "meet"]
+
+_before = compiled(before)
 
 OPERATIONS = {"take": 0, "mul": 1, "add": 2, "sub": 3}
 
@@ -269,8 +272,8 @@ def _slide(
     first, second = np.empty(width), np.empty(width)
     sums, squares = np.empty(width + 1), np.empty(width + 1)
     share = 1.0 / (depth * rows * columns)
-    above = (rows - 1) // 2 if placed else 0
-    left = (columns - 1) // 2 if placed else 0
+    above = _before(rows) if placed else 0
+    left = _before(columns) if placed else 0
     count, last, lines = width - columns + 1, height - rows, means.shape[1]
     for unit in range(start, stop):
         p, band = unit // bands, unit % bands
@@ -324,7 +327,7 @@ def _norm(
     sums, squares = np.empty(width + 1), np.empty(width + 1)
     mean, scale = np.empty(width), np.empty(width)
     share = 1.0 / (depth * rows * columns)
-    above, left = (rows - 1) // 2, (columns - 1) // 2
+    above, left = _before(rows), _before(columns)
     count, last = width - columns + 1, height - rows
     groups = weight.shape[0]
     for unit in range(start, stop):
@@ -636,19 +639,14 @@ def _on_grid(
 @lru_cache(256)
 def _starts(n: int, k: int, stride: int) -> np.ndarray:
     """Where the evaluated windows of an axis start."""
-    return np.array([*range(0, n - k, stride), n - k], dtype=np.int64)
+    return np.asarray(Axis(n, k, stride).evaluated, np.int64)
 
 
 @lru_cache(256)
 def _readings(n: int, k: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """For each position the evaluated windows on either side of its own (n, 2), and the second one's share."""
-    start = np.clip(np.arange(n) - (k - 1) // 2, 0, n - k)
-    count = len(_starts(n, k, stride)) if stride > 1 else n - k + 1
-    below = np.where(start == n - k, count - 1, start // stride)
-    origin = np.minimum(below * stride, n - k)
-    gap = np.minimum((below + 1) * stride, n - k) - origin
-    share = (start - origin) / np.maximum(gap, 1)
-    return np.stack([below, np.where(share > 0, below + 1, below)], 1), share
+    below, above, share = Axis(n, k, stride).between()
+    return np.stack([below, above], 1), share
 
 
 # --------------------------------------------------------------------------------- what the dispatcher calls
@@ -759,8 +757,7 @@ def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
 
 
 def _new_grid(x: Tensor, window: tuple[int, int], stride: int, dtype: torch.dtype) -> Tensor:
-    sizes = (len(_starts(n, k, stride)) for n, k in zip(x.shape[-2:], _clipped(window, x), strict=True))
-    return torch.empty((*x.shape[:2], *sizes), dtype=dtype)
+    return torch.empty((*x.shape[:2], *Windows.of(x.shape[-2:], window, stride).grid), dtype=dtype)
 
 
 def _met(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str, out: Tensor) -> Tensor:
@@ -770,7 +767,7 @@ def _met(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
     down, down_share = _readings(x.shape[2], rows, stride)
     across, across_share = _readings(x.shape[3], columns, stride)
     down_share, across_share = down_share.astype(number), across_share.astype(number)
-    left = (columns - 1) // 2 if stride == 1 else -1
+    left = before(columns) if stride == 1 else -1
     grid = grid.detach()
     values = grid.reshape(-1, *grid.shape[2:])
 
