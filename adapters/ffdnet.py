@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tlsc._arguments import shown
 from tlsc.adapters._padding import cut, padded
 from tlsc.adapters.architecture import Architecture, Found
 from tlsc.adapters.checkpoints import Weights
@@ -34,9 +35,9 @@ class _Reorganisation(nn.Module):
     def __init__(self, channels: int, form: Form = "shuffle") -> None:
         super().__init__()
         if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise ArgumentValueError(f"channels must be a positive int, got {channels!r}")
+            raise ArgumentValueError(f"channels must be a positive int, got {shown(channels)}")
         if form not in ("shuffle", "convolution"):
-            raise ArgumentValueError(f"form must be 'shuffle' or 'convolution', got {form!r}")
+            raise ArgumentValueError(f"form must be 'shuffle' or 'convolution', got {shown(form)}")
         self.channels = channels
         self.form = form
         # One kernel per position of the block, repeated for each channel; not part of the state dict.
@@ -184,7 +185,7 @@ class FFDNet(nn.Module):
             raise ArgumentTypeError(f"sigma must be a number or a tensor, got {type(sigma).__name__}")
         if not isinstance(sigma, Tensor):
             if not 0 <= sigma < float("inf"):
-                raise ArgumentValueError(f"sigma must be finite and not negative, got {sigma!r}")
+                raise ArgumentValueError(f"sigma must be finite and not negative, got {shown(sigma)}")
             return image.new_full((1, 1, 1, 1), sigma)
         batch, _, height, width = image.shape
         level = sigma.to(image)

@@ -18,9 +18,18 @@ __all__ = [
     "check_eps",
     "check_map",
     "check_maps",
+    "shown",
 ]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shown(value: Any) -> str:
+    """A value that was refused, in a few words: a tensor by its shape, anything else cut where it is long."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def as_positive_int(value: Any, name: str) -> int:
@@ -28,13 +37,13 @@ def as_positive_int(value: Any, name: str) -> int:
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]  # being traced with dynamic shapes
     if isinstance(value, (bool, Tensor)):
-        raise ArgumentTypeError(f"{name} must be a positive int, got {value!r}")
+        raise ArgumentTypeError(f"{name} must be a positive int, got {shown(value)}")
     try:
         number = operator.index(value)
     except TypeError:
-        raise ArgumentTypeError(f"{name} must be a positive int, got {value!r}") from None
+        raise ArgumentTypeError(f"{name} must be a positive int, got {shown(value)}") from None
     if number < 1:
-        raise ArgumentValueError(f"{name} must be a positive int, got {value!r}")
+        raise ArgumentValueError(f"{name} must be a positive int, got {shown(value)}")
     return number
 
 
@@ -43,11 +52,11 @@ def as_pair(value: Any, name: str) -> tuple[int, int]:
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise ArgumentValueError(
-                f"{name} must be an int or a pair (height, width), got {len(value)} elements: {value!r}"
+                f"{name} must be an int or a pair (height, width), got {len(value)} elements: {shown(value)}"
             )
         return as_positive_int(value[0], f"{name}[0]"), as_positive_int(value[1], f"{name}[1]")
     if not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)):
-        raise ArgumentTypeError(f"{name} must be an int or a pair (height, width), got {value!r}")
+        raise ArgumentTypeError(f"{name} must be an int or a pair (height, width), got {shown(value)}")
     number = as_positive_int(value, name)
     return number, number
 
@@ -85,9 +94,9 @@ def check_channels(value: Tensor | None, name: str, x: Tensor) -> None:
 def check_eps(eps: Any) -> float:
     """A finite number ≥ 0."""
     if isinstance(eps, (bool, Tensor)) or not isinstance(eps, (int, float)):
-        raise ArgumentTypeError(f"eps must be a number, got {eps!r}")
+        raise ArgumentTypeError(f"eps must be a number, got {shown(eps)}")
     if not 0 <= eps < float("inf"):
-        raise ArgumentValueError(f"eps must be finite and not negative, got {eps!r}")
+        raise ArgumentValueError(f"eps must be finite and not negative, got {shown(eps)}")
     return float(eps)
 
 
@@ -99,7 +108,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor | float
         raise ArgumentValueError(f"q, k and v must have the same shape, got {shapes}")
     if not isinstance(temperature, Tensor):
         if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-            raise ArgumentTypeError(f"temperature must be a number or a tensor, got {temperature!r}")
+            raise ArgumentTypeError(f"temperature must be a number or a tensor, got {shown(temperature)}")
         temperature = torch.tensor(float(temperature), dtype=q.dtype, device=q.device)
     if temperature.numel() not in (1, q.shape[1]):
         raise ArgumentValueError(

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ._arguments import as_pair, check_attention, check_maps
+from ._arguments import as_pair, check_attention, check_maps, shown
 from ._sites.kind import Build
 from ._sites.non_local_block import LocalNonLocalBlock, non_local_kind
 from ._sites.transposed_attention import LocalTransposedAttention, overlap, transposed_kind
@@ -183,7 +183,7 @@ def local_non_local(
             f"{tuple(v.shape)}"
         )
     if weighting not in ("softmax", "mean"):
-        raise ArgumentValueError(f'weighting must be "softmax" or "mean", got {weighting!r}')
+        raise ArgumentValueError(f'weighting must be "softmax" or "mean", got {shown(weighting)}')
     return non_local(q, k, v, as_pair(window, "window"), scale, weighting)
 
 

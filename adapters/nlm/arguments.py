@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from tlsc._arguments import FLOATING, as_positive_int, check_map
+from tlsc._arguments import FLOATING, as_positive_int, check_map, shown
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = [
@@ -42,11 +42,11 @@ def as_odd(value: Any, name: str) -> int:
 
 def as_number(value: Any, name: str, what: str = "a number or a floating tensor") -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, (str, complex)):
-        raise ArgumentTypeError(f"{name} must be {what}, got {value!r}")
+        raise ArgumentTypeError(f"{name} must be {what}, got {shown(value)}")
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ArgumentTypeError(f"{name} must be {what}, got {value!r}") from None
+        raise ArgumentTypeError(f"{name} must be {what}, got {shown(value)}") from None
 
 
 def as_positive_strength(value: Any) -> float:
@@ -54,7 +54,8 @@ def as_positive_strength(value: Any) -> float:
     strength = as_number(value, "h")
     if strength < 0:
         raise ArgumentValueError(
-            f"h must not be negative, got {value!r}: a strength is the distance at which a weight has fallen to 1/e"
+            f"h must not be negative, got {shown(value)}: a strength is the distance at which a weight has "
+            "fallen to 1/e"
         )
     return strength
 
@@ -62,14 +63,14 @@ def as_positive_strength(value: Any) -> float:
 def as_noise(value: Any) -> float:
     sigma = as_number(value, "sigma", "a number")
     if not 0 <= sigma < math.inf:
-        raise ArgumentValueError(f"sigma must be a standard deviation, finite and not negative, got {value!r}")
+        raise ArgumentValueError(f"sigma must be a standard deviation, finite and not negative, got {shown(value)}")
     return sigma
 
 
 def check_choice(value: Any, name: str, choices: Any) -> None:
     names = get_args(choices)
     if value not in names:
-        raise ArgumentValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {value!r}")
+        raise ArgumentValueError(f"{name} must be one of {', '.join(map(repr, names))}, got {shown(value)}")
 
 
 def as_strength(h: Any, x: Tensor) -> Tensor:

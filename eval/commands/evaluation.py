@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from tlsc.eval.judge.verdict import judge, summarise
 from tlsc.eval.networks import Network, checksum
 from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.distributed import Team, team
-from tlsc.eval.run.records import open_run
+from tlsc.eval.run.records import alone_in, open_run
 from tlsc.eval.run.runner import Job, fixed_arithmetic
 from tlsc.eval.run.runner import run as run_job
 from tlsc.eval.show import comparisons, plots
@@ -51,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise ArgumentValueError(f"--limit must be at least 1, got {args.limit}")
     out = args.out or Path(f"tlsc-{args.command}")
-    with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours:
-        outcome, job = _measured(args, out, ours)
+    with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours, ExitStack() as held:
+        outcome, job = _measured(args, out, ours, held)
         if not ours.leads or outcome is None or job is None:
             # Rank 0 speaks for all: torchrun would end it, still writing, if another process reported a failure.
             return 0
@@ -75,7 +76,9 @@ def _together(team: Team, work: Any) -> Any:
     return None if failed else value
 
 
-def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome | None, Job | None]:
+def _measured(
+    args: argparse.Namespace, out: Path, team: Team, held: ExitStack
+) -> tuple[Outcome | None, Job | None]:
 
     protocol = Protocol(args.protocol, args.crop_border)
     network = network_of(args)
@@ -95,7 +98,7 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
     if data is None:
         return None, None
     settings = _settings(args, network, data, cells)
-    if _together(team, lambda: _opened(out, settings, args)) is None:
+    if _together(team, lambda: _opened(out, settings, args, held)) is None:
         return None, None
     job = Job(network, data, cells, protocol, args.lpips)
     records = run_job(job, out, team, args.resume)
@@ -117,8 +120,8 @@ def _measured(args: argparse.Namespace, out: Path, team: Team) -> tuple[Outcome 
     return outcome, job
 
 
-def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace) -> bool:
-
+def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace, held: ExitStack) -> bool:
+    held.enter_context(alone_in(out))
     open_run(out, settings, args.resume, args.overwrite)
     return True
 

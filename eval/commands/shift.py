@@ -43,6 +43,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from tlsc.eval.files import replacing
     from tlsc.eval.judge.shift import measure, shifts
+    from tlsc.eval.run.records import alone_in
     from tlsc.eval.run.runner import fixed_arithmetic
     from tlsc.eval.show import shift as shown
 
@@ -56,7 +57,7 @@ def _run(args: argparse.Namespace) -> int:
     with replacing(args.out / shown.FILES[0]):  # can it be written to?
         pass
     data = data_of(args, network)
-    with fixed_arithmetic(args.threads):
+    with alone_in(args.out), fixed_arithmetic(args.threads):
         plan, samples = measure(
             network,
             data,
@@ -67,7 +68,7 @@ def _run(args: argparse.Namespace) -> int:
             lambda pairs: tqdm(pairs, desc=network.name, unit="image"),
             args.calibrate,
         )
-    found = shifts(plan, samples)
-    shown.write(args.out, found, plan, samples, network, data)
+        found = shifts(plan, samples)
+        shown.write(args.out, found, plan, samples, network, data)
     shown.say(args.out, found, plan, samples, network, data)
     return 0

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tlsc.errors import ArgumentValueError, TLSCError
-from tlsc.eval.data.layouts import INPUT_ROLES, TARGET_ROLES, images, inside, role_folders, role_of
+from tlsc.eval.data.layouts import INPUT_ROLES, TARGET_ROLES, images, inside, listed, role_folders, role_of
 from tlsc.eval.data.matching import Bad, ImagePair, match
 from tlsc.eval.data.synthesis import Synthesis, generator, parse_degradation, resized
 from tlsc.eval.images import EXTENSIONS, Pixels, UnreadableError, as_float, read_image, with_channels
@@ -119,26 +119,35 @@ class Dataset:
         digest = hashlib.sha256()
         for pair in progress(self.pairs):
             try:
-                size = self._try(pair)
+                size, cut = self._try(pair)
                 for path in (pair.input, pair.target):
                     if path is not None:
                         digest.update(f"{pair.name}\0{_checksum(path)}\n".encode())
             except UnreadableError as error:
                 bad.append(Bad(pair.name, "size" if isinstance(error, _SizeError) else "unreadable", str(error)))
             else:
-                good.append(replace(pair, size=size))
+                good.append(replace(pair, size=size, cut=cut))
         return replace(
             self, pairs=tuple(good), bad=tuple(sorted(bad, key=lambda b: b.name)), checksum=digest.hexdigest()
         )
 
-    def _try(self, pair: ImagePair) -> tuple[int, int]:
-        """The size of the input of a pair that can be read."""
+    def _try(self, pair: ImagePair) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of the input of a pair that can be read, and how much of its target is cut."""
+        target = read_image(pair.target)
         if self.synthesis is None:
-            height, width = self.load(pair)[0].shape[:2]
-            return height, width
-        height, width = self._cut(read_image(pair.target)).shape[:2]
-        shrinks = self.synthesis.factor if self.scale > 1 else 1
-        return height // shrinks, width // shrinks
+            assert pair.input is not None
+            given, target = (
+                with_channels(read_image(pair.input), self.channels),
+                with_channels(target, self.channels),
+            )
+            used = self._without_rest(given, target)
+            self._check_sizes(given, used)
+            size = given.shape[0], given.shape[1]
+        else:
+            used = self._cut(target)
+            shrinks = self.synthesis.factor if self.scale > 1 else 1
+            size = used.shape[0] // shrinks, used.shape[1] // shrinks
+        return size, (target.shape[0] - used.shape[0], target.shape[1] - used.shape[1])
 
     def _cut(self, target: Pixels) -> Pixels:
         """A clean image cut to a multiple of what the degradation shrinks it by."""
@@ -213,6 +222,7 @@ def find_pairs(
     """
     roots = [Path(folder) for folder in folders]
     for root in roots:
+        _refuse_blocks(root)
         if not root.is_dir():
             raise ArgumentValueError(f"{root} is not a folder" if root.exists() else f"no folder {root}")
     name = " and ".join(str(folder) for folder in folders)
@@ -237,6 +247,17 @@ def find_pairs(
     if not found.pairs and not found.bad:
         raise ArgumentValueError(f"no images in {name} ({', '.join(sorted(EXTENSIONS))})")
     return found if limit is None else replace(found, pairs=found.pairs[:limit])
+
+
+def _refuse_blocks(root: Path) -> None:
+    """Say how SIDD's validation blocks are unpacked, where a file of them is named, or nothing else is there."""
+    own = [root] if root.is_file() else listed(root) if root.is_dir() else []
+    blocks = [path for path in own if path.suffix.lower() == ".mat"]
+    if blocks and (root.is_file() or not images(root)):
+        raise ArgumentValueError(
+            f"{blocks[0]} is MATLAB's, as SIDD's validation blocks are: unpack these into folders input and target "
+            "by `python -m tlsc.eval.data.blocks NOISY.mat CLEAN.mat FOLDER`, and name the folder"
+        )
 
 
 def _of_two(name: str, inputs: Path, targets: Path, scale: int, channels: int) -> Dataset:

@@ -10,7 +10,17 @@ from pathlib import Path
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.images import EXTENSIONS
 
-__all__ = ["INPUT_ROLES", "SCALE", "TARGET_ROLES", "images", "inside", "role_folders", "role_of", "without_roles"]
+__all__ = [
+    "INPUT_ROLES",
+    "SCALE",
+    "TARGET_ROLES",
+    "images",
+    "inside",
+    "listed",
+    "role_folders",
+    "role_of",
+    "without_roles",
+]
 
 
 INPUT_ROLES = frozenset(
@@ -40,7 +50,7 @@ def inside(path: Path, root: Path) -> str:
 def images(root: Path) -> list[Path]:
     """All image files at and below a folder by extension, hidden ones left out, in the order of their paths."""
     return sorted(
-        (path for folder in _folders(root) for path in _listed(folder) if _is_image(path)),
+        (path for folder in _folders(root) for path in listed(folder) if _is_image(path)),
         key=lambda path: path.relative_to(root).as_posix(),
     )
 
@@ -49,7 +59,8 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
-def _listed(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, hidden files left out, by name."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -63,7 +74,7 @@ def _folders(root: Path) -> list[Path]:
             continue
         seen.add(real)
         found.append(folder)
-        todo += [path for path in _listed(folder) if path.is_dir()]
+        todo += [path for path in listed(folder) if path.is_dir()]
     return found
 
 
@@ -75,7 +86,7 @@ def role_folders(root: Path) -> list[tuple[Path, Path]]:
         if any(parent == above or above in parent.parents for above in taken):
             continue
         groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-        for folder in (path for path in _listed(parent) if path.is_dir()):
+        for folder in (path for path in listed(parent) if path.is_dir()):
             role = role_of(folder.name)
             if role is not None:
                 groups[without_roles(folder.name)][role].append(folder)

@@ -27,6 +27,7 @@ class ImagePair:
         input: the file of the degraded one; None where it is made on the fly.
         rule: which one matched the two.
         size: height and width of the input in pixels; set by :meth:`Dataset.checked`.
+        cut: rows and columns left out at the target's bottom and right; likewise.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ImagePair:
     input: Path | None
     rule: str = "name"
     size: tuple[int, int] | None = None
+    cut: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,67 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.files import replacing
 
-__all__ = ["Record", "Records", "open_run"]
+__all__ = ["Record", "Records", "alone_in", "open_run"]
 
-_SETTINGS, _PARTS = "run.json", "parts"
+_SETTINGS, _PARTS, _LOCK, _CHECK = "run.json", "parts", ".lock", "sha256"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder; the system takes the lock from a process that was killed.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        ArgumentValueError: another process writes to it.
+        OSError: it cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ArgumentValueError(
+            f"another process writes to {folder}: wait until it is done, or name another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON fields with a checksum of all of them beside them."""
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
+    return {**fields, _CHECK: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _unsealed(found: Any) -> dict[str, Any]:
+    """The fields that :func:`_sealed` got; ValueError where anything else is found."""
+    if not isinstance(found, dict):
+        raise ValueError(f"holds {type(found).__name__}")
+    fields = {name: value for name, value in found.items() if name != _CHECK}
+    if found.get(_CHECK) != _sealed(fields)[_CHECK]:
+        raise ValueError("its checksum is another's")
+    return fields
+
 
 Key = tuple[str, str]
 """A cell, in words, and an image."""
@@ -83,7 +130,7 @@ class Records:
     def add(self, record: Record) -> None:
         """Write a record."""
         # One call, so that a line is never mixed with another's.
-        self._file.write((json.dumps(asdict(record)) + "\n").encode())
+        self._file.write((json.dumps(_sealed(asdict(record))) + "\n").encode())
         self.new.append(record)
 
     def close(self) -> None:
@@ -111,17 +158,28 @@ def merged(records: Iterable[Record]) -> dict[Key, Record]:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """What the processes of earlier runs wrote to a folder on this machine; half a last line is left out."""
+    """What the processes of earlier runs wrote to a folder on this machine; half a last line is left out.
+
+    A line that is damaged, told by its checksum, is named on standard error; what it held is to be measured again.
+    """
     records = []
     for path in sorted((folder / _PARTS).glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                record = Record(**json.loads(line))
-            except (ValueError, TypeError, RecursionError):
-                continue  # written by a killed process on a disk that lost a part of it: done again
-            if _valid(record):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            record = _read(line)
+            if record is None:
+                print(f"tlsc: {path}, line {number}: damaged, so it is measured again", file=sys.stderr)
+            else:
                 records.append(record)
     return records
+
+
+def _read(line: bytes) -> Record | None:
+    """The record in a line; None where it is damaged."""
+    try:
+        record = Record(**_unsealed(json.loads(line)))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return record if _valid(record) else None
 
 
 _STATUSES = ("ok", "failed")
@@ -130,7 +188,7 @@ _NUMBER = (float, int, type(None))
 
 
 def _valid(record: Record) -> bool:
-    """Whether fields have their types and figures a range that figures can have; other records are made anew."""
+    """Whether fields have their types and figures a range that figures can have."""
     types = {"cell": str, "image": str, "status": str, "message": str, "psnr": float, "ssim": float}
     if not all(type(getattr(record, name)) is kind for name, kind in types.items()):
         return False
@@ -166,9 +224,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
                 "--out"
             )
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError(f"holds {type(before).__name__}")
+            before = _unsealed(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ArgumentValueError(f"{path} is damaged: --overwrite starts again") from error
         differing = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
@@ -183,7 +239,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
     for part in (folder / _PARTS).glob("*.jsonl"):
         part.unlink()
     with replacing(path) as new:
-        new.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(_sealed(wanted), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _short(value: Any) -> str:

@@ -230,6 +230,13 @@ def head(outcome: Outcome) -> list[str]:
     ]
     if data.synthesis is not None:
         lines.append(f"Degradation: {data.synthesis.description}; seed {data.seed}")
+    cut = [pair.cut for pair in data.pairs if any(pair.cut)]
+    if cut:
+        most = max(rows for rows, _ in cut), max(columns for _, columns in cut)
+        lines.append(
+            f"Cut: {_count(len(cut), 'target')} of {len(data.pairs)}, no multiple of the scale, by up to "
+            f"{_count(most[0], 'row')} at the bottom and {_count(most[1], 'column')} at the right"
+        )
     lines.append(f"Protocol: {outcome.protocol.description}.")
     if data.bad:
         kinds = {

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.io import savemat
 
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.data.blocks import main as unpack_blocks
 from tlsc.eval.data.datasets import BadPairsError, Dataset, find_pairs
 from tlsc.eval.data.synthesis import parse_degradation
 from tlsc.eval.images import UnreadableError, read_image, with_channels
@@ -372,3 +375,35 @@ def test_targets_that_are_no_multiple_of_the_scale_are_cut(tmp_path: Path) -> No
     assert [(bad.name, bad.kind) for bad in data.bad] == [("2.png", "size"), ("3.png", "size")]
     _, target = data.load(data.pairs[0])
     assert np.array_equal(target, np.asarray(Image.open(tmp_path / "HR/0.png"))[:32, :48])
+
+
+def test_how_much_of_targets_is_cut_is_known(tmp_path: Path) -> None:
+    """By scale beside an input, and by the factor of a degradation."""
+    for name, size in {"LR/a.png": (3, 5), "HR/a.png": (13, 20), "LR/b.png": (3, 5), "HR/b.png": (12, 20)}.items():
+        _make(tmp_path, name)
+        Image.fromarray(_pixels(*size)).save(tmp_path / name)
+    data = find_pairs([tmp_path], scale=4)
+    assert {pair.name: pair.cut for pair in data.checked().pairs} == {"a.png": (1, 0), "b.png": (0, 0)}
+    data = find_pairs([tmp_path / "HR"], "bicubic:3")
+    assert {pair.name: pair.cut for pair in data.checked().pairs} == {"a.png": (1, 2), "b.png": (0, 2)}
+
+
+def test_blocks_of_matlab_are_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As SIDD's validation set comes; the way is named where such a file is found, and leads to equal samples."""
+    blocks = RNG.integers(0, 256, (2, 2, 3, 8, 9, 3), dtype=np.uint8)
+    files = [tmp_path / "ValidationNoisyBlocksSrgb.mat", tmp_path / "ValidationGtBlocksSrgb.mat"]
+    for path, values in zip(files, blocks, strict=True):
+        savemat(path, {path.stem: values})
+    for folders in ([tmp_path], files):
+        with pytest.raises(ArgumentValueError, match=r"python -m tlsc\.eval\.data\.blocks"):
+            find_pairs(folders)
+    assert unpack_blocks([*map(str, files), str(tmp_path / "out")]) == 0
+    data = find_pairs([tmp_path / "out"]).checked()
+    assert len(data.pairs) == 6
+    for pair, expected in zip(data.pairs, blocks.reshape(2, 6, 8, 9, 3).swapaxes(0, 1), strict=True):
+        assert all(np.array_equal(got, want) for got, want in zip(data.load(pair), expected, strict=True))
+    savemat(files[0], {"other": np.zeros(3)})
+    assert unpack_blocks([*map(str, files), str(tmp_path / "out")]) == 1
+    files[0].write_bytes(b"MATLAB 7.3")
+    assert unpack_blocks([*map(str, files), str(tmp_path / "out")]) == 1
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("tlsc: ")]) == 2

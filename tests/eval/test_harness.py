@@ -32,7 +32,7 @@ from tlsc.eval.judge.verdict import change, interval, judge, summarise
 from tlsc.eval.networks import load_network
 from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.patches import ResultSizeError, bands, restore
-from tlsc.eval.run.records import Record, open_run, read_records
+from tlsc.eval.run.records import Record, Records, alone_in, open_run, read_records
 
 RNG = np.random.default_rng(0)
 
@@ -447,15 +447,41 @@ def test_a_damaged_run_is_said_to_be(tmp_path: Path) -> None:
         open_run(tmp_path, {"a": 1}, resume=True, overwrite=False)
 
 
-@pytest.mark.parametrize("psnr", ["1e308", "true", '"30"', "30"])
-def test_records_of_other_types_are_made_anew(tmp_path: Path, psnr: str) -> None:
-    line = '{"cell": "original, whole", "image": "a", "psnr": %s, "ssim": 0.5}'
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts/0000.jsonl").write_text(f"{line % 30.5}\n{line % psnr}\n[]\n")
-    assert [record.psnr for record in read_records(tmp_path)] == [30.5]
-    (tmp_path / "run.json").write_text("[1]")
+@pytest.mark.parametrize("change", [("30.5", "31.5"), ("30.5", "1e308"), ("30.5", "true"), ('"a"', '"b"')])
+def test_a_damaged_record_is_named_and_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]
+) -> None:
+    records = Records(tmp_path, 0)
+    for image in ("a", "c"):
+        records.add(Record("original, whole", image, psnr=30.5, ssim=0.5))
+    records.close()
+    assert read_records(tmp_path) == records.new
+    part = tmp_path / "parts/0000.jsonl"
+    part.write_text(part.read_text().replace(*change, 1) + "[]\n")
+    assert read_records(tmp_path) == records.new[1:]
+    said = capsys.readouterr().err
+    assert "0000.jsonl, line 1: damaged" in said
+    assert "line 3" in said
+
+
+@pytest.mark.parametrize("change", [('"b": 12', '"b": 13'), ('"b": 12', '"b": true'), ('"b"', '"c"'), ("{", "[{")])
+def test_changed_settings_of_a_run_are_damage(tmp_path: Path, change: tuple[str, str]) -> None:
+    open_run(tmp_path, {"a": 1, "b": 12}, resume=False, overwrite=False)
+    open_run(tmp_path, {"a": 1, "b": 12}, resume=True, overwrite=False)
+    path = tmp_path / "run.json"
+    path.write_text(path.read_text().replace(*change, 1))
     with pytest.raises(ValueError, match="damaged"):
-        open_run(tmp_path, {"a": 1}, resume=True, overwrite=False)
+        open_run(tmp_path, {"a": 1, "b": 12}, resume=True, overwrite=False)
+
+
+def test_one_process_at_a_time_writes_to_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a killed process leaves behind is no lock."""
+    with alone_in(place / "out"):
+        assert _run(place) == 1
+        assert "another process writes to" in capsys.readouterr().err
+        assert not (place / "out/run.json").exists()
+    (place / "out/.lock").touch()
+    assert _run(place) == 0
 
 
 def test_memory_does_not_grow_with_the_number_of_images(place: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._arguments import FLOATING
+from .._arguments import FLOATING, shown
 from .._plan import Plan
 from ..errors import ArgumentTypeError, ArgumentValueError
 
@@ -57,7 +57,7 @@ def like(model: nn.Module) -> Tensor:
 
 def checked_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ArgumentValueError(f"seed must be an int ≥ 0, got {seed!r}")
+        raise ArgumentValueError(f"seed must be an int ≥ 0, got {shown(seed)}")
     return seed
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from .._arguments import as_pair, as_positive_int
+from .._arguments import as_pair, as_positive_int, shown
 from .._models.copies import cloned, structure_of
 from .._models.undisturbed import OwnNumbers, python_numbers_kept
 from .._surgery import probe as _probe
@@ -268,9 +268,9 @@ def influence(
     allowed = None if radius is None else as_pair(radius, "radius")
     samples = as_positive_int(samples, "samples")
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentTypeError(f"seed must be an int, got {seed!r}")
+        raise ArgumentTypeError(f"seed must be an int, got {shown(seed)}")
     if not (output is None or callable(output) or (isinstance(output, int) and not isinstance(output, bool))):
-        raise ArgumentTypeError(f"output must be an index or a function, got {output!r}")
+        raise ArgumentTypeError(f"output must be an index or a function, got {shown(output)}")
 
     failures: list[Exception] = []
     for setting in (_in_double, _in_copy, _in_place):

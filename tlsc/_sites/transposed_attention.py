@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
-from .._arguments import as_pair, check_attention
+from .._arguments import as_pair, check_attention, shown
 from .._statistics import any_size
 from .._statistics.transposed_attention import attend, default_stride, overlapping, sliding
 from ..errors import ArgumentTypeError, ArgumentValueError
@@ -79,7 +79,7 @@ class LocalTransposedAttention(LocalModule):
             ArgumentValueError: ``form`` is neither of the two; as :func:`local_transposed_attention`.
         """
         if form not in ("sliding", "overlap"):
-            raise ArgumentValueError(f'form must be "sliding" or "overlap", got {form!r}')
+            raise ArgumentValueError(f'form must be "sliding" or "overlap", got {shown(form)}')
         layout = _transposed_layout(module)
         if layout is None:
             raise ArgumentTypeError(f"{type(module).__name__} is not recognised as transposed attention")

@@ -33,6 +33,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .._arguments import shown
 from ..errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError, TLSCWarning, first_line
 from . import reference
 
@@ -67,9 +68,9 @@ def backend(name: str) -> Iterator[None]:
         tensor([[[[1.5000, 3.0000, 6.0000, 6.0000]]]])
     """
     if not isinstance(name, str):
-        raise ArgumentTypeError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        raise ArgumentTypeError(f"name must be one of {', '.join(NAMES)}, got {shown(name)}")
     if name not in NAMES:
-        raise ArgumentValueError(f"name must be one of {', '.join(NAMES)}, got {name!r}")
+        raise ArgumentValueError(f"name must be one of {', '.join(NAMES)}, got {shown(name)}")
     if name in BACK_ENDS:
         why = BACK_ENDS[name].why_unusable()
         if why is not None:

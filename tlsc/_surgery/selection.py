@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from .._arguments import shown
 from .._models.slots import Slot
 from ..errors import ArgumentTypeError, ArgumentValueError
 
@@ -39,7 +40,7 @@ def _selected(
     patterns = [selection] if isinstance(selection, str) else selection
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ArgumentTypeError(
-            f"{name} must be a predicate (module, path) -> bool or glob patterns over paths, got {selection!r}"
+            f"{name} must be a predicate (module, path) -> bool or glob patterns over paths, got {shown(selection)}"
         )
     chosen: set[Slot] = set()
     for pattern in patterns:
