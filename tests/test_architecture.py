@@ -30,20 +30,17 @@ structure = _benchmark("structure")
 FILES = structure.modules()
 IMPORTS = list(structure.imports(FILES))
 
-UPWARD = {
-    ("tlsc._forwards.rewriter", "tlsc._surgery.probe"),
-    ("tlsc._forwards.trace", "tlsc._surgery.probe"),
-}
+UPWARD: set[tuple[str, str]] = set()
 LONG = {
-    "tlsc._forwards.rewriter": 690,
-    "tlsc._forwards.trace": 1494,
+    "tlsc._forwards.rewriter": 637,
+    "tlsc._forwards.trace": 1169,
     "tlsc._influence.influence": 920,
     "tlsc._statistics.numba.planes": 784,
 }
 COMPLEX = {
     "tlsc._forwards.rewriter:evaluate",
     "tlsc._forwards.trace:_attending",
-    "tlsc._forwards.trace:_einsum",
+    "tlsc._forwards.spellings:_einsum",
     "tlsc._forwards.trace:_kind",
     "tlsc._forwards.trace:_mixed_sum",
     "tlsc._forwards.trace:_of_maps",

@@ -1,73 +1,87 @@
-"""Let einops work on values that are being traced: it looks for a back end by the type of what it is given."""
+"""Functions of einops on recorded values: it looks for a back end by the type of what it is given, and would know
+none for these."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+import torch
 
-__all__ = ["introduce"]
+__all__ = ["stubs"]
 
 
-def introduce(proxy: type[fx.Proxy]) -> None:
-    """Tell einops, if it has been imported, about a type of traced tensors."""
-    backends = sys.modules.get("einops._backends")
-    if backends is None or proxy in backends._type2backend:
-        return
+def stubs(proxy: type) -> dict[Any, Callable[..., Any]]:
+    """What is called in place of einops' functions, if it has been imported; of recorded values, of type ``proxy``,
+    they are made of PyTorch's operations, by einops' own recipes."""
+    einops = sys.modules.get("einops.einops")
+    if einops is None:
+        return {}
+    backend = _Recorded()
 
-    class Traced(backends.AbstractBackend):  # type: ignore[misc, name-defined]
-        framework_name = __name__
+    def is_recorded(x: Any) -> bool:
+        return any(isinstance(part, proxy) for part in (x if isinstance(x, (list, tuple)) else (x,)))
 
-        def is_appropriate_type(self, tensor: Any) -> bool:
-            return isinstance(tensor, proxy)
+    def reduce(tensor: Any, pattern: str, reduction: Any, **lengths: Any) -> Any:
+        if not is_recorded(tensor):
+            return einops.reduce(tensor, pattern, reduction, **lengths)
+        x = torch.stack(list(tensor)) if isinstance(tensor, (list, tuple)) else tensor
+        recipe = einops._prepare_transformation_recipe(pattern, reduction, tuple(lengths), len(x.shape))
+        return einops._apply_recipe(backend, recipe, x, reduction, tuple(lengths.items()))
 
-        def shape(self, x: Any) -> list[Any]:
-            return list(x.shape)  # a list cannot be hashed, so that traced numbers stay out of einops' caches
+    def rearrange(tensor: Any, pattern: str, **lengths: Any) -> Any:
+        return reduce(tensor, pattern, "rearrange", **lengths)
 
-        def reshape(self, x: Any, shape: Any) -> Any:
-            return x.reshape(tuple(shape))
+    def repeat(tensor: Any, pattern: str, **lengths: Any) -> Any:
+        return reduce(tensor, pattern, "repeat", **lengths)
 
-        def transpose(self, x: Any, axes: Any) -> Any:
-            return x.permute(tuple(axes))
+    def einsum(*tensors_and_pattern: Any) -> Any:
+        *tensors, pattern = tensors_and_pattern
+        if not is_recorded(tensors):
+            return einops.einsum(*tensors_and_pattern)
+        return torch.einsum(einops._compactify_pattern_for_einsum(pattern), *tensors)
 
-        def reduce(self, x: Any, operation: str, axes: Any) -> Any:
-            axes = tuple(sorted(axes))
-            if operation == "prod":
-                for axis in reversed(axes):
-                    x = x.prod(axis)
-                return x
-            return getattr(x, {"min": "amin", "max": "amax"}.get(operation, operation))(axes)
+    return {
+        einops.reduce: reduce,
+        einops.rearrange: rearrange,
+        einops.repeat: repeat,
+        einops.einsum: einsum,
+    }
 
-        def stack_on_zeroth_dimension(self, tensors: list[Any]) -> Any:
-            import torch
 
-            return torch.stack(tensors)
+class _Recorded:
+    """What einops' recipes ask of a back end."""
 
-        def add_axes(self, x: Any, n_axes: int, pos2len: dict[int, Any]) -> Any:
-            repeats = [-1] * n_axes
-            for position, length in pos2len.items():
-                x = x.unsqueeze(position)
-                repeats[position] = length
-            return x.expand(repeats)
+    def shape(self, x: Any) -> list[Any]:
+        """A list, which cannot be hashed, so that recorded numbers stay out of einops' caches."""
+        return list(x.shape)
 
-        def tile(self, x: Any, repeats: Any) -> Any:
-            return x.repeat(repeats)
+    def reshape(self, x: Any, shape: Any) -> Any:
+        """As ``torch.reshape``."""
+        return x.reshape(tuple(shape))
 
-        def concat(self, tensors: list[Any], axis: int) -> Any:
-            import torch
+    def transpose(self, x: Any, axes: Any) -> Any:
+        """As ``torch.permute``."""
+        return x.permute(tuple(axes))
 
-            return torch.cat(tensors, axis)
+    def reduce(self, x: Any, operation: str, axes: Any) -> Any:
+        """A reduction by its name."""
+        axes = tuple(sorted(axes))
+        if operation == "prod":
+            for axis in reversed(axes):
+                x = x.prod(axis)
+            return x
+        return getattr(x, {"min": "amin", "max": "amax"}.get(operation, operation))(axes)
 
-        def add_axis(self, x: Any, new_position: int) -> Any:
-            return x.unsqueeze(new_position)
+    def add_axes(self, x: Any, n_axes: int, pos2len: dict[int, Any]) -> Any:
+        """New axes at given places, repeated."""
+        repeats = [-1] * n_axes
+        for position, length in pos2len.items():
+            x = x.unsqueeze(position)
+            repeats[position] = length
+        return x.expand(repeats)
 
-        def is_float_type(self, x: Any) -> bool:
-            return bool(x.is_floating_point())
-
-        def einsum(self, pattern: str, *x: Any) -> Any:
-            import torch
-
-            return torch.einsum(pattern, *x)
-
-    backends._type2backend[proxy] = Traced()
+    def is_float_type(self, x: Any) -> bool:
+        """Whether a mean can be taken of it."""
+        return bool(x.is_floating_point())

@@ -11,27 +11,26 @@ Where the window covers the map there is one window per image, and everything is
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from types import ModuleType
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
 from .. import attention, functional
+from .._models.slots import is_hooked
 from .._sites.state import SiteState
 from .._statistics import any_size as _graph
 from .._statistics import operations as _dispatch
 from .._statistics import reference as _reference
 from .._statistics.correction import Correction
-from .._surgery.probe import is_hooked
-from ..errors import ArgumentValueError
-from .trace import POINTWISE, Cannot, Gram, Map, Number, Reduction, Space, Statistic, Trace, argument, name_of
+from .names import POINTWISE, argument, name_of
+from .trace import Trace
+from .values import Cannot, Gram, Map, Number, Reduction, Space, Statistic
 
-__all__ = ["rewrite", "stand_in"]
+__all__ = ["CORRECTIONS", "rewrite"]
 
 
 def rewrite(trace: Trace, stride: int) -> fx.Graph:
@@ -51,32 +50,28 @@ class _Rewriter:
         self.new: dict[fx.Node, fx.Node] = {}
         self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
-        self.fixed: list[tuple[str, Any]] = []  # arguments on which the traced course depends
         # Norms that attention takes of its queries are no sites: they have no number.
         self.numbers = {node: number for number, node in enumerate((*trace.reductions, *trace.norms))}
         self.batched = self._batched()
 
     def run(self) -> fx.Graph:
+        regions: dict[fx.Node, Any] = {}
         for node in self.trace.graph.nodes:
             if node.op == "output":
                 self.graph.output(fx.node.map_arg(node.args[0], self._returned))
                 continue
             self.new[node] = self._emit(node)
-            if "fixed" in node.meta:
-                self.fixed.append((node.name, node.meta["value"]))
-        self._check_arguments()
+            for made in reversed(self.graph.nodes):
+                if made in regions:
+                    break
+                regions[made] = node.meta.get("region")
         for node in self.graph.nodes:  # also those that are erased now, which others may refer to
             node.meta.clear()
+            if regions.get(node) is not None:
+                node.meta["region"] = regions[node]
         self.graph.eliminate_dead_code(_has_effect)
         self.graph.lint()
         return self.graph
-
-    def _check_arguments(self) -> None:
-        placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
-        named = {node.name: node for node in placeholders}
-        for name, value in self.fixed:
-            with self.graph.inserting_after(placeholders[-1]):
-                self.graph.call_function(check_argument_, (named[name], name, value))
 
     # ------------------------------------------------------------------------------------- which tails stay maps
 
@@ -369,15 +364,6 @@ _KEEPING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 # ------------------------------------------------------------------------------------------------- at run time
 
 
-def check_argument_(given: Any, name: str, value: Any) -> None:
-    """A rewritten forward takes the course that it took with these arguments."""
-    if given is not value and given != value:
-        raise ArgumentValueError(
-            f"{name} was {value!r} when this module was converted and its forward may take another course for "
-            f"{given!r}; convert it with an example_input that gives this, or exclude it"
-        )
-
-
 def local_norm(
     x: Tensor,
     window: tuple[int, int],
@@ -649,34 +635,3 @@ def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
         out: Tensor = getattr(torch, operation)(x, values)
         return out
     return _dispatch.meet(x, grid.expand(-1, x.shape[1], -1, -1), window, stride, operation)
-
-
-# ------------------------------------------------------------------------------------------- the rewritten module
-
-
-def stand_in(module: nn.Module, graph: fx.Graph) -> nn.Module:
-    """A module with everything that ``module`` has, of a class derived from its own, whose forward is ``graph``."""
-    code = graph.python_code("self")
-    names = {
-        name: ("module", value.__name__) if isinstance(value, ModuleType) else ("object", value)
-        for name, value in code.globals.items()
-    }
-    return _assembled(type(module), code.src, names, {**module.__dict__, CORRECTIONS: {}})
-
-
-def _assembled(base: type[nn.Module], source: str, names: dict[str, Any], state: dict[str, Any]) -> nn.Module:
-    """What :func:`stand_in` makes, from what can be pickled."""
-    scope = {
-        name: importlib.import_module(reference) if kind == "module" else reference
-        for name, (kind, reference) in names.items()
-    }
-    exec(source, scope)
-
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _assembled, (base, source, names, {}), self.__dict__
-
-    attributes = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": base.__module__}
-    new_class: type[nn.Module] = type(f"Local{base.__name__}", (base,), attributes)
-    new: nn.Module = new_class.__new__(new_class)
-    new.__dict__.update(state)
-    return new

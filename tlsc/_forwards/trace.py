@@ -10,127 +10,59 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
-from .._surgery.probe import is_hooked
-from .einops import introduce
+from .._models.slots import is_hooked
+from .arguments import flattened, is_number, mapped
+from .einops import stubs
+from .guards import Modes, Reads, ambient, depth_of_autocast
+from .linking import CHECKPOINT, Linker, Whole, checkpointed
+from .names import LAYOUT, NORMS, POINTWISE, argument, dims_of, name_of, spelled
+from .proxies import Numeral, Proxy, course, is_instance, is_tensor, label_of, labels_of_numbers
+from .shadows import Shadows
+from .spellings import MODULES, SPELLINGS
+from .values import Cannot, Gram, Map, Number, Opaque, Partial, Reduction, Space, Statistic, Weights
 
-__all__ = [
-    "POINTWISE",
-    "Cannot",
-    "Gram",
-    "Map",
-    "Number",
-    "Opaque",
-    "Reduction",
-    "Space",
-    "Statistic",
-    "Trace",
-    "argument",
-    "name_of",
-    "trace",
-]
+__all__ = ["Recorded", "TensorSpec", "Trace", "trace"]
 
 
-class Cannot(Exception):
-    """The module's statistics cannot be made local; the message is the reason shown in the plan.
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, type and device of an argument."""
 
-    ``escapes``: a statistic leaves the module, so that the module around it may know what becomes of it.
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Those of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+@dataclass
+class Recorded:
+    """What a recorded forward is valid for.
+
+    ``structure`` and ``leaves``: its arguments, the tensors without values. ``open``: for each leaf the dimensions
+    of which any length will do, None for a number. ``fixed``: the values of numbers count. ``modes``: those of the
+    thread, if they count.
     """
 
-    escapes = False
-
-
-@dataclass(eq=False)
-class Space:
-    """The positions of one map: its size in the traced run, and where to read its size at run time."""
-
-    size: tuple[int, int]
-    node: fx.Node
-    row: int = 2  # the dimension of ``node`` that is the height; the width is the next
-
-
-@dataclass(frozen=True)
-class Map:
-    """``mixed``: a statistic of the same module has entered it position by position."""
-
-    labels: str
-    space: Space
-    mixed: bool = False
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """One value per image and, after conversion, per window; its first dimension is the batch."""
-
-    space: Space
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A map reduced over one of its two spatial dimensions, on the way to a statistic."""
-
-    operation: str
-    base: fx.Node
-    dims: tuple[int, ...]
-    keepdim: bool
-    labels: str
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A softmax over the positions of ``logits``, which are laid out as it is; ``weighted``: the map that has been
-    multiplied by it, and the logits, broadcast against each other."""
-
-    labels: str
-    space: Space
-    logits: fx.Node
-    weighted: tuple[fx.Node, fx.Node] | None = None
-
-
-@dataclass(frozen=True)
-class Gram:
-    """Products ``q kᵀ`` of channels, summed over positions, of vectors of unit length over them; on the way to an
-    attention between channels. ``q``, ``k``: before they were given unit length, positions last. ``scale``: the
-    constant by which they have been multiplied. ``soft``: the softmax has been taken."""
-
-    q: fx.Node
-    k: fx.Node
-    scale: fx.Node | float | None = None
-    soft: bool = False
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number computed from the lengths of labelled dimensions; ``space`` if a spatial one is among them."""
-
-    labels: frozenset[str]
-    space: Space | None = None
-
-
-@dataclass(frozen=True)
-class Opaque:
-    """A value computed from maps in a way that is not understood."""
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """How a statistic comes from a map (N, …): the operation over positions and its original result's shape."""
-
-    operation: str  # mean, sum, amax, amin, var, std, norm
-    base: fx.Node
-    dims: tuple[int, ...]
-    keepdim: bool
-    order: float = 2.0
-    correction: float = 0.0
-    child: str | None = None  # path of the module that does it
-    logits: fx.Node | None = None  # of the weights of a weighted mean
+    reads: Reads
+    structure: Any
+    leaves: list[Any]
+    open: list[tuple[int, ...] | None]
+    fixed: bool
+    modes: Modes | None
+    devices: tuple[str, ...]
 
 
 @dataclass
@@ -147,6 +79,7 @@ class Trace:
     norms: list[fx.Node] = field(default_factory=list)
     attentions: list[fx.Node] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    recorded: Recorded | None = None
 
     def forget(self) -> None:
         """Let go of the fake tensors: nodes outlive what refers to them, and would have to be searched for."""
@@ -174,35 +107,40 @@ def trace(
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
     """
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
-    introduce(_Proxy)
-    tracer = _Tracer(module, args, kwargs, inline, skip, mode)
-    attempts, graph = [tracer], None
-    try:
-        with mode:
-            try:
-                graph = tracer.trace(module)
-            except _ChannelsLast:
-                tracer = _Tracer(module, args, kwargs, inline, skip, mode)
-                attempts.append(tracer)
-                tracer.labels = "NHWC"
-                graph = tracer.trace(module)
-    except _ChannelsLast:
-        raise Cannot("it reduces over channels and rows together") from None
-    except Cannot:
-        raise
-    except fx.proxy.TraceError:
-        raise Cannot("its forward branches on values") from None
-    except Exception as error:
-        if "dynamo-optimized" in str(error):
-            raise Cannot("a part of it is compiled: convert it before compiling it") from None
-        lines = str(error).strip().splitlines() or [""]
-        raise Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})") from error
-    finally:
-        for attempt in attempts[: -1 if graph is not None else None]:
-            if hasattr(attempt, "graph"):
-                _forget(attempt.graph)
-    reductions = [node for node in tracer.reductions if node not in tracer.serving]
-    return Trace(graph, module, inline, reductions, tracer.norms, tracer.attentions, tracer.unknown)
+    first: Cannot | None = None
+    labels, fixed = "NCHW", False
+    while True:
+        tracer = _Tracer(module, args, kwargs, inline, skip, mode)
+        tracer.labels, tracer.fixed = labels, fixed
+        try:
+            graph = tracer.record()
+        except Exception as error:
+            if hasattr(tracer, "graph"):
+                _forget(tracer.graph)
+            if isinstance(error, _ChannelsLast) and labels == "NCHW":
+                labels = "NHWC"
+                continue
+            first = first or _cannot(error)
+            if tracer.numbers and not fixed:
+                fixed = True  # the course may depend on the values of numbers
+                continue
+            raise first from (None if first is error else error)
+        reductions = [node for node in tracer.reductions if node not in tracer.serving]
+        found = reductions, tracer.norms, tracer.attentions, tracer.unknown
+        return Trace(graph, module, inline, *found, tracer.recorded())
+
+
+def _cannot(error: Exception) -> Cannot:
+    if isinstance(error, Cannot):
+        return error
+    if isinstance(error, _ChannelsLast):
+        return Cannot("it reduces over channels and rows together")
+    if isinstance(error, fx.proxy.TraceError):
+        return Cannot("its forward branches on values")
+    if "dynamo-optimized" in str(error):
+        return Cannot("a part of it is compiled: convert it before compiling it")
+    lines = str(error).strip().splitlines() or [""]
+    return Cannot(f"its forward cannot be traced ({type(error).__name__}: {lines[0]})")
 
 
 class _ChannelsLast(Exception):
@@ -211,8 +149,6 @@ class _ChannelsLast(Exception):
 
 def _example(value: Any) -> Any:
     """A fake tensor like a recorded argument; of two images if it was of one, to tell the batch from a 1."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_example, value)) if type(value) in (tuple, list) else value
     if not isinstance(value, Tensor):
         return value
     shape = tuple(value.shape)
@@ -221,132 +157,36 @@ def _example(value: Any) -> Any:
     return torch.empty(shape, dtype=value.dtype, device=value.device)
 
 
-_PLAIN = nn.Module.__call__, nn.Module.__getattr__
+def keep_(owner: nn.Module, path: str, name: str, value: Any) -> None:
+    """Give a module an attribute, as its code did when it was recorded."""
+    setattr(owner.get_submodule(path), name, value)
 
 
-class _Proxy(fx.Proxy):
-    """A traced tensor, or tuple of tensors, whose rank and constant lengths are known."""
+class _Factories(TorchFunctionMode):
+    """Tensors that code makes while it is recorded are made again each time."""
 
-    tracer: _Tracer
+    def __init__(self, tracer: _Tracer) -> None:
+        super().__init__()
+        self._tracer = tracer
 
-    @property
-    def _value(self) -> Any:
-        return self.node.meta["value"]
-
-    @property
-    def shape(self) -> _Shape:
-        return _Shape(self._length(index) for index in range(self.dim()))
-
-    @property
-    def mT(self) -> Any:
-        return self.transpose(-2, -1)
-
-    @property
-    def T(self) -> Any:
-        return self.permute(*range(self.dim() - 1, -1, -1))
-
-    @property
-    def data(self) -> Any:
-        return self
-
-    @data.setter
-    def data(self, value: Any) -> None:
-        raise Cannot("its forward changes its own parameters")
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self._length(dim)
-
-    def _length(self, index: int) -> Any:
-        index = operator.index(index) % self.dim()
-        label = _label(self.node, index)
-        if label in "NHWPM?":
-            return self.tracer.create_proxy("call_method", "size", (self, index), {})
-        return self._value.shape[index]
-
-    def dim(self) -> int:
-        return int(self._value.dim())
-
-    ndimension = dim
-    ndim = property(dim)
-
-    def is_floating_point(self) -> bool:
-        return bool(self._value.is_floating_point())
-
-    def is_contiguous(self, **_: Any) -> bool:
-        return True
-
-    def numel(self) -> Any:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return len(self._value)
-
-    def __iter__(self) -> Iterator[Any]:
-        if isinstance(self._value, Tensor):
-            raise Cannot("its forward iterates over a tensor")
-        return iter([self[index] for index in range(len(self._value))])  # type: ignore[index]
-
-    def __bool__(self) -> bool:
-        raise Cannot("its forward branches on values")
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise Cannot("its forward writes into a part of a tensor")
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._tracer.running or getattr(func, "__name__", "") not in _FACTORIES:
+            return func(*args, **kwargs)
+        return self._tracer.create_proxy("call_function", func, args, kwargs)
 
 
-class _Shape(tuple[Any, ...]):
-    """The lengths of a traced tensor, some of them traced numbers, with what a ``torch.Size`` can do."""
-
-    def numel(self) -> Any:
-        return math.prod(self)
-
-    def __getitem__(self, index: Any) -> Any:
-        out = super().__getitem__(index)
-        return _Shape(out) if isinstance(index, slice) else out
-
-
-class _Index:
-    """The positions of extreme values, which nobody should ask for."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise Cannot("it uses the place of a maximum or minimum")
-
-    def __getitem__(self, index: Any) -> Any:
-        raise Cannot("it uses the place of a maximum or minimum")
-
-    @classmethod
-    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
-        raise Cannot("it uses the place of a maximum or minimum")
-
-
-class _Extreme(NamedTuple):
-    values: Any
-    indices: Any
-
-
-class _Extremes(NamedTuple):
-    min: Any
-    max: Any
-
-
-class _Numeral(fx.Proxy):
-    """A traced number that depends on sizes: free in arithmetic, refused where the code's course depends on it."""
-
-    def _fixed(self) -> Any:
-        raise _course(self.node.meta["kind"].labels)
-
-    __bool__ = __index__ = __int__ = __float__ = _fixed
-
-    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
-        return self._fixed()
-
-
-def _course(labels: frozenset[str]) -> Cannot:
-    what = "number of images" if labels <= {"N"} else "size of the map"
-    return Cannot(f"its forward takes another course depending on the {what}: no one local form serves all")
+_FACTORIES = {
+    "arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm",
+    "scalar_tensor", "tensor", "as_tensor", "zeros", "tril_indices", "triu_indices", "hann_window", "normal",
+}  # fmt: skip
 
 
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
+    """Records what a forward does, by running it on shadows of the modules."""
+
+    labels = "NCHW"
+    fixed = False
 
     def __init__(
         self,
@@ -358,22 +198,149 @@ class _Tracer(fx.Tracer):
         mode: FakeTensorMode,
     ) -> None:
         super().__init__()
+        self.root = module
+        self.tensor_attrs = {}
         self.mode = mode
+        self.running = False
+        self.numbers = False
         self.unknown: list[str] = []
-        self.labels = "NCHW"
-        with self.mode:
-            self.given = [_example(value) for value in args]
-            self.named = {name: _example(value) for name, value in kwargs.items()}
         self.skip = skip
-        self.inline = [module.get_submodule(path) for path in inline]
+        self.inline = {id(module.get_submodule(path)) for path in inline}
         self.reductions: list[fx.Node] = []
         self.norms: list[fx.Node] = []
         self.attentions: list[fx.Node] = []
         self.serving: set[fx.Node] = set()  # norms that only an attention needs
         self.spaces: list[Space] = []
+        self.given: tuple[Any, Any] = (args, kwargs)
+        self.leaves: list[Any] = []
+        self.placed: list[fx.Node | None] = []
+        self.structure = flattened(self.given, self.leaves)
+        self.reads = Reads()
+        own: dict[Any, Callable[..., Any]] = {
+            isinstance: is_instance,
+            torch.is_tensor: is_tensor,
+            CHECKPOINT: checkpointed,
+        }
+        own.update(stubs(Proxy))
+        self.linker = Linker(self.reads, own, self._whole)
+        self._tensors: dict[tuple[str, str], fx.Proxy] = {}
+        found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
+        self.devices = tuple(dict.fromkeys(x.device.type for x in found if x.device.type != "meta"))
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m is entered for entered in self.inline)
+    # ------------------------------------------------------------------------------------------- recording
+
+    def record(self) -> fx.Graph:
+        """Run the forward once; with gradients on, so that a block without them is seen."""
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.owner = self.graph.placeholder("owner")
+        self.owner.meta.update(value=None, kind=None)
+        outside = torch.is_grad_enabled()
+        with self.mode, torch.enable_grad():
+            self.depth = depth_of_autocast()
+            self.entry = ambient(self.devices)
+            args, kwargs = mapped(self.given, self._placed)
+            shadows = Shadows(self, self.root)
+            if hasattr(type(self.root).forward, "__code__"):
+                self.linker.linked(type(self.root).forward)  # says whether it asks for modes
+            if self.reads.grad and not outside:
+                torch.set_grad_enabled(False)
+                self.entry = ambient(self.devices)
+            with _Factories(self):
+                result = shadows.root.forward(*args, **kwargs)
+            self.create_node("output", "output", (self.create_arg(result),), {})
+        return self.graph
+
+    def recorded(self) -> Recorded:
+        """What the recorded forward is valid for."""
+        leaves = [TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        places = [self._open(leaf, node) for leaf, node in zip(self.leaves, self.placed, strict=True)]
+        modes = self.entry if self.reads.cast or self.reads.grad else None
+        return Recorded(self.reads, self.structure, leaves, places, self.fixed, modes, self.devices)
+
+    def _open(self, leaf: Any, node: fx.Node | None) -> tuple[int, ...] | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        kind = None if node is None else node.meta.get("kind")
+        if isinstance(kind, Map):
+            return tuple(d for d, label in enumerate(kind.labels) if label in "NHW")
+        return tuple(range(leaf.dim())) if leaf.dim() > 2 else (0,)[: leaf.dim()]
+
+    def _placed(self, leaf: Any) -> Any:
+        number = is_number(leaf)
+        self.numbers |= number
+        if number and self.fixed:
+            self.placed.append(None)
+            self.graph.placeholder(f"given_{len(self.placed)}").meta.update(value=leaf, kind=None)
+            return leaf
+        node = self.create_node("placeholder", f"given_{len(self.placed) + 1}", (), {})
+        node.meta["value"] = _example(leaf)
+        node.meta["kind"] = self._kind(node)
+        self.placed.append(node)
+        return self.proxy(node)
+
+    def is_entered(self, path: str) -> bool:
+        """Whether the code of a module is recorded, too."""
+        return id(self.root.get_submodule(path)) in self.inline
+
+    def called(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Record the call of a module."""
+        parent, _, name = path.rpartition(".")
+        self.reads.attribute(parent, name, module)
+        for inner, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                self.reads.attribute(f"{path}.{inner}".rstrip("."), "training", part.training)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def tensor_of(self, path: str, name: str, value: Tensor) -> Any:
+        """The recorded value of a parameter, buffer or other tensor of a module."""
+        if (path, name) not in self._tensors:
+            self.reads.attribute(path, name, value)
+            node = self.create_node("get_attr", f"{path}.{name}".lstrip("."), (), {})
+            self._tensors[path, name] = self.proxy(node)
+        return self._tensors[path, name]
+
+    def kept(self, path: str, name: str, value: Any) -> None:
+        """Record that a module is given an attribute."""
+        for key in [(path, name)]:
+            self._tensors.pop(key, None)
+        try:
+            args = self.create_arg((path, name, value))
+        except NotImplementedError:
+            raise Cannot(f"its forward keeps a {type(value).__name__} as {name}") from None
+        node = self.create_node("call_function", keep_, (self.owner, *args), {})
+        node.meta.update(value=None, kind=None)
+
+    def asked_types(self) -> None:
+        """The code asks for the type of a tensor, which autocast may change."""
+        self.reads.cast = True
+
+    def number_in(self, node: fx.Node) -> Any:
+        """The number that a parameter or buffer holds; the recorded forward is valid for it alone."""
+        value = node.meta["value"]
+        real = getattr(value, "_tlsc_real", value)
+        if node.op != "get_attr" or real.numel() != 1 or isinstance(real, FakeTensor):
+            raise Cannot("its forward branches on values")
+        path, _, name = str(node.target).rpartition(".")
+        number = real.item()
+        self.reads.attribute(path, f"={name}", number)
+        return number
+
+    def _whole(self, whole: Whole) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.create_proxy("call_function", whole, args, kwargs)
+
+        return call
+
+    def _region(self) -> Any:
+        """The modes that the code has switched, as they are now."""
+        now = ambient(self.devices)
+        if depth_of_autocast() > self.depth:
+            self.reads.cast = True
+        pairs = zip(now.autocast, self.entry.autocast, strict=True)
+        cast = tuple(a for a, b in pairs if a[:2] != b[:2] or (a[1] and a != b))
+        grad = now.grad if now.grad != self.entry.grad else None
+        inference = now.inference if now.inference != self.entry.inference else None
+        return (grad, inference, cast) if cast or grad is not None or inference is not None else None
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
@@ -381,10 +348,11 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (_Numeral if isinstance(node.meta.get("kind"), Number) else _Proxy)(node, self)
+        return (Numeral if isinstance(node.meta.get("kind"), Number) else Proxy)(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
+        node.meta["region"] = self._region()
         if kind == "get_attr":
             node.meta.update(value=self._run(node), kind=None)
         return node
@@ -397,13 +365,10 @@ class _Tracer(fx.Tracer):
             return said
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
         value = node.meta["value"] if "value" in node.meta else self._run(node)
-        if kind == "placeholder" and (value is None or isinstance(value, (bool, str))):
-            node.meta.update(value=value, kind=None, fixed=True)
-            return value
         if isinstance(value, bool):
-            labels = _labels_of_numbers(node)
+            labels = labels_of_numbers(node)
             if labels:
-                raise _course(labels)
+                raise course(labels)
             self.graph.erase_node(node)
             return value
         node.meta["value"] = value
@@ -414,19 +379,19 @@ class _Tracer(fx.Tracer):
 
     def _said_otherwise(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """The same in operations that are understood, for one that consists of them; None for any other."""
-        x = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, _Proxy)), None)
+        x = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, Proxy)), None)
         if x is None:
             return None
         if kind == "call_module":
             module = self.root.get_submodule(target)
-            said = None if is_hooked(module) else _MODULES.get(type(module))
+            said = None if is_hooked(module) else MODULES.get(type(module))
             parameters = {
-                name: _Proxy(self.create_node("get_attr", f"{target}.{name}", (), {}), self)
+                name: Proxy(self.create_node("get_attr", f"{target}.{name}", (), {}), self)
                 for name, value in module._parameters.items()
                 if said is not None and value is not None
             }
             return said(module, *args, **parameters, **kwargs) if said is not None else None
-        said = _SPELLINGS.get(_name(kind, target))
+        said = SPELLINGS.get(spelled(kind, target))
         if said is None:
             return None
         try:
@@ -437,24 +402,14 @@ class _Tracer(fx.Tracer):
             return None  # called in a way that has nothing to do with positions
 
     def _run(self, node: fx.Node) -> Any:
-        # While tracing, modules record what is called and read of them; here they are to run.
-        recording = nn.Module.__call__, nn.Module.__getattr__
-        nn.Module.__call__, nn.Module.__getattr__ = _PLAIN  # type: ignore[method-assign]
+        running, self.running = self.running, True
         try:
             return self._result(node)
         finally:
-            nn.Module.__call__, nn.Module.__getattr__ = recording  # type: ignore[method-assign]
+            self.running = running
 
     def _result(self, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-        if node.op == "placeholder":
-            if node.target in self.named:
-                return self.named[str(node.target)]
-            if self.given:
-                return self.given.pop(0)
-            if node.args:
-                return node.args[0]
-            raise Cannot(f"its argument {node.target} is not known")
         if node.op == "get_attr":
             value: Any = self.root
             for part in str(node.target).split("."):
@@ -471,7 +426,7 @@ class _Tracer(fx.Tracer):
 
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
-        if node.op == "placeholder" and type(value) in (int, float):
+        if node.op == "placeholder" and is_number(value):
             return Number(frozenset("?"))
         if node.op == "placeholder":
             if isinstance(value, Tensor) and value.dim() == 5:
@@ -521,8 +476,8 @@ class _Tracer(fx.Tracer):
         if node.op == "call_method" and node.target == "size":
             base, index = node.args
             space = getattr(base.meta["kind"], "space", None)  # type: ignore[union-attr]
-            return Number(frozenset(_label(base, index)), space)  # type: ignore[arg-type]
-        labels = _labels_of_numbers(node)
+            return Number(frozenset(label_of(base, index)), space)  # type: ignore[arg-type]
+        labels = labels_of_numbers(node)
         spaces = [n.meta["kind"].space for n in node.all_input_nodes if isinstance(n.meta["kind"], Number)]
         return Number(labels, next((space for space in spaces if space is not None), None)) if labels else None
 
@@ -547,7 +502,7 @@ class _Tracer(fx.Tracer):
             return self._reduced(node, found)
         if name in NORMS:
             return self._normed(node, name, base)
-        if name in _LAYOUT:
+        if name in LAYOUT:
             return self._laid(node, name, base)
         if name in POINTWISE and isinstance(value, Tensor):
             _note_centred(node, name)
@@ -571,7 +526,7 @@ class _Tracer(fx.Tracer):
             labels = kind.labels[:place] + "C" + kind.labels[place:]
             return replace(kind, labels=labels) if place else Opaque()
         if name == "softmax":
-            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
             if "".join(kind.labels[d] for d in dims) == "P" and not kind.mixed:
                 return Weights(kind.labels, kind.space, base)
             return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
@@ -580,7 +535,7 @@ class _Tracer(fx.Tracer):
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
             if name != "unbind":
                 return kind
-            (dim,) = _dims(argument(node, 1, "dim", 0), len(kind.labels))
+            (dim,) = dims_of(argument(node, 1, "dim", 0), len(kind.labels))
             if kind.labels[dim] in "HWPM":
                 return Opaque()
             return replace(kind, labels=kind.labels[:dim] + kind.labels[dim + 1 :])
@@ -736,7 +691,7 @@ class _Tracer(fx.Tracer):
                 scale = factor.meta["value"]
                 if isinstance(scale, Tensor) and _is_of_heads(scale, rank):
                     return replace(kind, scale=factor)
-        if name == "softmax" and not kind.soft and _dims(argument(node, 1, "dim"), rank) == (rank - 1,):
+        if name == "softmax" and not kind.soft and dims_of(argument(node, 1, "dim"), rank) == (rank - 1,):
             return replace(kind, soft=True)
         if name == "matmul" and kind.soft and node.args == (gram, *others) and len(others) == 1:
             features = others[0].meta["kind"]
@@ -748,7 +703,7 @@ class _Tracer(fx.Tracer):
 
     def _weighted_mean(self, x: Any, dims: Any, keepdim: bool) -> Any:
         """The mean of what a softmax weighs: the sum, divided by the number of positions."""
-        chosen = _dims(dims, x.dim())
+        chosen = dims_of(dims, x.dim())
         return x.sum(chosen, keepdim=keepdim) / math.prod(x.shape[d] for d in chosen)
 
     def _mixed_sum(self, x: Any, operation: str, dims: Any, keepdim: bool) -> Any:
@@ -763,7 +718,7 @@ class _Tracer(fx.Tracer):
         if not isinstance(kind, Map) or not kind.mixed or node.meta.get("squared") is not None:
             return None
         rank = len(kind.labels)
-        chosen = _dims(dims, rank)
+        chosen = dims_of(dims, rank)
         if {kind.labels[d] for d in chosen} != {label for label in kind.labels if label in "HWP"}:
             return None
         terms = _terms(self, node)
@@ -773,11 +728,11 @@ class _Tracer(fx.Tracer):
         for factor, term in terms:
             if term is None:
                 value = factor if operation == "mean" else factor * math.prod(x.shape[d] for d in chosen)
-                if isinstance(value, _Proxy) and value.dim() == rank and not keepdim:
+                if isinstance(value, Proxy) and value.dim() == rank and not keepdim:
                     value = value.sum(chosen)
             else:
                 value = getattr(self.proxy(term), operation)(chosen, keepdim=keepdim)
-                if isinstance(factor, _Proxy) and factor.dim() == rank and not keepdim:
+                if isinstance(factor, Proxy) and factor.dim() == rank and not keepdim:
                     factor = factor.sum(chosen)
                 value = value if isinstance(factor, int) and factor == 1 else value * factor
             total = value if total is None else total + value
@@ -788,14 +743,14 @@ class _Tracer(fx.Tracer):
         weights = next(n for n in inputs if isinstance(n.meta["kind"], Weights))
         kind: Weights = weights.meta["kind"]
         others = [n for n in inputs if n is not weights]
-        if not others and name in (*_LAYOUT, "contiguous", "clone", "detach", "to", "type_as", "dropout"):
-            if name not in _LAYOUT:
+        if not others and name in (*LAYOUT, "contiguous", "clone", "detach", "to", "type_as", "dropout"):
+            if name not in LAYOUT:
                 return kind
             laid = _laid_out(node, name, Map(kind.labels, kind.space))
             if isinstance(laid, Map) and not kind.weighted:
                 return Weights(laid.labels, kind.space, self._also(node, weights, kind.logits))
         if not others and name == "sum" and kind.weighted:
-            dims = _dims(argument(node, 1, "dim"), len(kind.labels))
+            dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
             taken = {kind.labels[d] for d in dims}
             left = {label for label in kind.labels if label in "HWP"} - taken
             if taken <= {"H", "W", "P"} and left:
@@ -872,7 +827,7 @@ class _Tracer(fx.Tracer):
     def _follow_mean(self, node: fx.Node, name: str, statistic: fx.Node) -> None:
         """Whether a statistic is still the mean of a map, or a sum on its way to one: ``sum_of`` is the map and the
         factor of its sum."""
-        if name in (*_LAYOUT, "expand", "expand_as", "broadcast_to", "contiguous"):
+        if name in (*LAYOUT, "expand", "expand_as", "broadcast_to", "contiguous"):
             node.meta.update({key: value for key, value in statistic.meta.items() if key in ("mean_of", "sum_of")})
         reduction = statistic.meta.get("reduction")
         base, factor = statistic.meta.get("sum_of", (None, 1.0))
@@ -887,7 +842,7 @@ class _Tracer(fx.Tracer):
         factor = factor / number if name == "div" else factor * number
         node.meta["sum_of"] = base, factor
         positions = math.prod(base.meta["kind"].space.size)
-        if abs(factor * positions - 1) < 1e-9 and _labels_of_numbers(node):
+        if abs(factor * positions - 1) < 1e-9 and labels_of_numbers(node):
             node.meta["mean_of"] = base
 
     def _of_both(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
@@ -1019,286 +974,6 @@ def _refuse(name: str) -> Any:
     raise Cannot(f"its {name} of a statistic over rows or columns alone has no local form here")
 
 
-# -------------------------------------------------------------------------------------------- names and arguments
-
-
-def name_of(node: fx.Node, root: nn.Module) -> str:
-    """The operation of a call by one name for all its spellings: ``mean`` for ``torch.mean`` and ``x.mean``."""
-    if node.op == "call_module":
-        return type(root.get_submodule(str(node.target))).__name__
-    return _name(node.op, node.target)
-
-
-def _name(kind: str, target: Any) -> str:
-    name = str(target) if kind == "call_method" else getattr(target, "__name__", str(target))
-    name = name.rstrip("_") or name
-    return _SAME.get(name, name)
-
-
-_SAME = {
-    name: to
-    for to, names in {
-        "add": ("iadd", "radd"),
-        "sub": ("isub", "subtract", "rsub"),
-        "mul": ("imul", "rmul", "multiply"),
-        "div": ("truediv", "itruediv", "divide", "true_divide"),
-        "pow": ("ipow",),
-        "cat": ("concat", "concatenate"),
-        "view": ("reshape",),
-        "transpose": ("swapaxes", "swapdims"),
-        "norm": ("vector_norm", "linalg_vector_norm", "frobenius_norm"),
-        "neg": ("negative",),
-        "matmul": ("bmm", "rmatmul"),
-        "max": ("_max",),
-        "abs": ("absolute",),
-        "clamp": ("clip",),
-    }.items()
-    for name in names
-}
-
-_LAYOUT = {
-    "view", "view_as", "reshape_as", "flatten", "unflatten", "permute", "transpose", "movedim", "moveaxis",
-    "squeeze", "unsqueeze", "getitem", "t",
-}  # fmt: skip
-
-POINTWISE = {
-    "add", "sub", "mul", "div", "floordiv", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "exp2",
-    "expm1", "log", "log1p", "log2", "abs", "neg", "sign", "clamp", "clamp_min", "clamp_max", "maximum",
-    "minimum", "where", "lerp", "addcmul", "addcdiv", "nan_to_num", "sin", "cos", "erf", "relu", "relu6",
-    "leaky_relu", "prelu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "logsigmoid", "tanh",
-    "tanhshrink", "softplus", "softsign", "softshrink", "hardshrink", "hardtanh", "hardsigmoid", "hardswish",
-    "threshold", "dropout", "dropout2d", "to", "feature_dropout", "float", "double", "half", "bfloat16",
-    "type", "type_as", "contiguous", "detach", "clone", "zeros_like", "ones_like", "full_like", "gt", "ge", "lt",
-    "le", "eq", "ne", "greater", "less", "logical_and", "logical_or", "logical_not", "bitwise_and", "bitwise_or",
-    "masked_fill", "remainder", "fmod", "floor", "ceil", "round", "trunc", "heaviside", "sinh", "cosh", "tan",
-    "atan", "atan2", "log_sigmoid", "xlogy", "hypot", "rrelu", "isnan", "isfinite", "empty_like",
-}  # fmt: skip
-
-NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
-
-
-# -------------------------------------------------------------------------------------------------- spellings
-
-
-def _labels(x: Any) -> str:
-    kind = x.node.meta.get("kind") if isinstance(x, fx.Proxy) else None
-    return str(getattr(kind, "labels", "")) if isinstance(kind, (Map, Partial, Weights)) else ""
-
-
-def _is_gram(x: Any) -> bool:
-    return isinstance(x, fx.Proxy) and isinstance(x.node.meta["kind"], Gram)
-
-
-def _is_over(x: Any, dim: Any) -> bool:
-    """Whether dimensions of a map are positions."""
-    labels = _labels(x)
-    return bool(labels) and any(labels[d] in "HWPM" for d in _dims(dim, len(labels)))
-
-
-def _mean(
-    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
-) -> Any:
-    return x.tracer._mixed_sum(x, "mean", axis if dim is None else dim, keepdim or keepdims)
-
-
-def _sum(
-    x: Any, dim: Any = None, keepdim: bool = False, *, axis: Any = None, keepdims: bool = False, **_: Any
-) -> Any:
-    return x.tracer._mixed_sum(x, "sum", axis if dim is None else dim, keepdim or keepdims)
-
-
-def _normalize(input: Any, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Any:
-    if not _is_over(input, dim):
-        return None
-    norm = input.norm(p, dim, keepdim=True)
-    out = input / norm.clamp_min(eps)
-    if p == 2 and eps == 1e-12 and {_labels(input)[d] for d in _dims(dim, input.dim())} == {"P"}:
-        out.node.meta["unit_of"] = input.node, norm.node
-    return out
-
-
-def _max(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    fits = isinstance(dim, int) and _is_over(x, dim)
-    return _Extreme(x.amax(dim, keepdim=keepdim), _Index()) if fits else None
-
-
-def _min(x: Any, dim: Any = None, keepdim: bool = False) -> Any:
-    fits = isinstance(dim, int) and _is_over(x, dim)
-    return _Extreme(x.amin(dim, keepdim=keepdim), _Index()) if fits else None
-
-
-def _aminmax(x: Any, *, dim: Any = None, keepdim: bool = False) -> Any:
-    if dim is None or not _is_over(x, dim):
-        return None
-    return _Extremes(x.amin(dim, keepdim=keepdim), x.amax(dim, keepdim=keepdim))
-
-
-def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """Of two dimensions it is a matrix norm: only Frobenius' is one of the elements."""
-    if dim is None or not _is_over(x, dim) or dtype is not None:
-        return None
-    if isinstance(dim, (tuple, list)) and len(dim) > 1 and ord not in (None, "fro"):
-        return None
-    return x.norm(2 if ord in (None, "fro") else ord, dim, keepdim=keepdim)
-
-
-def _matrix_norm(x: Any, ord: Any = "fro", dim: Any = (-2, -1), keepdim: bool = False, *, dtype: Any = None) -> Any:
-    return _linalg_norm(x, ord, dim, keepdim, dtype=dtype) if ord == "fro" else None
-
-
-def _adaptive_avg_pool1d(x: Any, output_size: Any) -> Any:
-    return x.mean(-1, keepdim=True) if output_size in (1, (1,), [1]) and _labels(x) else None
-
-
-def _adaptive_max_pool1d(x: Any, output_size: Any, return_indices: bool = False) -> Any:
-    whole = output_size in (1, (1,), [1]) and not return_indices and _labels(x)
-    return x.amax(-1, keepdim=True) if whole else None
-
-
-def _avg_pool1d(x: Any, kernel_size: Any, *args: Any, **kwargs: Any) -> Any:
-    kernel = kernel_size[0] if isinstance(kernel_size, (tuple, list)) else kernel_size
-    whole = isinstance(kernel, _Numeral) and kernel.node.meta["value"] == x.node.meta["value"].shape[-1]
-    return x.mean(-1, keepdim=True) if whole and _labels(x) else None
-
-
-def _lp_pool2d(x: Any, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Any:
-    if not _labels(x) or not isinstance(kernel_size, (tuple, list)):
-        return None
-    lengths = tuple(n.node.meta["value"] if isinstance(n, _Numeral) else None for n in kernel_size)
-    if lengths != tuple(x.node.meta["value"].shape[-2:]):
-        return None
-    return x.pow(norm_type).sum((-2, -1), keepdim=True).pow(1 / norm_type)
-
-
-def _layer_norm(
-    x: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
-) -> Any:
-    labels = _labels(x)
-    taken = labels[-len(normalized_shape) :]
-    if not set(taken) & set("HWPM"):
-        return None
-    if weight is not None or bias is not None:
-        raise Cannot("its layer norm has weights for each position, and so takes maps of one size only")
-    if labels in ("NCHW", "NCP") and taken == labels[2:]:
-        return torch.nn.functional.instance_norm(x, eps=eps)
-    if labels in ("NCHW", "NCP") and taken == labels[1:]:
-        return torch.nn.functional.group_norm(x, 1, None, None, eps)
-    return None
-
-
-def _matmul(a: Any, b: Any) -> Any:
-    """Of softmax weights and features: a product, and a sum over the dimension between them."""
-    weights = [isinstance(x, fx.Proxy) and isinstance(x.node.meta["kind"], Weights) for x in (a, b)]
-    if not any(weights) or a.dim() < 2 or b.dim() < 2:
-        return None
-    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
-
-
-def _einsum(equation: Any, *operands: Any) -> Any:
-    """Of statistics or softmax weights with maps, or of a map alone: products, and a sum."""
-    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
-        operands = tuple(operands[0])
-    if not isinstance(equation, str) or "." in equation:
-        return None
-    kinds = [x.node.meta.get("kind") if isinstance(x, fx.Proxy) else None for x in operands]
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    names = inputs.split(",")
-    if not arrow or len(names) != len(operands) or any(len(set(n)) != len(n) for n in (*names, output)):
-        return None
-    gone = [letter for letter in dict.fromkeys("".join(names)) if letter not in output]
-    summed = [names[0].index(letter) for letter in gone if letter in names[0]]
-    if len(operands) == 2 and len(gone) == 1 and all(isinstance(k, (Map, Gram)) for k in kinds):
-        return _einsum_of_maps(names, output, gone[0], *operands)
-    alone = len(operands) == 1 and isinstance(kinds[0], Map) and bool(summed) and _is_over(operands[0], summed)
-    met = any(isinstance(k, Map) for k in kinds) and any(isinstance(k, (Statistic, Weights)) for k in kinds)
-    if not (alone or met):
-        return None
-    order = [*output, *gone]
-    total = None
-    for x, letters in zip(operands, names, strict=True):
-        x = x.permute([letters.index(letter) for letter in order if letter in letters])
-        for place, letter in enumerate(order):
-            if letter not in letters:
-                x = x.unsqueeze(place)
-        total = x if total is None else total * x
-    return total.sum(tuple(range(len(output), len(order)))) if gone else total  # type: ignore[union-attr]
-
-
-def _einsum_of_maps(names: list[str], output: str, gone: str, first: Any, second: Any) -> Any:
-    """Two maps multiplied as matrices; None where it is another product."""
-    if not all(gone in letters for letters in names):
-        return None
-    shared = [letter for letter in names[0] if letter in names[1] and letter != gone]
-    own = [[letter for letter in letters if letter not in (*shared, gone)] for letters in names]
-    if len(own[0]) != 1 or len(own[1]) != 1 or any(letter not in output for letter in shared):
-        return None
-
-    def laid(x: Any, letters: list[str], wanted: list[str]) -> Any:
-        return x if letters == wanted else x.permute([letters.index(letter) for letter in wanted])
-
-    product = laid(first, [*names[0]], [*shared, *own[0], gone]) @ laid(
-        second, [*names[1]], [*shared, gone, *own[1]]
-    )
-    return laid(product, [*shared, *own[0], *own[1]], [*output])
-
-
-_SPELLINGS: dict[str, Callable[..., Any]] = {
-    "mean": _mean,
-    "sum": _sum,
-    "normalize": _normalize,
-    "max": _max,
-    "min": _min,
-    "aminmax": _aminmax,
-    "linalg_norm": _linalg_norm,
-    "linalg_matrix_norm": _matrix_norm,
-    "adaptive_avg_pool1d": _adaptive_avg_pool1d,
-    "adaptive_max_pool1d": _adaptive_max_pool1d,
-    "_adaptive_max_pool1d": _adaptive_max_pool1d,
-    "avg_pool1d": _avg_pool1d,
-    "lp_pool2d": _lp_pool2d,
-    "layer_norm": _layer_norm,
-    "matmul": _matmul,
-    "einsum": _einsum,
-}
-_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
-    nn.Softmax: lambda module, x: x.softmax(module.dim) if _labels(x) or _is_gram(x) else None,
-    nn.AdaptiveAvgPool1d: lambda module, x: _adaptive_avg_pool1d(x, module.output_size),
-    nn.AdaptiveMaxPool1d: lambda module, x: _adaptive_max_pool1d(x, module.output_size, module.return_indices),
-    nn.LayerNorm: lambda module, x, weight=None, bias=None: _layer_norm(
-        x, module.normalized_shape, weight, bias, module.eps
-    ),
-}
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    if name in node.kwargs:
-        return node.kwargs[name]
-    return node.args[position] if len(node.args) > position else default
-
-
-def _dims(value: Any, rank: int) -> tuple[int, ...]:
-    if value is None:
-        return tuple(range(rank))
-    if isinstance(value, (tuple, list)):
-        return tuple(sorted(operator.index(v) % rank for v in value)) or tuple(range(rank))
-    return (operator.index(value) % rank,)
-
-
-def _label(node: fx.Node, index: int) -> str:
-    """The label of a dimension; of a statistic's, N for the first and C for the others."""
-    kind = node.meta["kind"]
-    if isinstance(kind, (Map, Partial)) and len(kind.labels) == node.meta["value"].dim():
-        return kind.labels[index]
-    if isinstance(kind, (Opaque, Weights)):
-        return kind.labels[index] if isinstance(kind, Weights) else "?"
-    return "N" if isinstance(kind, Statistic) and index == 0 else "C"
-
-
-def _labels_of_numbers(node: fx.Node) -> frozenset[str]:
-    kinds = [n.meta["kind"] for n in node.all_input_nodes]
-    return frozenset().union(*(kind.labels for kind in kinds if isinstance(kind, Number)))
-
-
 def _is_map_like(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and tuple(value.shape[2:]) != (1, 1)
 
@@ -1335,7 +1010,7 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
             return None
         return Reduction("mean" if "avg" in name else "amax", base, (rank - 2, rank - 1), True)
     if name in ("mean", "sum", "amax", "amin", "logsumexp"):
-        dims = _dims(argument(node, 1, "dim", node.kwargs.get("axis")), rank)
+        dims = dims_of(argument(node, 1, "dim", node.kwargs.get("axis")), rank)
         return Reduction(name, base, dims, _keep(node, 2))
     if name in ("var", "std", "var_mean", "std_mean"):
         dim, unbiased = argument(node, 1, "dim"), node.kwargs.get("unbiased", True)
@@ -1349,11 +1024,11 @@ def _reduction(node: fx.Node, name: str, root: nn.Module) -> Reduction | None:
             unbiased, keep = rest[0], False
         correction: Any = node.kwargs.get("correction", 1 if unbiased else 0)
         return Reduction(
-            name, base, _dims(dim, rank), bool(keep), correction=float(1 if correction is None else correction)
+            name, base, dims_of(dim, rank), bool(keep), correction=float(1 if correction is None else correction)
         )
     if name == "norm":
         order = argument(node, 1, "p", node.kwargs.get("ord", 2))
-        dims = _dims(argument(node, 2, "dim"), rank)
+        dims = dims_of(argument(node, 2, "dim"), rank)
         if order in (None, "fro"):
             order = 2
         if not isinstance(order, (int, float)):
@@ -1421,7 +1096,7 @@ def _laid_out(node: fx.Node, name: str, kind: Map) -> Any:
         return replace(kind, labels="".join([*labels[:place], "1", *labels[place:]]))
     if name == "squeeze":
         given = node.args[0].meta["value"].shape  # type: ignore[union-attr]
-        chosen = _dims(argument(node, 1, "dim"), rank)
+        chosen = dims_of(argument(node, 1, "dim"), rank)
         return replace(kind, labels="".join(x for d, x in enumerate(labels) if d not in chosen or given[d] != 1))
     return _regrouped(kind, tuple(node.args[0].meta["value"].shape), tuple(value.shape))  # type: ignore[union-attr]
 

@@ -57,7 +57,10 @@ def fake_of(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
     else:
         with mode:
             fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+    if isinstance(tensor, nn.Parameter):
+        fake = nn.Parameter(fake, requires_grad=False)
+    fake._tlsc_real = tensor  # type: ignore[attr-defined]  # for code that asks for a number in it
+    return fake
 
 
 def make_fake(model: nn.Module, mode: FakeTensorMode) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-__all__ = ["HOOKS", "Slot", "is_hooked", "slots_of"]
+__all__ = ["HOOKS", "ORIGINAL", "Slot", "is_hooked", "slots_of"]
+
+ORIGINAL = "_tlsc_original"  # where a local module keeps the module that it stands for
 
 HOOKS = (
     "_forward_hooks",

@@ -15,8 +15,11 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .._forwards.names import name_of
 from .._forwards.rewriter import rewrite
-from .._forwards.trace import Cannot, Trace, name_of, trace
+from .._forwards.trace import Trace, trace
+from .._forwards.values import Cannot
+from .._forwards.variants import Recipe, recipe_of
 from .probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 
 __all__ = ["Owner", "find_owners"]
@@ -24,10 +27,11 @@ __all__ = ["Owner", "find_owners"]
 
 @dataclass(eq=False)
 class Owner:
-    """A module to be rewritten: ``graph`` is its new forward."""
+    """A module to be rewritten: ``graph`` is its new forward, ``recipe`` what it is made of."""
 
     slot: Slot
     graph: fx.Graph
+    recipe: Recipe
     sites: list[OwnedSite] = field(default_factory=list)
 
 
@@ -138,12 +142,12 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     try:
-        return _owner(slot, run, made, stride)
+        return _owner(slot, run, made, recipe_of(slot.module, entered, skipped, stride))
     finally:
         made.forget()
 
 
-def _owner(slot: Slot, run: Run, made: Trace, stride: int) -> Owner | None:
+def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe) -> Owner | None:
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms and not made.attentions:
@@ -155,7 +159,9 @@ def _owner(slot: Slot, run: Run, made: Trace, stride: int) -> Owner | None:
     taken = run.reducing.get(slot)
     if taken in FORMLESS or (taken in ATTENDING and not known):
         raise Cannot(_no_form(slot, run))  # beside the statistics that are understood
-    owner = Owner(slot, rewrite(made, stride))
+    graph = rewrite(made, recipe.stride)
+    recipe.add(made, graph)
+    owner = Owner(slot, graph, recipe)
     for node in (*made.reductions, *made.norms, *made.attentions):
         owner.sites.append(_site(node, made))
     return owner

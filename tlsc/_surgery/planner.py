@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .._arguments import as_pair, as_positive_int
-from .._forwards.rewriter import stand_in
+from .._forwards.variants import stand_in
 from .._models.copies import structure_of
 from .._models.fakes import no_fakes_left
 from .._models.slots import Slot, is_hooked, slots_of
@@ -109,7 +109,7 @@ class Decided:
             slot = real[owner.slot]
             key = id(slot.module), str(owner.graph)
             if key not in made:
-                made[key] = dressed(stand_in(slot.module, owner.graph), slot.module)
+                made[key] = dressed(stand_in(slot.module, owner.recipe), slot.module)
                 made[key].__dict__[OWN_SITES] = tuple(own.child for own in owner.sites)
             yield slot, made[key]
 

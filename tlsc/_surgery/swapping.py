@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._models.slots import HOOKS, Slot, slots_of
+from .._models.slots import HOOKS, ORIGINAL, Slot, slots_of
 from .._plan import Plan
 from .._sites.kind import Kind
 from ..errors import ArgumentTypeError, ArgumentValueError, TLSCError
@@ -26,7 +26,6 @@ __all__ = [
     "reverted",
 ]
 
-ORIGINAL = "_tlsc_original"
 PLAN = "_tlsc_plan"  # the plan that a model was converted by
 OWN_SITES = "_tlsc_own_sites"  # of a rewritten module: the child that takes each statistic, or None
 MADE_FOR = "_tlsc_made_for"  # base_size and stride of the conversion

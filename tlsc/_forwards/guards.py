@@ -1,0 +1,211 @@
+"""What a forward read while it was recorded, and whether it would read the same now.
+
+A recorded forward is valid as long as everything holds on which its course depended: attributes of modules,
+variables outside functions that its code names, and the modes of the thread where its code switches or asks for
+them.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._models.slots import ORIGINAL, is_hooked
+
+__all__ = ["MISSING", "Modes", "Reads", "Variable", "ambient", "depth_of_autocast", "is_simple", "token"]
+
+
+class _Missing:
+    """Stands for an attribute or variable that is not there."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
+_SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
+_CONTAINERS = (list, tuple, dict, set, frozenset, OrderedDict, defaultdict, deque)
+_DEPTH = 4
+
+
+def is_simple(value: Any) -> bool:
+    """Whether a value is compared by equality, and never changes."""
+    return isinstance(value, (*_SIMPLE, enum.Enum, slice, range))
+
+
+class Same:
+    """A value that is compared by identity. In a copy or another process it equals nothing but itself."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.value is self.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Function:
+    """A function, compared by its code: copies of a model, and what is made anew from its pickle, have the same."""
+
+    def __init__(self, value: Any) -> None:
+        self.code = getattr(getattr(value, "__func__", value), "__qualname__", "")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Function) and other.code == self.code
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def token(value: Any, depth: int = _DEPTH) -> Any:
+    """What is compared of a value: it equals that of a later value where the two are the same to a forward."""
+    if isinstance(value, float) and value != value:
+        return "nan"
+    if is_simple(value):
+        return type(value), value
+    if isinstance(value, Tensor):
+        return "tensor", value.dtype, tuple(value.shape)
+    if isinstance(value, nn.Module):
+        return "module", type(value.__dict__.get(ORIGINAL, value))
+    if type(value) in _CONTAINERS and depth:
+        if isinstance(value, dict):
+            return type(value), [(token(key, 1), token(item, depth - 1)) for key, item in list(value.items())]
+        return type(value), [token(item, depth - 1) for item in list(value)]
+    if isinstance(value, (types.FunctionType, types.MethodType)):
+        return Function(value)
+    inside = getattr(value, "__dict__", None)
+    if depth and isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType)):
+        # An object with settings: compared by what it holds, so that a copied model finds its own as they were.
+        return type(value), [(key, token(item, depth - 2)) for key, item in list(inside.items())]
+    if isinstance(value, type) or callable(value):
+        return (
+            Same(value)
+            if not hasattr(value, "__qualname__")
+            else (getattr(value, "__module__", ""), value.__qualname__)
+        )
+    return type(value)
+
+
+class Modes(NamedTuple):
+    """The modes of a thread that code can switch. ``autocast``: for a type of device, whether it is on, and the
+    type that it casts to."""
+
+    grad: bool
+    inference: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+
+
+def ambient(devices: tuple[str, ...]) -> Modes:
+    """The modes of this thread now."""
+    return Modes(
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        tuple(
+            (device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+            for device in devices
+            if torch.amp.is_autocast_available(device)
+        ),
+    )
+
+
+def depth_of_autocast() -> int:
+    """In how many autocast blocks this thread is; PyTorch tells it only on the way in and out."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+class Variable:
+    """A variable that code names: of a Python module (a dictionary of globals), or of an enclosing function."""
+
+    def __init__(self, holder: Any, name: str, now: Any) -> None:
+        self.holder, self.name, self.now = holder, name, now
+
+    def holds(self) -> bool:
+        """Whether it has the same value still."""
+        return self.holder is None or bool(token(self._value()) == self.now)
+
+    def _value(self) -> Any:
+        if isinstance(self.holder, dict):
+            return self.holder.get(self.name, MISSING)
+        try:
+            return self.holder.cell_contents
+        except ValueError:
+            return MISSING
+
+    def __deepcopy__(self, memo: Any) -> Variable:
+        return self
+
+    def __reduce__(self) -> Any:
+        # In another process only what can be imported can be looked at.
+        name = self.holder.get("__name__") if isinstance(self.holder, dict) else None
+        return _variable, (name, self.name, self.now if is_simple(self._value()) else None)
+
+
+def _variable(module: str | None, name: str, now: Any) -> Variable:
+    found = sys.modules.get(str(module))
+    return Variable(None if found is None or now is None else vars(found), name, now)
+
+
+@dataclass(eq=False)
+class Reads:
+    """All that a recorded forward depends on but for its arguments.
+
+    ``attributes``: tokens by the path of the module and the name; a name beginning with ``=`` is that of a number
+    in a tensor. ``unhooked``: paths of modules that were entered, which must have no hooks. ``grad``, ``cast``:
+    whether the modes of gradients, or of autocast, count.
+    """
+
+    attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
+    unhooked: set[str] = field(default_factory=set)
+    variables: dict[tuple[int, str], Variable] = field(default_factory=dict)
+    grad: bool = False
+    cast: bool = False
+
+    def attribute(self, path: str, name: str, value: Any) -> None:
+        """Note that an attribute was read. The first reading counts."""
+        if (path, name) not in self.attributes:
+            self.attributes[path, name] = token(value)
+
+    def changed(self, module: nn.Module) -> Iterator[str]:
+        """What no longer holds, for people."""
+        for (path, name), now in self.attributes.items():
+            if not _holds(_part(module, path), name, now):
+                yield f"{path}.{name}".strip(".").replace("=", "")
+        for path in self.unhooked:
+            part = _part(module, path)
+            if part is MISSING or is_hooked(part):
+                yield f"the hooks of {path}"
+        for variable in self.variables.values():
+            if not variable.holds():
+                yield f"the variable {variable.name}"
+
+
+def _part(module: nn.Module, path: str) -> Any:
+    """The module at a path; MISSING if it is no longer there."""
+    found: Any = module
+    for name in path.split(".") if path else ():
+        found = found._modules.get(name)
+        if found is None:
+            return MISSING
+    return found
+
+
+def _holds(part: Any, name: str, now: Any) -> bool:
+    if part is MISSING:
+        return False
+    if name.startswith("="):
+        value = getattr(part, name[1:], MISSING)
+        return isinstance(value, Tensor) and value.numel() == 1 and bool(token(value.item()) == now)
+    value = part.__dict__.get(name, MISSING)
+    return bool(token(getattr(part, name, MISSING) if value is MISSING else value) == now)

@@ -1,0 +1,189 @@
+"""Functions as code that is being recorded is to see them.
+
+A recorded value is no tensor, so that code which looks at types, or hands it to what is not written in Python, must
+be given something else in its place. Nothing is replaced in the process: a function that names such a thing is made
+anew, from the same code, with variables of its own.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils import checkpoint
+
+from .guards import MISSING, Reads, Variable, is_simple, token
+
+__all__ = ["Linker", "Whole"]
+
+_ASKING_GRAD = {"is_grad_enabled", "is_inference_mode_enabled", "is_inference", "enable_grad", "set_grad_enabled"}
+_ASKING_GRAD |= {"inference_mode", "requires_grad"}
+_ASKING_CAST = {"is_autocast_enabled", "get_autocast_dtype", "is_autocast_cpu_enabled", "get_autocast_gpu_dtype"}
+_FOREIGN = {"torch", "torchvision", "numpy", "math", "functools", "typing", "collections"}
+
+
+class Whole:
+    """A callable that is one operation of a recorded forward: nothing inside it can be, and its own gradient stays
+    its own."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+        self.call: Callable[..., Any] = function.apply if _is_autograd(function) else function
+        self.__name__ = f"whole_{getattr(function, '__name__', 'function')}"
+        self.__qualname__ = self.__name__
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return Whole, (self.function,)
+
+    def __deepcopy__(self, memo: Any) -> Whole:
+        return self
+
+
+def _is_autograd(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.autograd.Function)
+
+
+class _Namespace:
+    """A Python module, or class, whose functions are linked."""
+
+    def __init__(self, linker: Linker, of: Any) -> None:
+        self._linker, self._of = linker, of
+
+    def __getattr__(self, name: str) -> Any:
+        return self._linker.linked(getattr(self._of, name))
+
+
+class Linker:
+    """Links functions for one recording.
+
+    Args:
+        reads: what outside variables were named is noted here.
+        stubs: what is called in place of other things, by the identity of these.
+        whole: calls a :class:`Whole` with recorded values.
+    """
+
+    def __init__(
+        self, reads: Reads, stubs: dict[Any, Callable[..., Any]], whole: Callable[[Whole], Callable[..., Any]]
+    ) -> None:
+        self.reads = reads
+        self.stubs = {id(key): stub for key, stub in stubs.items()}
+        self.whole = whole
+        self._kept = list(stubs)
+        self._seen: dict[int, Any] = {}
+
+    def linked(self, value: Any) -> Any:
+        """What recorded code is to see in place of a value; often the value itself."""
+        if id(value) in self.stubs:
+            return self.stubs[id(value)]
+        if id(value) in self._seen:
+            return self._seen[id(value)]
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if _is_autograd(value):
+            return self._note(value, _Applied(value, self.whole(Whole(value))))
+        if isinstance(value, torch.jit.ScriptFunction):
+            return self._note(value, self.whole(Whole(value)))
+        bound = getattr(value, "__self__", None)
+        if _is_autograd(bound) and getattr(value, "__name__", "") == "apply":
+            return self._note(value, self.whole(Whole(bound)))
+        if isinstance(value, types.ModuleType) and self._is_linked_module(value):
+            return self._note(value, _Namespace(self, value))
+        return value
+
+    def _note(self, value: Any, made: Any) -> Any:
+        self._seen[id(value)] = made
+        self._kept.append(value)
+        return made
+
+    def _is_linked_module(self, module: types.ModuleType) -> bool:
+        if module.__name__ in ("torch", "torch.utils", "torch.utils.checkpoint", "einops"):
+            return True
+        return not _is_foreign(module.__name__)
+
+    def _function(self, function: types.FunctionType) -> Any:
+        if _is_foreign(function.__module__ or ""):
+            return function
+        self._note(function, function)  # until it is known: functions may call each other
+        names = _names(function.__code__)
+        self.reads.grad |= bool(names & _ASKING_GRAD)
+        self.reads.cast |= bool(names & _ASKING_CAST)
+        changed = {
+            name: made
+            for name in names
+            if (value := self._global(function, name)) is not MISSING
+            and (made := self._named(function.__globals__, name, value)) is not value
+        }
+        cells = []
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            value = _content(cell)
+            made = self._named(cell, name, value)
+            cells.append(cell if made is value else types.CellType(made))
+        if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
+            return function
+        scope = {**function.__globals__, **changed}
+        new = types.FunctionType(
+            function.__code__, scope, function.__name__, function.__defaults__, tuple(cells) or None
+        )
+        new.__kwdefaults__ = function.__kwdefaults__
+        new.__dict__.update(function.__dict__)
+        return self._note(function, new)
+
+    def _global(self, function: types.FunctionType, name: str) -> Any:
+        found = function.__globals__.get(name, MISSING)
+        return getattr(builtins, name, MISSING) if found is MISSING else found
+
+    def _named(self, holder: Any, name: str, value: Any) -> Any:
+        """A variable that code names; noted if another value would change what the code does."""
+        made = self.linked(value)
+        settings = is_simple(value) or type(value) in (list, dict, set, tuple)
+        if made is value and name != "__class__" and settings and name not in vars(builtins):
+            self.reads.variables.setdefault((id(holder), name), Variable(holder, name, token(value)))
+        return made
+
+
+class _Applied:
+    """An autograd function whose ``apply`` is recorded as one operation."""
+
+    def __init__(self, function: Any, apply: Callable[..., Any]) -> None:
+        self._function, self.apply = function, apply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
+def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """In place of a gradient checkpoint, which changes what is kept and not what is computed."""
+    own = {"use_reentrant", "context_fn", "determinism_check", "debug", "preserve_rng_state", "early_stop"}
+    return function(*args, **{name: value for name, value in kwargs.items() if name not in own})
+
+
+CHECKPOINT = checkpoint.checkpoint
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names in a function's code and in that of functions inside it."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return names
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def _is_foreign(name: str) -> bool:
+    first = name.partition(".")[0]
+    return first in _FOREIGN or first in sys.stdlib_module_names

@@ -1,0 +1,213 @@
+"""Recorded tensors and numbers, as the code that is being recorded handles them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from .values import Cannot, Map, Number, Opaque, Partial, Statistic, Weights
+
+__all__ = [
+    "Extreme",
+    "Extremes",
+    "Index",
+    "Numeral",
+    "Proxy",
+    "course",
+    "is_instance",
+    "is_tensor",
+    "label_of",
+    "labels_of_numbers",
+]
+
+
+class Proxy(fx.Proxy):
+    """A traced tensor, or tuple of tensors, whose rank and constant lengths are known."""
+
+    tracer: Any
+
+    @property
+    def _value(self) -> Any:
+        return self.node.meta["value"]
+
+    @property
+    def shape(self) -> _Shape:
+        return _Shape(self._length(index) for index in range(self.dim()))
+
+    @property
+    def mT(self) -> Any:
+        return self.transpose(-2, -1)
+
+    @property
+    def T(self) -> Any:
+        return self.permute(*range(self.dim() - 1, -1, -1))
+
+    @property
+    def data(self) -> Any:
+        return self
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        raise Cannot("its forward changes its own parameters")
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self._length(dim)
+
+    def _length(self, index: int) -> Any:
+        index = operator.index(index) % self.dim()
+        label = label_of(self.node, index)
+        if label in "NHWPM?":
+            return self.tracer.create_proxy("call_method", "size", (self, index), {})
+        return self._value.shape[index]
+
+    def dim(self) -> int:
+        return int(self._value.dim())
+
+    ndimension = dim
+    ndim = property(dim)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        self.tracer.asked_types()
+        return self._value.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self._value.device  # type: ignore[no-any-return]
+
+    @property
+    def is_cuda(self) -> bool:
+        return bool(self._value.is_cuda)
+
+    @property
+    def requires_grad(self) -> bool:
+        self.tracer.reads.grad = True
+        return bool(self._value.requires_grad)
+
+    def is_floating_point(self) -> bool:
+        return bool(self._value.is_floating_point())
+
+    def is_complex(self) -> bool:
+        return bool(self._value.is_complex())
+
+    def item(self) -> Any:
+        return self.tracer.number_in(self.node)
+
+    def tolist(self) -> Any:
+        return self.tracer.number_in(self.node)
+
+    def __float__(self) -> float:
+        return float(self.tracer.number_in(self.node))
+
+    def __int__(self) -> int:
+        return int(self.tracer.number_in(self.node))
+
+    __index__ = __int__
+
+    def is_contiguous(self, **_: Any) -> bool:
+        return True
+
+    def numel(self) -> Any:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self._value, Tensor):
+            raise Cannot("its forward iterates over a tensor")
+        return iter([self[index] for index in range(len(self._value))])  # type: ignore[index]
+
+    def __bool__(self) -> bool:
+        return bool(self.tracer.number_in(self.node))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise Cannot("its forward writes into a part of a tensor")
+
+
+class _Shape(tuple[Any, ...]):
+    """The lengths of a traced tensor, some of them traced numbers, with what a ``torch.Size`` can do."""
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        out = super().__getitem__(index)
+        return _Shape(out) if isinstance(index, slice) else out
+
+
+def is_instance(value: Any, of: Any) -> bool:
+    """``isinstance`` for recorded values, which stand for tensors and numbers."""
+    if not isinstance(value, fx.Proxy):
+        return isinstance(value, of)
+    held = value.node.meta["value"]
+    classes = of if isinstance(of, tuple) else (of,)
+    if isinstance(held, Tensor):
+        parameter = isinstance(held, nn.Parameter)
+        return any(isinstance(c, type) and issubclass(nn.Parameter if parameter else Tensor, c) for c in classes)
+    return isinstance(held, of)
+
+
+def is_tensor(value: Any) -> bool:
+    return is_instance(value, Tensor)
+
+
+class Index:
+    """The positions of extreme values, which nobody should ask for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> Any:
+        raise Cannot("it uses the place of a maximum or minimum")
+
+
+class Extreme(NamedTuple):
+    values: Any
+    indices: Any
+
+
+class Extremes(NamedTuple):
+    min: Any
+    max: Any
+
+
+class Numeral(fx.Proxy):
+    """A traced number that depends on sizes: free in arithmetic, refused where the code's course depends on it."""
+
+    def _fixed(self) -> Any:
+        raise course(self.node.meta["kind"].labels)
+
+    __bool__ = __index__ = __int__ = __float__ = _fixed
+
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        return self._fixed()
+
+
+def course(labels: frozenset[str]) -> Cannot:
+    what = "number of images" if labels <= {"N"} else "size of the map"
+    return Cannot(f"its forward takes another course depending on the {what}: no one local form serves all")
+
+
+def label_of(node: fx.Node, index: int) -> str:
+    """The label of a dimension; of a statistic's, N for the first and C for the others."""
+    kind = node.meta["kind"]
+    if isinstance(kind, (Map, Partial)) and len(kind.labels) == node.meta["value"].dim():
+        return kind.labels[index]
+    if isinstance(kind, (Opaque, Weights)):
+        return kind.labels[index] if isinstance(kind, Weights) else "?"
+    return "N" if isinstance(kind, Statistic) and index == 0 else "C"
+
+
+def labels_of_numbers(node: fx.Node) -> frozenset[str]:
+    kinds = [n.meta["kind"] for n in node.all_input_nodes]
+    return frozenset().union(*(kind.labels for kind in kinds if isinstance(kind, Number)))
