@@ -43,6 +43,8 @@ def function_of(graph: fx.Graph) -> Function:
     regions = {node.name: node.meta["region"] for node in graph.nodes if node.meta.get("region") is not None}
     # The graph's first input is the module itself.
     source = code.src.replace("def forward(self, owner", "def forward(owner", 1)
+    # Nor is it let go of after the last operation that takes it as an argument: attributes are read from it.
+    source = re.sub(r"\bowner = (?=(\w+ = )*None\b)", "", source)
     return Function(_with_blocks(source, regions), names)
 
 
