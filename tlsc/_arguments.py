@@ -26,7 +26,7 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def shown(value: Any) -> str:
     """A value that was refused, in a few words: a tensor by its shape, anything else cut where it is long."""
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.dim():
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else text[:97] + "..."

@@ -102,7 +102,7 @@ def fitted(
 
     Example:
         >>> len(fitted((1000, 1000), 300 * 300, (50, 50), 8))
-        25
+        30
     """
     rows = list(_choices(size[0], margin[0], step, least[0]))
     columns = list(_choices(size[1], margin[1], step, least[1]))
