@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc._arguments import as_pair, as_positive_int
 from tlsc.adapters import hinet, mprnet
-from tlsc.errors import ArgumentValueError
+from tlsc.errors import ArgumentValueError, MissingPackageError
 
 __all__ = ["HINet", "HINetLocal", "ImageRestorationModel", "MPRNet", "MPRNetLocal", "main"]
 
@@ -62,7 +62,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("basicsr", "torchvision"):
         raise
-    raise ModuleNotFoundError(
+    raise MissingPackageError(
         f"{__name__} needs {error.name}: pip install 'tlsc[basicsr]' (Python 3.12 at most)", name=error.name
     ) from error
 

@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in _EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
-        extra = "onnx" if error.name.startswith("onnx") else "eval"
-        return _fail(f"this command needs {error.name}: pip install 'tlsc[{extra}]'")
+        return _fail(f"this command needs {package}: pip install 'tlsc[{extra}]'")
     except (TLSCError, OSError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -60,20 +61,12 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-_EXTRA = (
-    "OpenEXR",
-    "PIL",
-    "imagecodecs",
-    "matplotlib",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "pyvips",
-    "scipy",
-    "skimage",
-    "tifffile",
-    "tqdm",
-)
+_EXTRAS = {
+    "eval": ("OpenEXR", "PIL", "imagecodecs", "matplotlib", "pyvips", "scipy", "skimage", "tifffile", "tqdm"),
+    "networks": ("spandrel", "spandrel_extra_arches", "timm", "torchvision"),
+    "onnx": ("onnx", "onnx_ir", "onnxruntime", "onnxscript"),
+    "basicsr": ("basicsr",),
+}
 
 
 def _fail(message: str, status: int = 1) -> int:

@@ -16,6 +16,7 @@ NAMES = [
     "BackendError",
     "Export",
     "ExportError",
+    "MissingPackageError",
     "Influence",
     "LocalAvgPool2d",
     "LocalGroupNorm",

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Axis", "Windows", "before", "covers", "covers_axis"]
+__all__ = ["Axis", "Windows", "before", "covers", "covers_axis", "smaller"]
 
 
 def before(size):  # type: ignore[no-untyped-def]
@@ -42,6 +42,13 @@ def covers(window: Sequence[int], sizes: Sequence[int]) -> bool:
 def covers_axis(k: int, n: int) -> bool:
     """Whether a window holds a whole axis."""
     return bool(k >= n)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """The smaller of two sizes, kept open in a graph. TorchScript's tracer has tensors for sizes."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
+    return torch.sym_min(a, b)
 
 
 def _product(sizes: Sequence[Any]) -> Any:
@@ -73,7 +80,7 @@ class Axis:
     @property
     def size(self) -> Any:
         """How many positions a window holds."""
-        return torch.sym_min(self.k, self.n) if self.free else min(self.k, self.n)
+        return smaller(self.k, self.n) if self.free else min(self.k, self.n)
 
     @property
     def last(self) -> Any:

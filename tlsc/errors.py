@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "ArgumentTypeError",
     "ArgumentValueError",
     "BackendError",
     "ExportError",
+    "MissingPackageError",
     "NoSiteError",
     "ProbeError",
     "TLSCError",
@@ -32,6 +36,10 @@ class BackendError(TLSCError, RuntimeError):
 
 class ExportError(TLSCError):
     """The model could not be exported, or what was exported does not compute what the model does."""
+
+
+class MissingPackageError(TLSCError, ImportError):
+    """A package that is installed on demand is not there; the message says how to install it."""
 
 
 class NoSiteError(TLSCError):
@@ -63,3 +71,27 @@ def first_line(error: BaseException, *, typed: bool = True, limit: int = 300) ->
     if not typed:
         return lines[0][:limit] if lines else name
     return f"{name}: {lines[0][:limit] if lines else 'no message'}"
+
+
+@contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Around imports of packages that are installed on demand.
+
+    Args:
+        extra: the extra of this package that brings them.
+        what: needs them; begins the message.
+
+    Raises:
+        MissingPackageError: one is not there.
+
+    Example:
+        >>> with needing("eval", "drawing"):
+        ...     import no_such_package
+        Traceback (most recent call last):
+        tlsc.errors.MissingPackageError: drawing needs no_such_package: pip install 'tlsc[eval]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise MissingPackageError(f"{what} needs {package}: pip install 'tlsc[{extra}]'", name=package) from None

@@ -21,7 +21,7 @@ from .._arguments import as_pair, as_positive_int
 from .._files import replacing
 from .._statistics import onnx_functions as _onnx
 from .._surgery import probe as _probe
-from ..errors import ArgumentTypeError, ArgumentValueError, ExportError
+from ..errors import ArgumentTypeError, ArgumentValueError, ExportError, needing
 
 __all__ = ["Export", "export"]
 
@@ -29,6 +29,8 @@ __all__ = ["Export", "export"]
 _TOLERANCE = 1e-4
 _TOLERANCE_HALF = 1e-2
 _SMALL = (37, 50)  # the size that is traced; any would do
+_NEWER_OPSET = 18  # the first that PyTorch's newer exporter writes
+_OLDEST_OPSET = 13  # the first with all that windows need
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def export(
         path: file to write, replaced if it exists.
         example_input: the call arguments, as for :func:`tlsc.convert`: a tensor, a tuple, or a function
             (height, width) -> either. Tensors (N, C, H, W) are dynamic in N, H and W, tensors (N,) in N.
-        opset: of ONNX's standard operators; by default what PyTorch's exporter prefers.
+        opset: of ONNX's standard operators, 13 at least; by default what PyTorch's exporter prefers. Below 18 its
+            older exporter writes the file.
         multiple: for a network that takes only sides that are multiples of a number: those are the sizes that are
             traced and verified.
         sizes: (batch, height, width) to verify; by default smaller than the window, equal, odd, larger, not square
@@ -103,7 +106,7 @@ def export(
         ArgumentTypeError, ArgumentValueError: an argument cannot be used.
         ExportError: the model cannot be exported, or ONNX Runtime disagrees; no file is left behind.
         OSError: ``path`` cannot be written to.
-        ModuleNotFoundError: ONNX is not installed: ``pip install 'tlsc[onnx]'``.
+        MissingPackageError: ONNX is not installed: ``pip install 'tlsc[onnx]'``.
 
     Example:
         >>> import tempfile, tlsc
@@ -118,6 +121,8 @@ def export(
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if opset is not None:
         opset = as_positive_int(opset, "opset")
+        if opset < _OLDEST_OPSET:
+            raise ArgumentValueError(f"opset must be at least {_OLDEST_OPSET}, got {opset}: or leave it out")
     describing = getattr(model, "tlsc", None)
     step = _step(multiple, describing)
     base_size, stride = _conversion(model)
@@ -132,20 +137,25 @@ def export(
         **_versions(),
         **(metadata or {}),
     }
+    with needing("onnx", "exporting"):  # before the work rather than after it
+        import onnx  # noqa: F401
+        import onnx_ir
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     with replacing(path) as new, _still(model):
         made = _Exporter(model, example_input, step, describing)
-        program = made.run(opset)
-        written = int(program.model.opset_imports[""])
+        written_model = made.run(opset)
+        written = int(written_model.opset_imports[""])
         if opset not in (None, written):
             raise ExportError(f"PyTorch's exporter wrote opset {written}, not {opset}: leave the choice to it")
-        program.model.metadata_props.update({f"tlsc.{key}": str(value) for key, value in facts.items()})
-        operators = _operators(program.model)
+        written_model.metadata_props.update({f"tlsc.{key}": str(value) for key, value in facts.items()})
+        operators = _operators(written_model)
         if not cumsum and "CumSum" in operators:
             raise ExportError(
                 f"{facts['network']}: its graph holds {operators['CumSum']} CumSum of the network's own, which "
                 "cumsum=False (--no-cumsum) refuses"
             )
-        program.save(new)
+        onnx_ir.save(written_model, new)
         errors = made.verify(new, sizes)
     return Export(
         path,
@@ -207,9 +217,6 @@ class _Exporter:
         return tuple(made)
 
     def run(self, opset: int | None) -> Any:
-        import onnxruntime  # noqa: F401  # before the work rather than after it
-        import onnxscript  # noqa: F401
-
         args = self.at(2, *self.size)
         dynamic = torch.export.Dim.DYNAMIC
         shapes: list[Any] = []
@@ -223,25 +230,65 @@ class _Exporter:
             results = self.model(*args)
         count = 1 if isinstance(results, Tensor) else len(results)
         self.outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        older = opset is not None and opset < _NEWER_OPSET
         try:
-            with _quiet(), _onnx.collecting() as functions:
-                program = torch.onnx.export(
-                    self.model,
-                    args,
-                    dynamo=True,
-                    dynamic_shapes=(tuple(shapes),),
-                    input_names=self.names,
-                    output_names=self.outputs,
-                    opset_version=opset,
-                    verbose=False,
-                )
-                assert program is not None
-                functions.put_into(program.model, int(program.model.opset_imports[""]))
-                return program
+            with _quiet():
+                return self._traced(args, shapes, opset) if older else self._exported(args, shapes, opset)
         except Exception as error:
             raise ExportError(
                 f"{type(self.model.network).__name__} cannot be exported: {_reason(error)}"
+                + (f"; leave opset {opset} out: {_NEWER_OPSET} and later go another way" if older else "")
             ) from error
+
+    def _exported(self, args: tuple[Any, ...], shapes: list[Any], opset: int | None) -> Any:
+        """The ONNX model, by PyTorch's exporter of graphs."""
+        with _onnx.collecting() as functions:
+            program = torch.onnx.export(
+                self.model,
+                args,
+                dynamo=True,
+                dynamic_shapes=(tuple(shapes),),
+                input_names=self.names,
+                output_names=self.outputs,
+                opset_version=opset,
+                verbose=False,
+            )
+            assert program is not None
+            functions.put_into(program.model, int(program.model.opset_imports[""]))
+            return program.model
+
+    def _traced(self, args: tuple[Any, ...], shapes: list[Any], opset: int | None) -> Any:
+        """The same by the older exporter, which traces and writes older operators."""
+        import onnx
+        import onnx_ir
+
+        tensors = [axes for value, axes in zip(args, shapes, strict=True) if isinstance(value, Tensor)]
+        names = ("batch", *(f"size_{axis}" for axis in range(1, 4)))
+        free = {
+            name: {axis: names[0] if axis == 0 else f"{name}_{names[axis]}" for axis in axes}
+            for name, axes in zip(self.names, tensors, strict=True)
+            if axes
+        }
+        with torch.no_grad():
+            results = _flat(self.model(*args))
+        for name, result in zip(self.outputs, results, strict=True):
+            axes = {4: (0, 2, 3), 1: (0,)}.get(result.dim(), ())
+            free[name] = {axis: names[0] if axis == 0 else f"{name}_{names[axis]}" for axis in axes}
+        written = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was traced is compared at several sizes
+            torch.onnx.export(
+                self.model,
+                args,
+                cast(Any, written),
+                dynamo=False,
+                dynamic_axes=free,
+                input_names=self.names,
+                output_names=self.outputs,
+                opset_version=opset,
+                verbose=False,
+            )
+        return onnx_ir.from_proto(onnx.load_model_from_string(written.getvalue()))
 
     def verify(self, path: Path, sizes: Sequence[tuple[int, int, int]]) -> dict[tuple[int, int, int], float]:
         import onnxruntime

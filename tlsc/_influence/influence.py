@@ -28,7 +28,7 @@ from .._arguments import as_pair, as_positive_int, shown
 from .._models.copies import cloned, structure_of
 from .._models.undisturbed import OwnNumbers, python_numbers_kept
 from .._surgery import probe as _probe
-from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError
+from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError, needing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,7 +191,7 @@ class Influence:
             labels: what to call ``before`` and this one.
 
         Raises:
-            ModuleNotFoundError: matplotlib is not installed.
+            MissingPackageError: matplotlib is not installed.
             OSError: the file cannot be written.
         """
         _draw(path, [(labels[0], before), (labels[1], self)] if before is not None else [("", self)])
@@ -864,8 +864,9 @@ _COLOURS = ("#b5482a", "#0b6fb8")
 
 
 def _draw(path: str | os.PathLike[str], shown: list[tuple[str, Influence]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needing("eval", "a picture of the influence"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.2 + 3.6 * (1 + len(shown)), 4.4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._windows import Axis, Windows
+from .._windows import smaller as _smaller
 from .correction import Correction
 
 __all__ = [
@@ -49,18 +50,22 @@ _AXES = ((-2, 0), (-1, 1))
 
 def applies() -> bool:
     """Whether what runs is being traced into a graph: sizes may be free then, which Dynamo does not tell."""
-    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _is_jit_traced()
 
 
 def leaves() -> bool:
     """Whether that graph is exported, for others to run who do not know tlsc's operators."""
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return exporting() or torch.onnx.is_in_onnx_export()
+    return exporting() or torch.onnx.is_in_onnx_export() or _is_jit_traced()
+
+
+def _is_jit_traced() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two sizes, kept open in a graph."""
-    return torch.sym_min(a, b) if applies() else min(a, b)
+    return _smaller(a, b) if applies() else min(a, b)
 
 
 def local_mean(x: Tensor, window: Window, stride: int = 1, correction: Correction | None = None) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace as replaced
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._models.slots import HOOKS, ORIGINAL, Slot, slots_of
-from .._plan import Plan
+from .._plan import Plan, Site
 from .._sites.kind import Kind
 from ..errors import ArgumentTypeError, ArgumentValueError, TLSCError
 
@@ -43,12 +44,53 @@ def plan_of(model: nn.Module) -> Plan:
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    found = model.__dict__.get(PLAN)
-    if not isinstance(found, Plan):
+    noted = model.__dict__.get(PLAN)
+    found = noted if isinstance(noted, Plan) else _plan_of_parts(model)
+    return replaced(found, sites=tuple(_as_it_is(site, model) for site in found))
+
+
+def _plan_of_parts(model: nn.Module) -> Plan:
+    """The plan of what was converted inside a model: before a wrapper was put around it, or part by part."""
+    parts: dict[str, Plan] = {
+        path: part.__dict__[PLAN] for path, part in model.named_modules() if PLAN in part.__dict__
+    }
+    outer = {path: plan for path, plan in parts.items() if not any(path.startswith(f"{up}.") for up in parts)}
+    name, plans = type(model).__name__, list(outer.values())
+    if not plans and any(ORIGINAL in part.__dict__ for part in model.modules()):
         raise ArgumentValueError(
-            f"{type(model).__name__} is not converted: use tlsc.convert(model, base_size) first"
+            f"{name} was converted as a part of a larger model, or put around parts of one: ask that for its plan"
         )
-    return found
+    if not plans:
+        raise ArgumentValueError(f"{name} is not converted: use tlsc.convert(model, base_size) first")
+    if len({(plan.base_size, plan.stride) for plan in plans}) > 1:
+        raise ArgumentValueError(
+            f"parts of {name} were converted differently ({', '.join(outer)}): ask each of them for its plan"
+        )
+    sites = tuple(_below(site, path) for path, plan in outer.items() for site in plan)
+    return replaced(plans[0], sites=sites, calibration=plans[0].calibration if len(plans) == 1 else None)
+
+
+def _below(site: Site, prefix: str) -> Site:
+    """A site as it is called from further up."""
+
+    def longer(path: str) -> str:
+        return f"{prefix}.{path}" if path else prefix
+
+    owner = None if site.owner is None else longer(site.owner)
+    return replaced(site, path=longer(site.path), aliases=tuple(map(longer, site.aliases)), owner=owner)
+
+
+def _as_it_is(site: Site, model: nn.Module) -> Site:
+    """A site, which may have been reverted or replaced since."""
+    if not site.converted:
+        return site
+    try:
+        local = model.get_submodule(site.path if site.owner is None else site.owner)
+    except AttributeError:
+        return replaced(site, action="left global", window=None, reason="no longer there", owner=None)
+    if ORIGINAL in local.__dict__:
+        return site
+    return replaced(site, action="left global", window=None, reason="reverted or replaced since", owner=None)
 
 
 def note_plan(model: nn.Module, made: Plan) -> None:
@@ -95,7 +137,32 @@ def dressed(local: nn.Module, original: nn.Module) -> nn.Module:
         if name in original.__dict__:
             local.__dict__[name] = original.__dict__[name]
     local.__dict__[ORIGINAL] = original
+    local.__dict__["__prepare_scriptable__"] = _not_scriptable  # asked by torch.jit.script
+    local.__dict__["_compiled_call_impl"] = None
     return local
+
+
+def _compile_as(original: nn.Module, local: nn.Module) -> None:
+    """Compile a local module in place as its original was, which keeps its own compiled call.
+
+    What ``Module.compile`` was given is known to PyTorch's wrapper only; where that cannot be found, the local
+    module runs as it is.
+    """
+    compiled = original.__dict__.get("_compiled_call_impl")
+    if compiled is None or local.__dict__.get("_compiled_call_impl") is not None:
+        return
+    if original._modules:  # of single layers a kernel is called
+        cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+        context = cells["self"].cell_contents if "self" in cells else None
+        if callable(context):
+            local.__dict__["_compiled_call_impl"] = context(local._call_impl)
+
+
+def _not_scriptable() -> nn.Module:
+    raise TLSCError(
+        "torch.jit.script does not take a converted model, whose code is made while it runs: use torch.jit.trace, "
+        "which holds at every size, or torch.export"
+    )
 
 
 def _same(before: Any, after: Any) -> bool:
@@ -219,7 +286,7 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
     """
     with _together() as journal:
         for module in list(model.modules()):
-            if PLAN in module.__dict__ and (made is None or module is model):
+            if PLAN in module.__dict__:
                 journal.without(module, PLAN)
         _take_out(model, journal)
         new = local(slots_of(model)) if made is not None else []
@@ -235,12 +302,14 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
 def _swap(slot: Slot, local: nn.Module, journal: _Journal) -> None:
     if slot.parent is not None and EXCHANGED not in local.__dict__:
         local.training = local.__dict__[ORIGINAL].training
+        _compile_as(local.__dict__[ORIGINAL], local)
         journal.put(slot, local)
     else:
         # The caller holds this very object: it becomes local, and the other one keeps the original.
         local.training = slot.module.training
         module = slot.module
         journal.exchange(module, local)
+        _compile_as(local, module)
         journal.attribute(module, ORIGINAL, local)
         journal.attribute(module, EXCHANGED, True)
 
