@@ -12,7 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .errors import BackendError, ExportError, NoSiteError, ProbeError, TLSCError, TLSCWarning
+from .errors import (
+    BackendError,
+    ExportError,
+    MissingPackageError,
+    NoSiteError,
+    ProbeError,
+    TLSCError,
+    TLSCWarning,
+)
 
 if TYPE_CHECKING:
     from . import functional
@@ -44,6 +52,7 @@ __all__ = [
     "LocalAvgPool2d",
     "LocalGroupNorm",
     "LocalInstanceNorm2d",
+    "MissingPackageError",
     "NoSiteError",
     "Plan",
     "ProbeError",

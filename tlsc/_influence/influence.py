@@ -867,7 +867,6 @@ def _draw(path: str | os.PathLike[str], shown: list[tuple[str, Influence]]) -> N
     with needing("eval", "a picture of the influence"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6.2 + 3.6 * (1 + len(shown)), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2 + len(shown), width_ratios=[1.25, 1.25, *[1] * len(shown)])
