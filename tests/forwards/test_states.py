@@ -1,0 +1,126 @@
+"""A rewritten forward follows what the original reads when it runs: flags, attributes, arguments, dtypes, modes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import tlsc
+
+WINDOW = 32
+
+
+class _Sign(torch.autograd.Function):
+    """Clamps, with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return gradient * (0.1 + (x > 0))
+
+
+class _Net(nn.Module):
+    """``mean`` is the global one in the network, a local one in the oracle."""
+
+    def __init__(self, mean: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.strength, self.steps = 1.0, 0
+        self.register_buffer("seen", torch.zeros(()))
+        self.own_mean = mean
+
+    def gated(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True) if self.own_mean is None else self.own_mean(x)
+        return x * torch.sigmoid(mean)
+
+
+class _Custom(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.leave(self.gated(_Sign.apply(self.enter(x))))
+        return y
+
+
+class _Counts(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        self.steps += 1
+        y: Tensor = self.leave(self.gated(self.enter(x)))
+        return y
+
+
+class _Keeps(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.enter(x)
+        y: Tensor = self.leave(self.gated(self.last))
+        return y
+
+
+class _Detached(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        with torch.no_grad():
+            mean = x.mean((2, 3), keepdim=True) if self.own_mean is None else self.own_mean(x)
+        y: Tensor = self.leave(x - mean)
+        return y
+
+
+class _Keywords(_Net):
+    def forward(self, x: Tensor, *, scale: float = 1.0, extra: Tensor | None = None, **more: Any) -> Tensor:
+        y = self.gated(self.enter(x)) * scale * self.strength
+        y = y if extra is None else y + extra
+        result: Tensor = self.leave(y * 2 if more.get("twice") else y)
+        return result
+
+
+class _Deep(_Net):
+    def forward(self, x: Tensor) -> Any:
+        y = self.gated(self.enter(x))
+        return {"out": self.leave(y), "deep": (y,)} if self.training else self.leave(y)
+
+
+def _local(x: Tensor) -> Tensor:
+    return tlsc.functional.local_mean(x, WINDOW)
+
+
+def _agree(model: nn.Module, oracle: nn.Module, x: Tensor, tolerance: float, **keywords: Any) -> None:
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    got, expected = tree_leaves(model(ours, **keywords)), tree_leaves(oracle(theirs, **keywords))
+    assert [tuple(leaf.shape) for leaf in got] == [tuple(leaf.shape) for leaf in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).abs().max() <= tolerance
+    gradients = [
+        torch.autograd.grad(sum(leaf.float().square().sum() for leaf in leaves), given)[0]
+        for leaves, given in ((got, ours), (expected, theirs))
+    ]
+    assert (gradients[0] - gradients[1]).abs().max() <= tolerance * gradients[1].abs().max()
+
+
+@pytest.mark.parametrize("kind", [_Custom, _Counts, _Keeps, _Detached, _Keywords, _Deep])
+def test_the_converted_forward_follows_the_state(kind: type[_Net]) -> None:
+    oracle, x = kind(_local).eval(), torch.randn(2, 3, 60, 50, generator=torch.Generator().manual_seed(1))
+    model = tlsc.convert(kind().eval(), WINDOW)
+    assert [site.action for site in tlsc.plan(model)] == ["exact"]
+    _agree(model, oracle, x, 1e-5)
+    _agree(model, oracle, x[:1], 1e-5)
+    _agree(model.train(), oracle.train(), x, 1e-5)
+    model.eval(), oracle.eval()
+    model.strength, oracle.strength = 0.3, 0.3  # type: ignore[assignment]
+    _agree(model, oracle, x, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        _agree(model, oracle, x, 3e-2)
+    _agree(model.double(), oracle.double(), x.double(), 1e-10)
+    if kind is _Keywords:
+        for keywords in ({"scale": 2.5}, {"extra": torch.ones(1)}, {"twice": True}):
+            _agree(model, oracle, x.double(), 1e-10, **keywords)
+    assert (model.steps, model.seen) == (oracle.steps, oracle.seen)
