@@ -349,12 +349,13 @@ def _described(model: nn.Module, base_size: int | tuple[int, int] | None) -> str
 
 
 def _reason(error: Exception) -> str:
+    from tlsc.adapters.pieces.memory import is_shortage
     from tlsc.eval.images import ImageError
 
     if isinstance(error, ImageError):
         return error.reason
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, MemoryError) or "out of memory" in lines[0] or "not enough memory" in lines[0]:
+    if is_shortage(error):
         return f"does not fit in memory whole: try --tile 512 ({lines[0][:120]})"
     if isinstance(error, (TLSCError, OSError)):
         return lines[0]

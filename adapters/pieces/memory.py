@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Model", "as_bytes", "free", "is_shortage", "measured", "readable"]
+__all__ = ["Model", "as_bytes", "free", "is_shortage", "measured", "readable", "used"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -127,12 +127,11 @@ def measured(run: Callable[[], Any], device: torch.device, since: int | None = N
         device: where it computes.
         since: what :func:`used` said before an earlier call, to measure from there.
     """
+    start = used(device) if since is None else since
     if device.type == "cuda":
-        start = torch.cuda.memory_allocated(device) if since is None else since
         torch.cuda.reset_peak_memory_stats(device)
         run()
         return torch.cuda.max_memory_allocated(device) - start
-    start = _resident() if since is None else since
     if start == 0:
         with _Counting() as counted:
             run()

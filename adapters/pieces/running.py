@@ -132,7 +132,7 @@ class Pieces:
         self.tolerance = _as_tolerance(tolerance)
         plan = _local_plan(model)
         like = next(model.parameters(), torch.empty(0))
-        self._device, self._dtype = like.device, like.dtype
+        self._device = like.device
         self._memory = None if memory is None else as_bytes(memory, self._device)
         description = getattr(model, "tlsc", None)
         self._description = description if isinstance(description, Descriptor) else None
@@ -197,10 +197,10 @@ class Pieces:
         image = Image(self._restored((height, width)), cut, (height, width), self._scale())
         budget = self._budget(image, held)
         margins, error, tried = self._margins(image, budget)
+        grid = self._grid(image, margins, budget)
         done, number, extent = 0, 0, (0, 0)
         above: Tensor | None = None
         while done < height:
-            grid = self._grid(image, margins, budget)
             rows = next(row for row in grid.rows if row.stop > done)
             try:
                 band, seam = image.band(rows, grid.columns, above)
@@ -208,10 +208,11 @@ class Pieces:
                 if not is_shortage(failed):
                     raise
                 budget = _halved(budget, grid, failed)
+                grid = self._grid(image, margins, budget)
                 continue
             larger = self._larger(image, margins, budget) if seam > self.tolerance else None
             if larger is not None:
-                margins = larger
+                margins, grid = larger, self._grid(image, larger, budget)
                 continue
             band = band[..., (done - rows.start) * image.scale :, :]
             yield done * image.scale, band

@@ -301,8 +301,7 @@ class _Tracer(fx.Tracer):
 
     def kept(self, path: str, name: str, value: Any) -> None:
         """Record that a module is given an attribute."""
-        for key in [(path, name)]:
-            self._tensors.pop(key, None)
+        self._tensors.pop((path, name), None)
         try:
             args = self.create_arg((path, name, value))
         except NotImplementedError:
