@@ -98,10 +98,10 @@ class Image:
             core = result[..., top : top + out.shape[-2], left:right]
             place = slice(column.start * s, column.stop * s)
             if above is not None and top:
-                seam = max(seam, _step(result[..., top - 1 : top, left:right], above[..., place]))
+                seam = max(seam, _apart(result[..., top - 1 : top, left:right], above[..., place]))
             if left:
                 before = out[..., place.start - 1 : place.start]
-                seam = max(seam, _step(result[..., top : top + out.shape[-2], left - 1 : left], before))
+                seam = max(seam, _apart(result[..., top : top + out.shape[-2], left - 1 : left], before))
             out[..., place] = core
         assert out is not None
         return out, seam
@@ -120,7 +120,7 @@ class Image:
 
     def difference(self, place: Place, near: Margins, far: Margins) -> float:
         """How far a small core's result with one margin is from that with a larger one."""
-        return _step(self._core(place, near), self._core(place, far))
+        return _apart(self._core(place, near), self._core(place, far))
 
     def _core(self, place: Place, margins: Margins) -> Tensor:
         rows, columns = self._spans(place, margins)
@@ -159,7 +159,10 @@ def _spread(length: int, side: int) -> list[int]:
     return sorted({max(0, length - side) * (2 * i + 1) // (2 * number) // side * side for i in range(number)})
 
 
-def _step(one: Tensor, other: Tensor) -> float:
+def _apart(one: Tensor, other: Tensor) -> float:
     """The largest difference; infinite where only one is a number."""
-    apart = (one.double() - other.double()).abs()
-    return float(apart.nan_to_num(nan=0.0, posinf=float("inf")).max()) if apart.numel() else 0.0
+    if not one.numel():
+        return 0.0
+    same = (one == other) | (one.isnan() & other.isnan())
+    found = (one.double() - other.double()).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+    return float(found.masked_fill(same, 0).max())
