@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc._files import replacing
+from tlsc.errors import ArgumentValueError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["replacing", "write_weights"]
+__all__ = ["refuse_existing", "replacing", "write_weights"]
+
+
+def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Path] = ()) -> None:
+    """Refuse to write where something is already; called before the work, not after it.
+
+    Args:
+        paths: files that are to be written.
+        overwrite: whether the user asked for replacing them.
+        sources: files that are read for it: never overwritten, whatever was asked for.
+
+    Raises:
+        ArgumentValueError: one exists and ``overwrite`` is not given, is a source, or a folder.
+
+    Example:
+        >>> refuse_existing([Path("no", "such", "file")], overwrite=False)
+        >>> refuse_existing([Path(__file__)], overwrite=False)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        tlsc.errors.ArgumentValueError: ... exists: --overwrite replaces it; or name another output
+    """
+    own = {source.resolve() for source in sources}
+    # A link that leads nowhere is there, too.
+    there = [path for path in paths if os.path.lexists(path)]
+    for path in there:
+        if path.is_dir():
+            raise ArgumentValueError(f"{path} is a folder: name a file to write")
+        if path.resolve() in own:
+            raise ArgumentValueError(f"{path} is read for this, and would be overwritten: name another output")
+    if there and not overwrite:
+        said = f"{there[0]} exists" if len(there) == 1 else f"{len(there)} files exist, the first is {there[0]}"
+        pronoun = "it" if len(there) == 1 else "them"
+        raise ArgumentValueError(f"{said}: --overwrite replaces {pronoun}; or name another output")
 
 
 def write_weights(path: Path, model: nn.Module, made: Mapping[str, str]) -> None:

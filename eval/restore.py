@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentValueError, TLSCError
-from tlsc.eval.commands.arguments import size
+from tlsc.eval.commands.arguments import add_overwrite_argument, size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +34,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="restore photographs with a pretrained network, whatever architecture its checkpoint holds",
         description="Restore photographs with a pretrained network. Its architecture is found from the checkpoint. "
         "8 and 16 bit, grey and RGB are read and written as they are, alpha is kept, EXIF orientation is applied. "
-        "Results of several images are PNG. A file is written whole or not at all, never over an input; a bad one "
-        "is named at the end, makes the exit status 1, and does not stop the rest.",
+        "Results of several images are PNG. A file is written whole or not at all, never over an input, and over "
+        "what else exists only with --overwrite; a bad one is named at the end, makes the exit status 1, and does "
+        "not stop the rest.",
     )
     parser.add_argument("inputs", metavar="IN", nargs="+", help="images, folders of images, or glob patterns")
     parser.add_argument("out", metavar="OUT", type=Path, help="a folder, or a file's name for a single image")
@@ -70,6 +71,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     parser.add_argument("--device", default="cpu", help="such as cuda or cuda:1 (%(default)s)")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and images (%(default)s)")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_restore)
 
 
@@ -251,6 +253,7 @@ def _restore(args: argparse.Namespace) -> int:
 
     import tlsc
     from tlsc import adapters
+    from tlsc.eval.files import refuse_existing
     from tlsc.eval.images import check_writable, read_picture, write_picture
 
     tile, overlap = _tiling(args.tile, args.overlap)
@@ -260,6 +263,7 @@ def _restore(args: argparse.Namespace) -> int:
     places = targets(args.inputs, args.out)
     for place in places.values():
         check_writable(place)
+    refuse_existing(places.values(), args.overwrite)
     demo = adapters.DEMO_NETWORKS.get(args.checkpoint) if not Path(args.checkpoint).exists() else None
     checkpoint = demo.weights if demo else Path(args.checkpoint)
     model = adapters.load(checkpoint, args.base_size, args.stride, args.device, getattr(torch, args.dtype))

@@ -229,7 +229,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     argv = ["restore", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--checkpoint", str(checkpoint)]
-    assert cli.main(argv) == 1
+    assert cli.main([*argv, "--overwrite"]) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert (tmp_path / "b.png").read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
@@ -308,7 +308,7 @@ def test_tiles_from_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert cli.main([*argv, "--tile", "56"]) == 0
     whole = np.asarray(PIL.Image.open(tmp_path / "b.png"))
     assert_close(whole, expected(checkpoint, values, None))
-    assert cli.main([*argv, "--tile", "24", "--overlap", "8"]) == 0
+    assert cli.main([*argv, "--tile", "24", "--overlap", "8", "--overwrite"]) == 0
     tiled = np.asarray(PIL.Image.open(tmp_path / "b.png"))
     assert not np.array_equal(tiled, whole)
     model = load(checkpoint)

@@ -17,6 +17,7 @@ __all__ = [
     "Commands",
     "add_data_arguments",
     "add_network_arguments",
+    "add_overwrite_argument",
     "count",
     "data_of",
     "network_of",
@@ -139,6 +140,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out and count pairs that cannot be evaluated; images on which the network fails still make the "
         "exit status 1",
     )
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Whether what exists may be replaced."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: refuse)")
 
 
 def network_of(args: argparse.Namespace) -> Network:

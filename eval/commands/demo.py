@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands
+from tlsc.eval.commands.arguments import Commands, add_overwrite_argument
 
 __all__ = ["add_command"]
 
@@ -21,10 +21,11 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("tlsc-demo"), help="folder to write to (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the degradation (%(default)s)")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from tlsc.eval.show.demo import run
 
-    return run(args.out, args.seed)
+    return run(args.out, args.seed, args.overwrite)

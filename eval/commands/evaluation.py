@@ -122,7 +122,7 @@ def _measured(
 
 def _opened(out: Path, settings: dict[str, Any], args: argparse.Namespace, held: ExitStack) -> bool:
     held.enter_context(alone_in(out))
-    open_run(out, settings, args.resume, args.overwrite)
+    open_run(out, settings, args.resume, args.overwrite, FILES)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import NAMES, Commands, size
+from tlsc.eval.commands.arguments import NAMES, Commands, add_overwrite_argument, size
 
 __all__ = ["add_command"]
 
@@ -30,13 +30,16 @@ def add_command(commands: Commands) -> None:
         action="store_true",
         help="refuse a graph that holds a CumSum; what converting adds never holds one",
     )
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_export)
 
 
 def _export(args: argparse.Namespace) -> int:
     import tlsc
+    from tlsc.eval.files import refuse_existing
     from tlsc.eval.networks import find_network
 
+    refuse_existing([args.out], args.overwrite, [Path(args.network)])
     model = find_network(args.network)
     if args.base_size is not None:
         base_size = args.base_size

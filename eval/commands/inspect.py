@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.commands.arguments import NAMES, Commands, size
+from tlsc.eval.commands.arguments import NAMES, Commands, add_overwrite_argument, size
 from tlsc.eval.commands.list import say
 
 __all__ = ["add_command"]
@@ -39,6 +39,7 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
     parser.add_argument("--json", action="store_true", help="print it all as JSON")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_run)
 
 
@@ -47,8 +48,11 @@ def _run(args: argparse.Namespace) -> int:
         say()
         return 0
     import tlsc
+    from tlsc.eval.files import refuse_existing
     from tlsc.eval.networks import find_network
 
+    if args.picture is not None:
+        refuse_existing([args.picture], args.overwrite, [Path(args.network)])
     model = find_network(args.network)
     known = getattr(model, "tlsc", None)
     base_size = args.base_size or getattr(known, "base_size", None)

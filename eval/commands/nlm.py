@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands, count, odd, positive
+from tlsc.eval.commands.arguments import Commands, add_overwrite_argument, count, odd, positive
 
 __all__ = ["add_command"]
 
@@ -39,6 +39,7 @@ def _add_fit(actions: Commands) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the way that was taken")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_run_fit)
 
 
@@ -60,6 +61,7 @@ def _add_map(actions: Commands) -> None:
     )
     parser.add_argument("--base-size", type=count, help="window in pixels (default: the training crop)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_run_map)
 
 

@@ -10,6 +10,7 @@ from tlsc.eval.commands.arguments import (
     Commands,
     add_data_arguments,
     add_network_arguments,
+    add_overwrite_argument,
     data_of,
     network_of,
     size,
@@ -35,13 +36,14 @@ def add_command(commands: Commands) -> None:
         "--calibrate", action="store_true", help="also after calibrating on these images: corrected statistics"
     )
     parser.add_argument("--out", type=Path, default=Path("tlsc-shift"), help="folder to write to (%(default)s)")
+    add_overwrite_argument(parser)
     parser.set_defaults(run=_run, command="shift")
 
 
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from tlsc.eval.files import replacing
+    from tlsc.eval.files import refuse_existing, replacing
     from tlsc.eval.judge.shift import measure, shifts
     from tlsc.eval.run.records import alone_in
     from tlsc.eval.run.runner import fixed_arithmetic
@@ -49,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.crops < 1 or args.threads < 1:
         raise ArgumentValueError(f"--crops and --threads must be at least 1, got {args.crops} and {args.threads}")
+    refuse_existing((args.out / name for name in shown.FILES), args.overwrite)
     network = network_of(args)
     if network.crop is None:
         raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")

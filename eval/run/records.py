@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.files import replacing
+from tlsc.eval.files import refuse_existing, replacing
 
 __all__ = ["Record", "Records", "alone_in", "open_run"]
 
@@ -201,7 +201,9 @@ def _valid(record: Record) -> bool:
     return not record.ssim > 1.000001
 
 
-def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+def open_run(
+    folder: Path, settings: Mapping[str, Any], resume: bool, overwrite: bool, results: Iterable[str] = ()
+) -> None:
     """Make a folder ready for a run, or for one that goes on. Called by one process.
 
     Args:
@@ -209,9 +211,11 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
         settings: everything that figures depend on; a run only goes on with the same.
         resume: go on with a run in the folder, if there is one.
         overwrite: throw away a run in the folder, if there is one.
+        results: names of files that the run will write: of something else, where there is no run.
 
     Raises:
-        ArgumentValueError: there is a run and neither is asked for, or its settings are others.
+        ArgumentValueError: there is a run and neither is asked for, or its settings are others; files of
+            these names are not a run's.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,7 +240,9 @@ def open_run(folder: Path, settings: Mapping[str, Any], resume: bool, overwrite:
                 f"{folder} holds a run with other settings ({changes}): --overwrite, or another --out"
             )
         return
-    for part in (folder / _PARTS).glob("*.jsonl"):
+    parts = list((folder / _PARTS).glob("*.jsonl"))
+    refuse_existing((*parts, *(folder / name for name in results)), overwrite)
+    for part in parts:
         part.unlink()
     with replacing(path) as new:
         new.write_text(json.dumps(_sealed(wanted), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

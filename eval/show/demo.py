@@ -29,7 +29,7 @@ from tqdm import tqdm
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
 from tlsc.eval.data.degradations import DEGRADATIONS, Pair, degrade_photograph, degraded_test_photographs
-from tlsc.eval.files import replacing
+from tlsc.eval.files import refuse_existing, replacing
 from tlsc.eval.run.patches import restore
 from tlsc.eval.show.pictures import Curve, Row, draw_comparison, draw_curves
 
@@ -91,12 +91,14 @@ def variants_of(network: DemoNetwork, model: nn.Module) -> list[Variant]:
     return [*variants, Variant(f"converted, base size {crop}, calibrated", crop, calibrated=True), tiles]
 
 
-def run(out: Path, seed: int) -> int:
+def run(out: Path, seed: int, overwrite: bool = False) -> int:
     """Sweep all networks, print the table and write the files to ``out``; returns the exit status.
 
     Raises:
+        ArgumentValueError: a file is there already, and ``overwrite`` is not given.
         OSError: ``out`` cannot be written to; found out before the work begins.
     """
+    refuse_existing((out / name for name in FILES), overwrite)
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / FILES[0]):  # can it be written to?
         pass

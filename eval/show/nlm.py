@@ -15,7 +15,7 @@ from torch import Tensor
 from tlsc.adapters.nlm import nonlocal_means
 from tlsc.adapters.nlm_net import NLMNet
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.files import replacing
+from tlsc.eval.files import refuse_existing, replacing
 from tlsc.eval.images import photographs
 from tlsc.eval.judge.metrics import psnr
 from tlsc.eval.run.nlm import Comparison, Step, compare, fit, image_named, noisy, varying_noise
@@ -30,8 +30,9 @@ NOISE_RANGE = (0.01, 0.2)
 CONSTANT_NOISE = (0.025, 0.05, 0.1)
 
 
-def _check_folder(path: Path) -> None:
+def _check_output(path: Path, source: str, overwrite: bool) -> None:
     """Before the work, not after it."""
+    refuse_existing([path], overwrite, [Path(source)])
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(path.parent)!r} to write {path.name} to")
 
@@ -39,7 +40,7 @@ def _check_folder(path: Path) -> None:
 def run_fit(args: argparse.Namespace) -> int:
     """``tlsc nlm fit`` with its parsed arguments; returns the exit status."""
     if args.plot is not None:
-        _check_folder(args.plot)
+        _check_output(args.plot, args.clean, args.overwrite)
     clean = image_named(args.clean)
     image = noisy(clean, args.sigma, args.seed)
     options: dict[str, Any] = {"distance": args.distance, "weights": args.weights}
@@ -127,7 +128,7 @@ def _rows(name: str, base_size: int, seed: int) -> Iterator[list[Any]]:
 
 def run_map(args: argparse.Namespace) -> int:
     """``tlsc nlm map`` with its parsed arguments; returns the exit status."""
-    _check_folder(args.out)
+    _check_output(args.out, args.image, args.overwrite)
     given = image_named(args.image)
     given = given.expand(-1, 3, -1, -1)
     sigma: Tensor | None = None
