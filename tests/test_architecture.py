@@ -34,7 +34,6 @@ UPWARD: set[tuple[str, str]] = set()
 LONG = {
     "tlsc._forwards.rewriter": 637,
     "tlsc._forwards.trace": 1169,
-    "tlsc._influence.influence": 920,
     "tlsc._statistics.numba.planes": 784,
 }
 COMPLEX = {
@@ -48,8 +47,6 @@ COMPLEX = {
     "tlsc._forwards.trace:_regrouped",
     "tlsc._forwards.trace:_terms",
     "tlsc._forwards.trace:_weighted",
-    "tlsc._influence.influence:_measure",
-    "tlsc._influence.influence:_positions",
     "tlsc._statistics.triton.kernels:local_statistics",
 }
 WINDOW_STARTS = 1
