@@ -61,6 +61,8 @@ class Descriptor:
         halves: the network cuts images in the middle and works on the halves; its forward takes ``middle=(row,
             column)``, where to cut, so that a part of an image is cut where the whole is.
         source: the package that the code of the network comes from.
+        origin: where facts come from, in words, by their names: ``"weights"`` (the file, and the keys that they lie
+            under), ``"task"``, ``"crop"``.
     """
 
     architecture: str
@@ -76,6 +78,7 @@ class Descriptor:
     inputs: Callable[[int, int], Any] | None = field(default=None, repr=False, compare=False)
     halves: bool = False
     source: str = "tlsc"
+    origin: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def base_size(self) -> int | None:

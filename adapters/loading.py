@@ -94,14 +94,21 @@ def load(
     if base_size is not None:
         base_size = as_pair(base_size, "base_size")
     checkpoint = read(Path(path))
-    model = _ours(checkpoint) or _spandrel(checkpoint)
+    model, where_found = _ours(checkpoint) or _spandrel(checkpoint)
     if dtype is None:
         dtype = torch.float64 if has_float64(model) else torch.float32
     description: Descriptor = model.tlsc  # type: ignore[assignment]
+    noted, task = _noted_crop(checkpoint), _task(checkpoint.path.stem)
+    under = f"under {'.'.join(where_found)}" if where_found else "at its top"
     model.tlsc = dataclasses.replace(  # type: ignore[assignment]
         description,
-        task=description.task or _task(checkpoint.path.stem),
-        crop=_noted_crop(checkpoint) or description.crop,
+        task=description.task or task,
+        crop=noted or description.crop,
+        origin={
+            "weights": f"{checkpoint.path.name}, {under}",
+            "task": f"known of {description.architecture}" if description.task else "by the file's name",
+            "crop": "noted in the file" if noted else f"published for {description.architecture}",
+        },
     )
     model = model.to(device=where, dtype=dtype).eval()
     if base_size is not None:
@@ -137,7 +144,11 @@ def _task(stem: str) -> str | None:
 # ------------------------------------------------------------------------------------------------ ours
 
 
-def _ours(checkpoint: Checkpoint) -> nn.Module | None:
+_Found = tuple[nn.Module, tuple[str, ...]]
+"""A network, and the keys that its weights lie under."""
+
+
+def _ours(checkpoint: Checkpoint) -> _Found | None:
     """The network, if it is one of ours."""
     for architecture in _ARCHITECTURES:
         parts = (part for weights in checkpoint.weights for part in architecture.find(weights))
@@ -150,7 +161,7 @@ def _ours(checkpoint: Checkpoint) -> nn.Module | None:
             raise CheckpointError(
                 f"{checkpoint.path} holds several {architecture.name}s, under {places}: save the one that is meant"
             )
-        return architecture.load(checkpoint, found[0])
+        return architecture.load(checkpoint, found[0]), found[0].where
     return None
 
 
@@ -180,7 +191,7 @@ class _SpandrelCall:
         return self
 
 
-def _spandrel(checkpoint: Checkpoint) -> nn.Module:
+def _spandrel(checkpoint: Checkpoint) -> _Found:
     """The network that spandrel takes the weights for."""
     try:
         with warnings.catch_warnings():
@@ -210,7 +221,7 @@ def _spandrel(checkpoint: Checkpoint) -> nn.Module:
                     f"{checkpoint.path}: spandrel takes the weights for {name}, but cannot load them: "
                     f"{' '.join(lines[:2])[:300] or type(error).__name__}"
                 ) from error
-            return _described(made, name)
+            return _described(made, name), weights.where
     raise CheckpointError(
         f"{_unknown(checkpoint)}, tried {_own_names(', ')} and {len(known)} architectures of spandrel. A network "
         "of your own can be built, given its weights and passed to tlsc.convert"

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
 from tlsc.errors import TLSCError
-from tlsc.eval import restore
-from tlsc.eval.commands import demo, evaluate, export, inspect, list, nlm, shift
+from tlsc.eval.commands import demo, evaluate, export, inspect, list, nlm, restore, shift
 from tlsc.eval.commands.parser import Parser
 from tlsc.eval.memory import keep_memory
+from tlsc.eval.telling import note, telling
 
 __all__ = ["main", "script"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 1 with one line on standard error, or 130 when interrupted."""
-    parser = Parser(
-        prog="tlsc",
-        description="Local statistics at test time for image restorers.",
-        epilog="Exit status: 0 done; 1 failed (standard error says why); 2 not understood; 130 interrupted.",
-    )
+    parser = Parser(prog="tlsc", description="Local statistics at test time for image restorers.")
     parser.add_argument("--version", action="version", version=f"tlsc {version('tlsc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # These modules import PyTorch and the rest when their command runs: help and a mistyped command come at once.
-    for command in (demo, list, inspect, evaluate, shift, nlm, restore, export):
+    for command in (demo, list, inspect, restore, evaluate, shift, nlm, export):
         command.add_command(commands)
     args = parser.parse_args(argv)
+    with telling(args.quiet, args.verbose, args.json):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
+        _announce(args)
         return int(args.run(args))
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -40,9 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"this command needs {package}: pip install 'tlsc[{extra}]'")
     except (TLSCError, OSError) as error:
+        if args.verbose:
+            traceback.print_exc()
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def _announce(args: argparse.Namespace) -> None:
+    """A sign of life before PyTorch is imported, which may take long; one, whatever the number of processes."""
+    if args.run is not list.run and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
+        note(f"{version('tlsc')}, starting PyTorch")
 
 
 def script() -> int:

@@ -1,24 +1,29 @@
-"""A network by its name, the same for all commands: one that comes along, a checkpoint, or something importable."""
+"""A network and what has to be known to run it, the same for all commands."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tlsc
 from tlsc import adapters
 from tlsc.adapters import DEMO_NETWORKS, Descriptor
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, first_line
+from tlsc.eval.naming import find_network
+from tlsc.eval.onnx_file import OnnxFile
+from tlsc.eval.telling import suggestion
 
-__all__ = ["Network", "checksum", "find_network", "load_network"]
+__all__ = ["Asked", "Network", "checksum", "chosen_device", "find_network", "load_network", "of_model"]
+
+Asked = int | tuple[int, int] | Literal["auto", "none"]
+"""A window that is asked for, in pixels: a size; the recommended one; or the network as trained."""
 
 
 @dataclass
@@ -51,6 +56,21 @@ class Network:
     padding: Any = None
     sigma: float | None = None
 
+    def refuse_onnx(self, what: str) -> None:
+        """Refuse an ONNX file where the network's modules are needed.
+
+        Args:
+            what: they are needed for.
+
+        Raises:
+            ArgumentValueError: it is one.
+        """
+        if isinstance(self.model, OnnxFile):
+            raise ArgumentValueError(
+                f"{self.name} is an ONNX file, which 'tlsc restore' and 'tlsc eval' run as it was exported: to "
+                f"{what}, name the network that it was made from"
+            )
+
     @property
     def reference(self) -> Tensor:
         """A tensor on the model's device, of its floating point type."""
@@ -78,6 +98,49 @@ class Network:
             height, width = self.padding.padded(height, width)
         height, width = (n + -n % self.pad_to for n in (height, width))
         return height if height == width else (height, width)
+
+    def converted(self, asked: Asked, stride: int = 1) -> tuple[tlsc.Plan | None, str]:
+        """Convert the model in place, as it is asked for: the one rule of all commands.
+
+        Args:
+            asked: ``"auto"`` is the recommended window where the training crop is known and something becomes
+                local; otherwise the network stays as trained. ``"none"`` leaves it so. A size is that window.
+            stride: of the conversion.
+
+        Returns:
+            The plan, None where the network stays as it was; and what was done, in words.
+
+        Raises:
+            NoSiteError: a size is given, and there is nothing to convert.
+            ArgumentValueError: a size is given for an ONNX file.
+
+        Example:
+            >>> load_network("se").converted("auto")[1]
+            '3 sites local over 96×96 pixels'
+            >>> load_network("plain").converted("auto")[1]
+            'as trained: it has no global layer that is known, so there is nothing to convert'
+        """
+        if isinstance(self.model, OnnxFile):
+            if asked not in ("auto", "none"):
+                raise ArgumentValueError(
+                    f"{self.name} is an ONNX file, which runs as it was exported: 'tlsc export NETWORK --base-size "
+                    "N' writes a converted one"
+                )
+            return None, "as exported"
+        if asked == "none":
+            return None, "as trained"
+        if asked == "auto" and self.base_size is None:
+            return None, "as trained: its training crop is not known (--crop N or --base-size N converts it)"
+        try:
+            tlsc.convert(self.model, self.taken(self.base_size if asked == "auto" else asked), stride=stride)
+        except tlsc.NoSiteError:
+            if asked != "auto":
+                raise
+            return None, "as trained: it has no global layer that is known, so there is nothing to convert"
+        plan = tlsc.plan(self.model)
+        left = f", {len(plan.left)} stay global ('tlsc inspect' says why)" if plan.left else ""
+        height, width = plan.base_size
+        return plan, f"{len(plan.converted)} sites local over {height}×{width} pixels{left}"
 
     def _padded(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
@@ -111,66 +174,6 @@ class Network:
             raise ArgumentValueError(f"{self.name} has no output {self.output!r}: it returned {there}") from error
 
 
-def find_network(name: str) -> nn.Module:
-    """The model that a name stands for, in evaluation mode: the one place where commands look.
-
-    Args:
-        name: a network that comes along (a key of ``DEMO_NETWORKS``, or ``ffdnet``); a file that
-            :func:`tlsc.adapters.load` can read; or ``module:factory``, importable from here or from the current
-            directory: a module, or what returns one when called.
-
-    Returns:
-        The model; its attribute ``tlsc`` is a :class:`tlsc.adapters.Descriptor` where one is known.
-
-    Raises:
-        ArgumentValueError, ArgumentTypeError: the name stands for nothing, or for something else.
-        TLSCError: the file holds no network that is known.
-
-    Example:
-        >>> find_network("ffdnet").tlsc.task
-        'denoising'
-    """
-    if name in DEMO_NETWORKS:
-        return adapters.load(DEMO_NETWORKS[name].weights)
-    if name == "ffdnet":
-        return adapters.load_demo_ffdnet()
-    if Path(name).is_file():
-        return adapters.load(name)
-    if ":" in name:
-        return _imported(name).eval()
-    raise ArgumentValueError(
-        f"no network {name!r}: neither one that comes along ({', '.join(DEMO_NETWORKS)}, ffdnet), nor a "
-        "checkpoint's file, nor module:factory"
-    )
-
-
-def _imported(name: str) -> nn.Module:
-    """What ``module:factory`` makes, the current directory searched first."""
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        made: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            made = getattr(made, part)
-    except AttributeError as error:
-        raise ArgumentValueError(f"{name}: {first_line(error)}") from error
-    except Exception as error:
-        raise ArgumentValueError(f"{name}: importing {module!r} failed: {first_line(error)}") from error
-    finally:
-        sys.path.remove("")
-    if isinstance(made, nn.Module):
-        return made
-    if not callable(made):
-        raise ArgumentTypeError(f"{name} must be callable and return a torch.nn.Module, got {type(made).__name__}")
-    try:
-        model = made()
-    except Exception as error:
-        raise ArgumentValueError(f"{name}() failed: {first_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"{name}() must return a torch.nn.Module, it returned {type(model).__name__}")
-    return model
-
-
 def load_network(
     name: str,
     *,
@@ -181,12 +184,13 @@ def load_network(
     crop: int | None = None,
     scale: int | None = None,
     sigma: float | None = None,
+    runs: bool = True,
 ) -> Network:
     """A network by its name, on its device, with what has to be known to run it.
 
     Args:
         name: as for :func:`find_network`.
-        device: where it runs.
+        device: where it runs; "auto" is a GPU of NVIDIA's where there is one.
         dtype: "float32", "float16", "bfloat16" or "float64".
         output: entry of a list (a number) or dictionary (a key) of outputs that is the result; by default what is
             known of the network.
@@ -194,6 +198,7 @@ def load_network(
         crop: side of its training crops; by default what is known of the network.
         scale: output pixels per input pixel; by default what is known of the network, or 1.
         sigma: noise level, of 255, for a network that takes one beside the image.
+        runs: whether it will be given images, and needs all that it takes.
 
     Raises:
         ArgumentValueError: there is no such network, device or dtype, or it takes a noise level and there is none.
@@ -205,12 +210,17 @@ def load_network(
     """
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise ArgumentValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}")
-    place = _device(device)
+        near = suggestion(dtype, ("float32", "float16", "bfloat16", "float64"))
+        raise ArgumentValueError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype!r}{near}")
+    place = _device(chosen_device(device))
     model = find_network(name)
-    network = _described(name, model)
+    if isinstance(model, OnnxFile) and place.type != "cpu":
+        if device != "auto":
+            raise ArgumentValueError(f"{name} is an ONNX file, which runs on the CPU: leave --device {device} out")
+        place = torch.device("cpu")
+    network = of_model(name, model)
     network.model.to(place, kind).eval()
-    if _takes_a_level(model):
+    if runs and _takes_a_level(model):
         if sigma is None:
             raise ArgumentValueError(f"{name} takes the noise level beside the image: give --sigma, of 255")
         network.sigma = sigma
@@ -239,8 +249,24 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _described(name: str, model: nn.Module) -> Network:
+def chosen_device(name: str) -> str:
+    """The device that a name stands for: ``"auto"`` is ``"cuda"`` where there is a GPU that can be used.
+
+    Example:
+        >>> chosen_device("cpu")
+        'cpu'
+    """
+    if name != "auto":
+        return name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a GPU whose driver is too old: it is not used
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def of_model(name: str, model: nn.Module) -> Network:
     """What the descriptor at ``model.tlsc`` says, if there is one (see ``tlsc.adapters.load``)."""
+    if isinstance(model, OnnxFile):
+        return Network(name, model, "ONNX file", channels=model.in_channels)
     known = getattr(model, "tlsc", None)
     if not isinstance(known, Descriptor):
         return Network(name, model, type(model).__name__, channels=_channels(model))

@@ -156,7 +156,7 @@ def test_fit_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name, image in (("rgb.png", pixels), ("grey.png", pixels[..., 0])):
         skimage.io.imsave(tmp_path / name, image, check_contrast=False)
         arguments = ["--clean", str(tmp_path / name), "--steps", "12", "--search-window", "5"]
-        assert main(["nlm", "fit", *arguments, "--plot", str(tmp_path / "plot.png")]) == 0
+        assert main(["nlm", "fit", *arguments, "--plot", str(tmp_path / "plot.png"), "--overwrite"]) == 0
     printed = capsys.readouterr().out
     assert "step  PSNR [dB]         h" in printed
     assert "     0" in printed

@@ -492,8 +492,8 @@ def test_calibrating_grey_pictures_and_errors(
     argv = ["restore", str(tmp_path / "grey.png"), str(tmp_path / "out.png"), "--checkpoint", str(checkpoint)]
     assert cli.main([*argv, "--base-size", "32", "--calibrate", "--crop", "32"]) == 0
     assert "nothing was calibrated: no image is larger than the crop" in capsys.readouterr().err
-    assert cli.main([*argv, "--calibrate"]) == 1
-    assert "give --base-size, too" in capsys.readouterr().err
+    assert cli.main([*argv, "--base-size", "none", "--calibrate"]) == 1
+    assert "leave --base-size none out" in capsys.readouterr().err
     (tmp_path / "no.json").write_text("{}")
-    assert cli.main([*argv, "--base-size", "32", "--calibrate", str(tmp_path / "no.json")]) == 1
+    assert cli.main([*argv, "--base-size", "32", "--calibrate", str(tmp_path / "no.json"), "--overwrite"]) == 1
     assert "no.json is no plan" in capsys.readouterr().err

@@ -1,13 +1,15 @@
-"""Arguments that several commands share, and what they mean."""
+"""Arguments that several commands share, and what they mean: one way for all verbs."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.commands.parser import Parser
+from tlsc.eval.telling import note, progress
 
 if TYPE_CHECKING:
     from tlsc.eval.data.datasets import Dataset
@@ -15,9 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Commands",
+    "add_calling_arguments",
     "add_data_arguments",
-    "add_network_arguments",
-    "add_overwrite_argument",
+    "add_network",
+    "add_out",
+    "add_overwrite",
+    "add_running_arguments",
+    "add_telling_arguments",
+    "add_window_arguments",
     "count",
     "data_of",
     "network_of",
@@ -26,12 +33,20 @@ __all__ = [
     "positive",
     "size",
     "sizes",
+    "window",
+    "windows",
 ]
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 """What a command adds itself to."""
 
-NAMES = "a demo network by name ('tlsc list' prints them), a checkpoint's file, or module:factory"
+Asked: TypeAlias = "int | tuple[int, int] | Literal['auto', 'none']"
+"""A window that is asked for."""
+
+NAMES = (
+    "a demo network by name ('tlsc list' prints them), a checkpoint (.pth, .pt, .ckpt, .safetensors), "
+    "module:factory, path.py:factory, or an ONNX file"
+)
 """How a network can be named, everywhere."""
 
 
@@ -49,6 +64,26 @@ def size(text: str) -> int | tuple[int, int]:
 def sizes(text: str) -> list[int | tuple[int, int]]:
     """``384,512x640``."""
     return [size(part.strip()) for part in text.split(",")]
+
+
+def window(text: str) -> Asked:
+    """``auto``, ``none``, ``384`` or ``384x512``."""
+    word = text.strip().lower()
+    if word == "auto":
+        return "auto"
+    if word == "none":
+        return "none"
+    try:
+        return size(word)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be auto, none, N or HEIGHTxWIDTH, in pixels, got {text!r}"
+        ) from error
+
+
+def windows(text: str) -> list[Asked]:
+    """``auto,384,512x640``."""
+    return [window(part) for part in text.split(",")]
 
 
 def numbers(text: str) -> list[int]:
@@ -83,58 +118,121 @@ def odd(text: str) -> int:
     return value
 
 
-# ------------------------------------------------------------------------------------------- networks and images
+# ------------------------------------------------------------------------------------------------------ groups
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names a network and says how to run it."""
-    parser.add_argument("network", help=NAMES)
-    parser.add_argument(
-        "--crop", type=int, metavar="N", help="side of the network's training crops, if it is not known"
+def add_network(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What names a network, and what is known of it; returns the group."""
+    group = parser.add_argument_group("network")
+    group.add_argument("network", metavar="NETWORK", help=NAMES)
+    group.add_argument(
+        "--crop", type=count, metavar="N", help="side of the network's training crops, if it is not known"
     )
-    parser.add_argument("--output", metavar="KEY", help="which of several outputs is the result: an index or a key")
-    parser.add_argument("--pad-to", type=int, metavar="N", help="sizes the network takes are multiples of this")
-    parser.add_argument(
-        "--scale", type=int, metavar="N", help="how many times the network enlarges (1 if not known)"
+    return group
+
+
+def add_calling_arguments(group: argparse._ArgumentGroup) -> None:
+    """How a network is called."""
+    group.add_argument("--output", metavar="KEY", help="which of several outputs is the result: an index or a key")
+    group.add_argument("--pad-to", type=count, metavar="N", help="sizes the network takes are multiples of this")
+    group.add_argument(
+        "--scale", type=count, metavar="N", help="how many times the network enlarges (1 if not known)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--sigma",
         type=float,
         metavar="S",
         help="noise level, of 255, for a network that takes one beside the image (default: that of --degrade "
-        "noise:S)",
+        "noise:S, where that is given)",
     )
-    parser.add_argument("--device", default="cpu", help="%(default)s")
-    parser.add_argument("--dtype", default="float32", help="float32, float16, bfloat16 or float64 (%(default)s)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        metavar="N",
-        help="per process, on the CPU. The last digits of figures depend on it: keep it fixed (%(default)s)",
+
+
+def add_window_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How a network is converted: one window and one stride; returns the group."""
+    group = parser.add_argument_group("conversion")
+    group.add_argument(
+        "--base-size",
+        type=window,
+        default="auto",
+        metavar="WINDOW",
+        help="window at the network's input, in pixels: auto (1.5 training crops, where these are known and there "
+        "is something to convert), none (as trained), N or HEIGHTxWIDTH (%(default)s)",
     )
+    group.add_argument("--stride", type=int, default=1, metavar="N", help="1 is exact (%(default)s)")
+    return group
+
+
+def add_running_arguments(parser: argparse.ArgumentParser, threads: int | None = None) -> argparse._ArgumentGroup:
+    """Where and in which numbers a network runs; returns the group.
+
+    Args:
+        parser: of a command.
+        threads: how many by default; None for a command that has no such argument.
+    """
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto (a GPU of NVIDIA's, if there is one), cpu, cuda, cuda:1 … (%(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32, float16, bfloat16 or float64, of weights and images (%(default)s)",
+    )
+    if threads is not None:
+        group.add_argument(
+            "--threads",
+            type=int,
+            default=threads,
+            metavar="N",
+            help="per process, on the CPU. The last digits of figures depend on it: keep it fixed (%(default)s)",
+        )
+    return group
+
+
+def add_out(parser: argparse.ArgumentParser, default: Path | None, text: str) -> argparse._ArgumentGroup:
+    """Where results are written to, and whether over what exists; returns the group, for the rest of it."""
+    group = parser.add_argument_group("output")
+    group.add_argument("-o", "--out", type=Path, default=default, metavar="OUT", help=text)
+    add_overwrite(group)
+    return group
+
+
+def add_overwrite(group: argparse._ArgumentGroup) -> None:
+    """Whether what exists may be replaced."""
+    group.add_argument("--overwrite", action="store_true", help="replace what exists (default: refuse)")
+
+
+def add_telling_arguments(group: argparse._ActionsContainer, json: bool = True) -> None:
+    """How much is told, and to whom."""
+    if json:
+        group.add_argument("--json", action="store_true", help="the result as one JSON document on standard output")
+    group.add_argument("-q", "--quiet", action="store_true", help="results and errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="details, too, and where an error came from")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """What names the images."""
-    parser.add_argument(
+    group = parser.add_argument_group("images")
+    group.add_argument(
         "data",
         nargs="+",
-        metavar="FOLDER",
+        metavar="INPUT",
         help="a benchmark folder (input/target, lq/gt, blur/sharp, hazy/GT, rain/norain, also nested), or two "
         "folders: inputs and targets; or one of clean images with --degrade",
     )
-    parser.add_argument(
+    group.add_argument(
         "--degrade",
         metavar="SPEC",
         help="make the inputs: noise:25, noise:0-50 (varying), blur:2, blur:11@30 (motion), jpeg:40, bicubic:4, "
         "haze, motion-blur",
     )
-    parser.add_argument(
+    group.add_argument(
         "--seed", type=int, default=0, help="of --degrade; every image has its own stream (%(default)s)"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images by name")
-    parser.add_argument(
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N images by name")
+    group.add_argument(
         "--skip-bad",
         action="store_true",
         help="leave out and count pairs that cannot be evaluated; images on which the network fails still make the "
@@ -142,37 +240,39 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
-    """Whether what exists may be replaced."""
-    parser.add_argument("--overwrite", action="store_true", help="replace what exists (default: refuse)")
+# ----------------------------------------------------------------------------------------------- what they name
 
 
-def network_of(args: argparse.Namespace) -> Network:
-    """The network that the arguments of :func:`add_network_arguments` name."""
+def network_of(args: argparse.Namespace, runs: bool = True) -> Network:
+    """The network that the arguments of the groups above name.
+
+    Args:
+        args: as parsed; what a command has no argument for has its default.
+        runs: whether it will be given images.
+    """
     from tlsc.eval.networks import load_network
 
-    for name in ("crop", "pad_to", "scale"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ArgumentValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    given = vars(args)
     return load_network(
         args.network,
-        device=args.device,
-        dtype=args.dtype,
-        output=args.output,
-        pad_to=args.pad_to,
-        crop=args.crop,
-        scale=args.scale,
-        sigma=_sigma(args),
+        device=given.get("device", "cpu"),
+        dtype=given.get("dtype", "float32"),
+        output=given.get("output"),
+        pad_to=given.get("pad_to"),
+        crop=given.get("crop"),
+        scale=given.get("scale"),
+        sigma=_sigma(given.get("sigma"), given.get("degrade")),
+        runs=runs,
     )
 
 
-def _sigma(args: argparse.Namespace) -> float | None:
+def _sigma(given: float | None, degrade: str | None) -> float | None:
     """The noise level of 255 that is told to a network which asks for one: that given, or that which is added."""
-    if args.sigma is not None:
-        if not 0 <= args.sigma < math.inf:
-            raise ArgumentValueError(f"--sigma must be finite and not negative, got {args.sigma}")
-        return float(args.sigma)
-    kind, _, amount = (args.degrade or "").partition(":")
+    if given is not None:
+        if not 0 <= given < math.inf:
+            raise ArgumentValueError(f"--sigma must be finite and not negative, got {given}")
+        return float(given)
+    kind, _, amount = (degrade or "").partition(":")
     try:
         return float(amount) if kind == "noise" else None
     except ValueError:
@@ -181,15 +281,13 @@ def _sigma(args: argparse.Namespace) -> float | None:
 
 def data_of(args: argparse.Namespace, network: Network) -> Dataset:
     """The images that the arguments of :func:`add_data_arguments` name, checked; bad ones raise or are left out."""
-    from tqdm import tqdm
-
     from tlsc.eval.data.datasets import find_pairs
 
     found = find_pairs(
         args.data, args.degrade, seed=args.seed, scale=network.scale, channels=network.channels, limit=args.limit
     )
-    checked = found.checked(lambda pairs: tqdm(pairs, desc="checking", unit="pair", delay=1))
+    checked = found.checked(lambda pairs: progress(pairs, desc="checking", unit="pair", delay=1))
     checked.refuse_bad(args.skip_bad)
     for bad in checked.bad:
-        print(f"tlsc: skipped: {bad}", file=sys.stderr)
+        note(f"skipped: {bad}")
     return checked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands, add_overwrite_argument
+from tlsc.eval.commands.arguments import Commands, add_out, add_telling_arguments
 
 __all__ = ["add_command"]
 
@@ -19,9 +19,9 @@ def add_command(commands: Commands) -> None:
         "networks as trained and converted. Prints a table and writes results.csv, results.json, "
         "psnr.png and comparison.png. Takes about three minutes on two cores.",
     )
-    parser.add_argument("--out", type=Path, default=Path("tlsc-demo"), help="folder to write to (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the degradation (%(default)s)")
-    add_overwrite_argument(parser)
+    group = add_out(parser, Path("tlsc-demo"), "folder to write to (%(default)s)")
+    add_telling_arguments(group)
     parser.set_defaults(run=_run)
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands, add_data_arguments, add_network_arguments, numbers, sizes
+from tlsc.eval.commands.arguments import (
+    Commands,
+    add_calling_arguments,
+    add_data_arguments,
+    add_network,
+    add_out,
+    add_running_arguments,
+    add_telling_arguments,
+    numbers,
+    windows,
+)
 
 __all__ = ["add_command"]
 
@@ -25,67 +35,79 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "eval", help="compare ways to run a network on a benchmark folder", description=_EVAL
     )
-    _add_common(parser)
-    parser.add_argument(
+    group = _add_first(parser, "auto: 1.5 training crops")
+    group.add_argument(
         "--tile",
         type=numbers,
         metavar="N[,N]",
         help="tiles for the network as trained (default: the training crop)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--overlap", type=numbers, metavar="N[,N]", help="of these tiles, in pixels (default: 0 and a quarter)"
     )
-    parser.add_argument("--tile-converted", action="store_true", help="the same tiles for converted networks, too")
+    group.add_argument("--tile-converted", action="store_true", help="the same tiles for converted networks, too")
+    _add_last(parser, "tlsc-eval")
     parser.set_defaults(run=_run, command="eval")
     parser = commands.add_parser(
         "sweep", help="PSNR against test patch size, original and converted", description=_SWEEP
     )
-    _add_common(parser)
-    parser.add_argument(
+    group = _add_first(parser, "auto: 1, 1.5 and 2 training crops")
+    group.add_argument(
         "--patch-size",
         type=numbers,
         metavar="N[,N]",
         help="whole images are added (default: 1/2, 1, 1.5, 2 and 4 training crops)",
     )
-    parser.add_argument("--overlap", type=numbers, default=[0], metavar="N[,N]", help="blended; 0 by default")
+    group.add_argument("--overlap", type=numbers, default=[0], metavar="N[,N]", help="blended; 0 by default")
+    _add_last(parser, "tlsc-sweep")
     parser.set_defaults(run=_run, command="sweep")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add_network_arguments(parser)
+def _add_first(parser: argparse.ArgumentParser, auto: str) -> argparse._ArgumentGroup:
+    """Network, images and windows; returns the group for what is compared."""
+    add_calling_arguments(add_network(parser))
     add_data_arguments(parser)
-    parser.add_argument(
+    group = parser.add_argument_group("what is compared")
+    group.add_argument(
         "--base-size",
-        type=sizes,
-        metavar="N[,N]",
-        help="windows to convert with, each N or HEIGHTxWIDTH (default: 1.5 training crops; sweep: 1, 1.5 and 2)",
+        type=windows,
+        default=["auto"],
+        metavar="WINDOW[,WINDOW]",
+        help=f"windows to convert with, each auto, none, N or HEIGHTxWIDTH ({auto}; none: the network as trained "
+        "only)",
     )
-    parser.add_argument("--stride", type=numbers, default=[1], metavar="N[,N]", help="1 is exact (default)")
-    parser.add_argument(
+    group.add_argument("--stride", type=numbers, default=[1], metavar="N[,N]", help="1 is exact (default)")
+    group.add_argument(
         "--calibrate",
         action="store_true",
         help="each converted network also with its statistics calibrated, on the first four inputs (no targets); "
         "needs the training crop",
     )
-    parser.add_argument(
+    group.add_argument(
         "--no-whole", action="store_true", help="never a whole image at once: for those larger than memory"
     )
-    parser.add_argument(
+    group.add_argument(
         "--protocol",
         default="rgb-uint8",
         help="rgb-uint8, rgb-float or y-uint8 (%(default)s); printed with every figure",
     )
-    parser.add_argument("--crop-border", type=int, default=0, metavar="N", help="pixels left out at each edge")
-    parser.add_argument("--lpips", action="store_true", help="LPIPS, too; needs pyiqa")
-    parser.add_argument("--out", type=Path, default=None, help="folder to write to (tlsc-eval or tlsc-sweep)")
-    parser.add_argument(
-        "--no-report", action="store_true", help="figures only: no plots, comparisons and report.html"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with what a killed run left in --out")
-    parser.add_argument("--overwrite", action="store_true", help="throw away what is in --out")
-    parser.add_argument(
+    group.add_argument("--crop-border", type=int, default=0, metavar="N", help="pixels left out at each edge")
+    group.add_argument("--lpips", action="store_true", help="LPIPS, too; needs pyiqa")
+    return group
+
+
+def _add_last(parser: argparse.ArgumentParser, out: str) -> None:
+    """Where it runs, and what is written and told."""
+    group = add_running_arguments(parser, threads=1)
+    group.add_argument(
         "--backend", choices=["gloo", "nccl"], help="under torchrun (default: nccl if each has a GPU)"
     )
+    group = add_out(parser, Path(out), "folder to write to (%(default)s)")
+    group.add_argument(
+        "--no-report", action="store_true", help="figures only: no plots, comparisons and report.html"
+    )
+    group.add_argument("--resume", action="store_true", help="go on with what a killed run left in OUT")
+    add_telling_arguments(group)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -20,7 +20,8 @@ from tlsc.eval.commands.arguments import data_of, network_of
 from tlsc.eval.files import replacing
 from tlsc.eval.judge.metrics import Protocol, lpips_metric
 from tlsc.eval.judge.verdict import judge, summarise
-from tlsc.eval.networks import Network, checksum
+from tlsc.eval.networks import Asked, Network, checksum, chosen_device
+from tlsc.eval.onnx_file import OnnxFile
 from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.distributed import Team, team
 from tlsc.eval.run.records import alone_in, open_run
@@ -38,6 +39,7 @@ from tlsc.eval.show.outputs import (
     write_timings,
 )
 from tlsc.eval.show.report import write_report
+from tlsc.eval.telling import hand_over, say
 
 __all__ = ["run"]
 
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentValueError(f"--threads must be at least 1, got {args.threads}")
     if args.limit is not None and args.limit < 1:
         raise ArgumentValueError(f"--limit must be at least 1, got {args.limit}")
-    out = args.out or Path(f"tlsc-{args.command}")
+    out = args.out
+    args.device = chosen_device(args.device)
     with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours, ExitStack() as held:
         outcome, job = _measured(args, out, ours, held)
         if not ours.leads or outcome is None or job is None:
@@ -59,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         _write(out, outcome, job, not args.no_report)
         _say(outcome, out)
+        hand_over(_document(outcome))
         return 1 if outcome.failed else 0
 
 
@@ -94,6 +98,8 @@ def _measured(
         not args.no_whole,
         args.calibrate,
     )
+    if isinstance(network.model, OnnxFile):
+        remarks.append("an ONNX file runs as it was exported: it is not converted here")
     data = _together(team, lambda: data_of(args, network))
     if data is None:
         return None, None
@@ -136,21 +142,28 @@ def _windows_asked(args: argparse.Namespace, network: Network, needs: str) -> li
     crop = network.crop
     if args.calibrate and crop is None:
         raise ArgumentValueError(f"--calibrate needs the training crop of {network.name}: give --crop")
-    if args.base_size is not None:
-        asked = list(args.base_size)
-    elif crop is None:
-        raise ArgumentValueError(needs + ("--patch-size" if args.command == "sweep" else "--tile"))
-    elif args.command == "sweep":
-        asked = [crop, crop * 3 // 2, crop * 2]
-    else:
-        asked = [network.base_size or crop * 3 // 2]
-    sizes = [network.taken(size) for size in asked]
+    if isinstance(network.model, OnnxFile):
+        if any(size not in ("auto", "none") for size in args.base_size):
+            network.refuse_onnx("convert it")
+        return []
+    asked = [one for size in args.base_size for one in _meant(size, args.command, network, needs)]
+    sizes = [network.taken(size) for size in asked if size != "none"]
     for size in sizes if args.calibrate else []:
         if crop is not None and min((size, size) if isinstance(size, int) else size) < crop:
             raise ArgumentValueError(
                 f"--calibrate needs windows no smaller than the training crop, {crop}, got {size}"
             )
     return sizes
+
+
+def _meant(asked: Asked, command: str, network: Network, needs: str) -> list[Any]:
+    """The windows that one that is asked for stands for: several, if a sweep shall choose them."""
+    crop = network.crop
+    if asked != "auto":
+        return [asked]
+    if crop is None:
+        raise ArgumentValueError(needs + ("--patch-size" if command == "sweep" else "--tile"))
+    return [crop, crop * 3 // 2, crop * 2] if command == "sweep" else [network.base_size]
 
 
 def _patches_asked(args: argparse.Namespace, crop: int | None, needs: str) -> list[tuple[int | None, int]]:
@@ -207,12 +220,16 @@ def _write(out: Path, outcome: Outcome, job: Job, report: bool) -> None:
     write_results(out / "results.csv", outcome)
     write_timings(out / "timings.csv", outcome)
     with replacing(out / "results.json") as new:
-        found = as_json(outcome, datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.argv[1:])
-        new.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+        text = json.dumps(_document(outcome), indent=1, ensure_ascii=False)
+        new.write_text(text + "\n", encoding="utf-8", errors="replace")
     for name in FILES[3:]:
         (out / name).unlink(missing_ok=True)  # of an earlier run
     if report:
         _draw(out, outcome, job)
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    return as_json(outcome, datetime.now(timezone.utc).isoformat(timespec="seconds"), sys.argv[1:])
 
 
 def _draw(out: Path, outcome: Outcome, job: Job) -> None:
@@ -238,22 +255,20 @@ def _draw(out: Path, outcome: Outcome, job: Job) -> None:
 
 def _say(outcome: Outcome, out: Path) -> None:
 
-    print("\n".join(head(outcome)), end="\n\n")
-    print(table(outcome), end="\n\n")
+    say("\n".join(head(outcome)) + "\n")
+    say(table(outcome) + "\n")
     if outcome.command == "sweep":
         names, body = sweep_table(outcome)
-        print(
-            tabulate(body, headers=names, disable_numparse=True, colalign=("left", *["right"] * (len(names) - 1)))
-        )
-        print()
-    print(f"Gain: {outcome.verdict.interval}.")
-    print(f"Time: median over images, {outcome.device}; peak memory of the process or the GPU.")
+        say(tabulate(body, headers=names, disable_numparse=True, colalign=("left", *["right"] * (len(names) - 1))))
+        say()
+    say(f"Gain: {outcome.verdict.interval}.")
+    say(f"Time: median over images, {outcome.device}; peak memory of the process or the GPU.")
     for remark in outcome.verdict.remarks:
-        print(f"- {remark}")
-    print(f"\n{outcome.verdict.recommendation}\n")
+        say(f"- {remark}")
+    say(f"\n{outcome.verdict.recommendation}\n")
     for record in outcome.failed[:20]:
         print(f"tlsc: failed: {record.image} ({record.cell}): {record.message}", file=sys.stderr)
     if len(outcome.failed) > 20:
         print(f"tlsc: {len(outcome.failed) - 20} more in results.csv", file=sys.stderr)
     written = [name for name in FILES if (out / name).exists()]
-    print(f"Written to {out}: {', '.join(written)}")
+    say(f"Written to {out}: {', '.join(written)}")

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import NAMES, Commands, add_overwrite_argument, size
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.commands.arguments import (
+    Commands,
+    add_network,
+    add_out,
+    add_telling_arguments,
+    add_window_arguments,
+    network_of,
+)
+from tlsc.eval.telling import hand_over, say
 
 __all__ = ["add_command"]
 
@@ -15,38 +25,39 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
         help="write a network, converted or not, to ONNX for images of any size",
-        description="Export to ONNX with dynamic batch, height and width, and compare ONNX Runtime with PyTorch at "
-        "several sizes before the file is put in place.",
+        description="Export to ONNX with dynamic batch, height and width, converted unless --base-size none is "
+        "given, and compare ONNX Runtime with PyTorch at several sizes before the file is put in place.",
     )
-    parser.add_argument("network", help=NAMES)
-    parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
-    parser.add_argument(
-        "--base-size", type=size, help="convert with this window at the input, in pixels: N or HEIGHTxWIDTH"
-    )
-    parser.add_argument("--stride", type=int, default=1, help="grid of the strided path; 1 is exact (%(default)s)")
-    parser.add_argument("--opset", type=int, help="of ONNX's standard operators (default: the exporter's)")
-    parser.add_argument(
+    group = add_network(parser)
+    group.add_argument("names", metavar="OUT.onnx", nargs="*", help="the same as -o")
+    parser.collects = "names"
+    add_window_arguments(parser)
+    group = add_out(parser, None, "file to write (default: the network's name with .onnx)")
+    group.add_argument("--opset", type=int, help="of ONNX's standard operators (default: the exporter's)")
+    group.add_argument(
         "--no-cumsum",
         action="store_true",
         help="refuse a graph that holds a CumSum; what converting adds never holds one",
     )
-    add_overwrite_argument(parser)
-    parser.set_defaults(run=_export)
+    add_telling_arguments(group)
+    parser.set_defaults(run=_run)
 
 
-def _export(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> int:
     import tlsc
     from tlsc.eval.files import refuse_existing
-    from tlsc.eval.networks import find_network
 
-    refuse_existing([args.out], args.overwrite, [Path(args.network)])
-    model = find_network(args.network)
-    if args.base_size is not None:
-        base_size = args.base_size
-        padding = getattr(getattr(model, "tlsc", None), "padding", None)
-        if padding is not None and not padding.inside:
-            base_size = padding.padded(*((base_size, base_size) if isinstance(base_size, int) else base_size))
-        tlsc.convert(model, base_size, stride=args.stride)
-    made = tlsc.export(model, args.out, opset=args.opset, cumsum=not args.no_cumsum)
-    print(made)
+    written = [*map(Path, args.names), *([] if args.out is None else [args.out])]
+    if len(written) > 1:
+        raise ArgumentValueError(f"one file is written: {written[0]} or {written[1]}?")
+    # The part behind module: or path.py: is the network's name; a checkpoint's is its file's.
+    out = written[0] if written else Path(Path(args.network.rpartition(":")[2]).stem + ".onnx")
+    refuse_existing([out], args.overwrite, [Path(args.network)])
+    network = network_of(args, runs=False)
+    network.refuse_onnx("export")
+    _, said = network.converted(args.base_size, args.stride)
+    made = tlsc.export(network.model, out, opset=args.opset, cumsum=not args.no_cumsum)
+    say(f"{args.network}: {said}\n{made}")
+    errors = {"×".join(map(str, size)): error for size, error in made.errors.items()}
+    hand_over({"network": args.network, "done": said, **asdict(made), "errors": errors})
     return 0

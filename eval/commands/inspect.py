@@ -1,35 +1,48 @@
-"""``tlsc inspect``: what converting would do to a network, and how far its pixels reach."""
+"""``tlsc inspect``: what a network is, what converting would do to it, and how far its pixels reach."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.commands.arguments import NAMES, Commands, add_overwrite_argument, size
-from tlsc.eval.commands.list import say
+from tlsc.eval.commands.arguments import (
+    Commands,
+    add_network,
+    add_out,
+    add_telling_arguments,
+    add_window_arguments,
+    network_of,
+    size,
+)
+from tlsc.eval.commands.list import say as say_list
+from tlsc.eval.telling import hand_over, progress, say, wanted
+
+if TYPE_CHECKING:
+    import tlsc
+    from tlsc.eval.networks import Network
 
 __all__ = ["add_command"]
+
+_ANY = 64
+"""A window that tells whether a network has sites, where none is known."""
 
 
 def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "inspect",
-        help="what converting would do to a network, and how far its pixels reach",
-        description="Print the plan of a network: every site, its window, and what is done about it; with "
-        "--influence also how far input pixels reach before and after, measured, and the module that lets them.",
+        help="what a network is, what converting would do to it, and how far its pixels reach",
+        description="Print what was recognised of a network, and its plan: every site, its window, and what is "
+        "done about it, similar ones in one row (all of them with -v). With --influence also how far input pixels "
+        "reach before and after, measured, and the module that lets them.",
     )
-    parser.add_argument("network", help=NAMES)
-    parser.add_argument(
-        "--base-size",
-        type=size,
-        help="window at the network's input, in pixels: N or HEIGHTxWIDTH (default: 1.5 training crops, where "
-        "these are known; a network of your own needs one)",
-    )
-    parser.add_argument("--stride", type=int, default=1, help="grid of the strided path; 1 is exact (%(default)s)")
-    parser.add_argument(
+    add_network(parser)
+    add_window_arguments(parser)
+    group = parser.add_argument_group("influence")
+    group.add_argument(
         "--influence",
         type=size,
         nargs="?",
@@ -37,48 +50,68 @@ def add_command(commands: Commands) -> None:
         metavar="SIZE",
         help="measure the influence on an input of this size: N or HEIGHTxWIDTH (default: three windows)",
     )
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
-    parser.add_argument("--json", action="store_true", help="print it all as JSON")
-    add_overwrite_argument(parser)
+    group.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
+    group = add_out(parser, None, "write what --json prints to this file")
+    add_telling_arguments(group)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.network == "list":  # as it was called before there was the command of that name
-        say()
+        say_list()
         return 0
-    import tlsc
-    from tlsc.eval.files import refuse_existing
-    from tlsc.eval.networks import find_network
+    from tlsc.eval.files import refuse_existing, replacing
+    from tlsc.eval.show.plan import plan_table, recognised, recognised_table
 
-    if args.picture is not None:
-        refuse_existing([args.picture], args.overwrite, [Path(args.network)])
-    model = find_network(args.network)
-    known = getattr(model, "tlsc", None)
-    base_size = args.base_size or getattr(known, "base_size", None)
-    if base_size is None:
-        raise ArgumentValueError(
-            f"{args.network} needs --base-size: the window in pixels, such as 1.5 times its training crop"
-        )
-    plan = tlsc.plan(model, base_size, stride=args.stride)
-    data = plan.as_dict()
-    if not args.json:
-        print(plan)
+    written = [path for path in (args.picture, args.out) if path is not None]
+    refuse_existing(written, args.overwrite, [Path(args.network)])
+    network = network_of(args, runs=False)
+    network.refuse_onnx("inspect")
+    facts = recognised(network, args.network, args.crop)
+    plan = _planned(args, network)
+    say(recognised_table(facts) + "\n")
+    say(plan_table(plan, every=wanted().verbose))
+    data = {"network": facts, **plan.as_dict()}
     if args.influence is not None or args.picture is not None:
-        size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
-        output = getattr(known, "output", None)
-        before, after = tlsc.influence(model, size, output=output), None
-        if plan.converted:
-            after = tlsc.influence(tlsc.convert(model, base_size, stride=args.stride), size, output=output)
-        data["influence"] = {"before": before.as_dict(), "after": after and after.as_dict()}
-        if not args.json:
-            print(f"\nbefore: {before}\n")
-            print(f"after: {after}" if after is not None else "after: the same, as nothing becomes local")
-        if args.picture is not None:
-            if after is None:
-                before.draw(args.picture)
-            else:
-                after.draw(args.picture, before=before)
-    if args.json:
-        print(json.dumps(data, indent=2))
+        data["influence"] = _influence(args, network, plan)
+    hand_over(data)
+    if args.out is not None:
+        with replacing(args.out) as new:
+            new.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return 0
+
+
+def _planned(args: argparse.Namespace, network: Network) -> tlsc.Plan:
+    import tlsc
+
+    asked = network.base_size if args.base_size == "auto" else args.base_size
+    known = asked is not None and asked != "none"
+    plan = tlsc.plan(network.model, network.taken(asked if known else _ANY), stride=args.stride)
+    if plan.sites and not known:
+        raise ArgumentValueError(
+            f"{args.network} needs --base-size: the window in pixels, such as 1.5 times its training crop; or its "
+            "--crop"
+        )
+    return plan
+
+
+def _influence(args: argparse.Namespace, network: Network, plan: tlsc.Plan) -> dict[str, Any]:
+    import tlsc
+
+    size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
+    output = getattr(getattr(network.model, "tlsc", None), "output", None)
+    after = None
+    with progress(total=2 if plan.converted else 1, desc="influence", unit="measurement", leave=False) as bar:
+        before = tlsc.influence(network.model, size, output=output)
+        bar.update()
+        if plan.converted:
+            converted = tlsc.convert(network.model, plan.base_size, stride=args.stride)
+            after = tlsc.influence(converted, size, output=output)
+    say(f"\nbefore: {before}\n")
+    say(f"after: {after}" if after is not None else "after: the same, as nothing becomes local")
+    if args.picture is not None:
+        if after is None:
+            before.draw(args.picture)
+        else:
+            after.draw(args.picture, before=before)
+    return {"before": before.as_dict(), "after": after and after.as_dict()}

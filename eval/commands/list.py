@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from tlsc.eval.commands.arguments import Commands
+from tlsc.eval.commands.arguments import Commands, add_telling_arguments
+from tlsc.eval.telling import hand_over
+from tlsc.eval.telling import say as tell
 
-__all__ = ["COME_ALONG", "add_command", "say"]
+__all__ = ["COME_ALONG", "add_command", "run", "say"]
 
 COME_ALONG = {
     "plain": "U-Net without global layers",
@@ -23,15 +25,18 @@ def add_command(commands: Commands) -> None:
     parser = commands.add_parser(
         "list", help="the networks that come along", description="Print the names of the networks that come along."
     )
-    parser.set_defaults(run=_run)
+    add_telling_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def say() -> None:
     """Print them, one a line."""
     for name, description in COME_ALONG.items():
-        print(f"{name}: {description}")
+        tell(f"{name}: {description}")
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """The command."""
     say()
+    hand_over(COME_ALONG)
     return 0

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands, add_overwrite_argument, count, odd, positive
+from tlsc.eval.commands.arguments import (
+    Commands,
+    add_out,
+    add_overwrite,
+    add_telling_arguments,
+    count,
+    odd,
+    positive,
+    window,
+)
 
 __all__ = ["add_command"]
 
@@ -38,8 +47,12 @@ def _add_fit(actions: Commands) -> None:
         "--weights", choices=("exponential", "gaussian"), default="exponential", help="(%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the way that was taken")
-    add_overwrite_argument(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "-o", "--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the way that was taken"
+    )
+    add_overwrite(group)
+    add_telling_arguments(group)
     parser.set_defaults(run=_run_fit)
 
 
@@ -51,7 +64,6 @@ def _add_map(actions: Commands) -> None:
         "it. With --sigma noise is added first, and PSNR in dB (of values in [0, 1]) is printed.",
     )
     parser.add_argument("image", help=f"an image file, or a photograph by name: {_names()}")
-    parser.add_argument("--out", type=Path, metavar="PNG", default=Path("h_map.png"), help="(%(default)s)")
     parser.add_argument(
         "--sigma",
         type=positive,
@@ -59,9 +71,10 @@ def _add_map(actions: Commands) -> None:
         metavar="SIGMA",
         help="standard deviation of noise to add; two: it varies smoothly from the first to the second",
     )
-    parser.add_argument("--base-size", type=count, help="window in pixels (default: the training crop)")
+    _add_window(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
-    add_overwrite_argument(parser)
+    group = add_out(parser, Path("h_map.png"), "PNG to draw (%(default)s)")
+    add_telling_arguments(group)
     parser.set_defaults(run=_run_map)
 
 
@@ -72,9 +85,20 @@ def _add_demo(actions: Commands) -> None:
         description="Denoise whole photographs with NLMNet as trained (one h) and converted (a map of h): noise "
         "that varies from place to place, and constant noise. Prints PSNR in dB of values in [0, 1].",
     )
-    parser.add_argument("--base-size", type=count, help="window in pixels (default: the training crop)")
+    _add_window(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    add_telling_arguments(parser)
     parser.set_defaults(run=_run_demo)
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base-size",
+        type=window,
+        default="auto",
+        metavar="WINDOW",
+        help="in pixels: auto (the training crop), N or HEIGHTxWIDTH (%(default)s)",
+    )
 
 
 def _names() -> str:

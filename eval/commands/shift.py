@@ -8,13 +8,18 @@ from pathlib import Path
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.commands.arguments import (
     Commands,
+    add_calling_arguments,
     add_data_arguments,
-    add_network_arguments,
-    add_overwrite_argument,
+    add_network,
+    add_out,
+    add_running_arguments,
+    add_telling_arguments,
+    count,
     data_of,
     network_of,
-    size,
+    window,
 )
+from tlsc.eval.telling import hand_over, progress
 
 __all__ = ["add_command"]
 
@@ -28,34 +33,41 @@ def add_command(commands: Commands) -> None:
         "the training size, on whole images, and on whole images after converting, and how far apart they are "
         "(Wasserstein distance). Writes shift.csv, shift.json and shift.png. Runs in one process.",
     )
-    add_network_arguments(parser)
+    add_calling_arguments(add_network(parser))
     add_data_arguments(parser)
-    parser.add_argument("--base-size", type=size, help="N or HEIGHTxWIDTH (default: 1.5 training crops)")
-    parser.add_argument("--crops", type=int, default=8, metavar="N", help="crops from each image (%(default)s)")
-    parser.add_argument(
+    group = parser.add_argument_group("conversion")
+    group.add_argument(
+        "--base-size",
+        type=window,
+        default="auto",
+        metavar="WINDOW",
+        help="auto (1.5 training crops), N or HEIGHTxWIDTH (%(default)s)",
+    )
+    group.add_argument("--crops", type=count, default=8, metavar="N", help="crops from each image (%(default)s)")
+    group.add_argument(
         "--calibrate", action="store_true", help="also after calibrating on these images: corrected statistics"
     )
-    parser.add_argument("--out", type=Path, default=Path("tlsc-shift"), help="folder to write to (%(default)s)")
-    add_overwrite_argument(parser)
+    add_running_arguments(parser, threads=1)
+    group = add_out(parser, Path("tlsc-shift"), "folder to write to (%(default)s)")
+    add_telling_arguments(group)
     parser.set_defaults(run=_run, command="shift")
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from tlsc.eval.files import refuse_existing, replacing
     from tlsc.eval.judge.shift import measure, shifts
     from tlsc.eval.run.records import alone_in
     from tlsc.eval.run.runner import fixed_arithmetic
     from tlsc.eval.show import shift as shown
 
-    if args.crops < 1 or args.threads < 1:
-        raise ArgumentValueError(f"--crops and --threads must be at least 1, got {args.crops} and {args.threads}")
+    if args.base_size == "none":
+        raise ArgumentValueError("shift compares a network with itself converted: leave --base-size none out")
     refuse_existing((args.out / name for name in shown.FILES), args.overwrite)
     network = network_of(args)
+    network.refuse_onnx("measure its statistics")
     if network.crop is None:
         raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")
-    base_size = network.taken(args.base_size or network.base_size)
+    base_size = network.taken(network.base_size if args.base_size == "auto" else args.base_size)
     args.out.mkdir(parents=True, exist_ok=True)
     with replacing(args.out / shown.FILES[0]):  # can it be written to?
         pass
@@ -68,10 +80,11 @@ def _run(args: argparse.Namespace) -> int:
             network.crop,
             args.crops,
             args.seed,
-            lambda pairs: tqdm(pairs, desc=network.name, unit="image"),
+            lambda pairs: progress(pairs, desc=network.name, unit="image"),
             args.calibrate,
         )
         found = shifts(plan, samples)
         shown.write(args.out, found, plan, samples, network, data)
     shown.say(args.out, found, plan, samples, network, data)
+    hand_over(shown.as_dict(found, plan, samples, network, data))
     return 0

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.telling import suggestion
 
 __all__ = ["SPECIFICATIONS", "Synthesis", "generator", "parse_degradation", "resized"]
 
@@ -65,7 +66,9 @@ def parse_degradation(specification: str) -> Synthesis:
     """
     kind, _, amount = specification.partition(":")
     if kind not in _PARSERS:
-        raise ArgumentValueError(f"no degradation {specification!r}; there are {SPECIFICATIONS}")
+        raise ArgumentValueError(
+            f"no degradation {specification!r}{suggestion(kind, _PARSERS)}; there are {SPECIFICATIONS}"
+        )
     try:
         return _PARSERS[kind](specification, amount)
     except ValueError as error:

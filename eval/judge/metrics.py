@@ -13,6 +13,7 @@ from skimage.metrics import structural_similarity
 
 from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.images import Pixels, as_float
+from tlsc.eval.telling import suggestion
 
 __all__ = [
     "PROTOCOLS",
@@ -62,7 +63,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
-            raise ArgumentValueError(f"no protocol {self.name!r}; there are {', '.join(PROTOCOLS)}")
+            raise ArgumentValueError(
+                f"no protocol {self.name!r}{suggestion(self.name, PROTOCOLS)}; there are {', '.join(PROTOCOLS)}"
+            )
         if self.crop_border < 0:
             raise ArgumentValueError(f"crop border must be at least 0, got {self.crop_border}")
 

@@ -143,7 +143,7 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(image: Tensor, base_size: int | None = None) -> Comparison:
+def compare(image: Tensor, base_size: int | tuple[int, int] | None = None) -> Comparison:
     """Denoise an image with NLMNet, as trained and converted.
 
     Args:

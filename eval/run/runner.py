@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from tlsc.eval.data.datasets import Dataset, ImagePair
 from tlsc.eval.images import Pixels, as_float
@@ -24,6 +23,7 @@ from tlsc.eval.run.cells import Cell, as_cell
 from tlsc.eval.run.distributed import Team
 from tlsc.eval.run.patches import bands
 from tlsc.eval.run.records import Record, Records, merged, read_records
+from tlsc.eval.telling import progress as progress_bar
 
 __all__ = ["Job", "fixed_arithmetic", "restored", "run"]
 
@@ -84,7 +84,7 @@ def run(job: Job, folder: Path, team: Team, resume: bool) -> list[Record]:
     total = sum(len(cells) for _, work in todo for _, cells in work)
     records = Records(folder, team.rank)
     try:
-        with tqdm(
+        with progress_bar(
             total=total + len(done),
             initial=len(done),
             desc=job.network.name,

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio
 from tabulate import tabulate
 from torch import nn
-from tqdm import tqdm
 
 import tlsc
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
@@ -32,6 +31,8 @@ from tlsc.eval.data.degradations import DEGRADATIONS, Pair, degrade_photograph, 
 from tlsc.eval.files import refuse_existing, replacing
 from tlsc.eval.run.patches import restore
 from tlsc.eval.show.pictures import Curve, Row, draw_comparison, draw_curves
+from tlsc.eval.telling import hand_over, say
+from tlsc.eval.telling import progress as progress_bar
 
 __all__ = ["PATCH_SIZES", "PROTOCOL", "Result", "Variant", "run", "sweep", "variants_of"]
 
@@ -107,11 +108,11 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
     pairs = {name: degraded_test_photographs(DEMO_NETWORKS[name].degradation, seed) for name in models}
     results, restored = sweep(models, pairs)
 
-    print(_table(results, pairs))
-    print(f"\n{PROTOCOL}.")
-    print("Columns: side of the patches that the degraded photograph is cut into, in pixels; whole: not cut.")
-    print("Base size: window of a converted network at its input, in pixels. The training crop is in the plot.\n")
-    print("\n".join(_findings(results)))
+    say(_table(results, pairs))
+    say(f"\n{PROTOCOL}.")
+    say("Columns: side of the patches that the degraded photograph is cut into, in pixels; whole: not cut.")
+    say("Base size: window of a converted network at its input, in pixels. The training crop is in the plot.\n")
+    say("\n".join(_findings(results)))
 
     _write_csv(out / FILES[0], results)
     with replacing(out / FILES[1]) as path:
@@ -122,8 +123,9 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
         )
     with replacing(out / FILES[3]) as path:
         draw_comparison(path, _rows(results, restored, pairs))
-    print(f"\nWritten to {out}: {', '.join(FILES)}")
-    print(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.")
+    say(f"\nWritten to {out}: {', '.join(FILES)}")
+    say(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.")
+    hand_over(_report(results, seed))
     return 0
 
 
@@ -143,7 +145,7 @@ def sweep(models: Mapping[str, nn.Module], pairs: dict[str, list[Pair]]) -> tupl
     results: list[Result] = []
     restored: Restored = {}
     original: dict[tuple[str, int | None, str], Result] = {}
-    with tqdm(
+    with progress_bar(
         total=sum(map(len, jobs.values())), desc="demo", unit="image", smoothing=0, mininterval=0.5
     ) as progress:
         for (name, variant), cases in jobs.items():

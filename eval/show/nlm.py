@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from tlsc.errors import ArgumentValueError
 from tlsc.eval.files import refuse_existing, replacing
 from tlsc.eval.images import photographs
 from tlsc.eval.judge.metrics import psnr
+from tlsc.eval.run.cells import shown_size
 from tlsc.eval.run.nlm import Comparison, Step, compare, fit, image_named, noisy, varying_noise
 from tlsc.eval.show.pictures import new_figure, save
+from tlsc.eval.telling import hand_over, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,22 +48,23 @@ def run_fit(args: argparse.Namespace) -> int:
     image = noisy(clean, args.sigma, args.seed)
     options: dict[str, Any] = {"distance": args.distance, "weights": args.weights}
     settings = (args.search_window, args.patch, args.border)
-    print(f"{args.clean}, noise {args.sigma:g}: {psnr(image, clean):.2f} dB\n")
-    print("  step  PSNR [dB]         h")
+    say(f"{args.clean}, noise {args.sigma:g}: {psnr(image, clean):.2f} dB\n")
+    say("  step  PSNR [dB]         h")
     steps = []
     for step in fit(image, clean, args.h0, args.steps, *settings, **options):
         steps.append(step)
         if step.number <= 10 or step.number % max(args.steps // 20, 1) == 0 or step.number == args.steps:
-            print(f"{step.number:6d}  {step.psnr:9.3f}  {step.h:.6f}", flush=True)
+            say(f"{step.number:6d}  {step.psnr:9.3f}  {step.h:.6f}")
     first, last = steps[0], steps[-1]
-    print(f"\nfrom h = {first.h:.4f} to h = {last.h:.4f}: {last.psnr - first.psnr:+.2f} dB")
+    say(f"\nfrom h = {first.h:.4f} to h = {last.h:.4f}: {last.psnr - first.psnr:+.2f} dB")
     if args.plot is not None:
         strengths = np.geomspace(min(s.h for s in steps) / 2, max(s.h for s in steps) * 2, 25)
         curve = [(float(h), psnr(nonlocal_means(image, float(h), *settings, **options), clean)) for h in strengths]
         best = max(curve, key=lambda point: point[1])
-        print(f"best of {len(curve)} other h: {best[1]:.2f} dB at h = {best[0]:.4f}")
+        say(f"best of {len(curve)} other h: {best[1]:.2f} dB at h = {best[0]:.4f}")
         _draw_fit(args, curve, steps)
-        print(f"wrote {args.plot}")
+        say(f"wrote {args.plot}")
+    hand_over({"sigma": args.sigma, "steps": [asdict(step) for step in steps], "picture": args.plot})
     return 0
 
 
@@ -104,15 +108,25 @@ def _draw_fit(args: argparse.Namespace, curve: Sequence[tuple[float, float]], st
 
 def run_demo(args: argparse.Namespace) -> int:
     """``tlsc nlm demo`` with its parsed arguments; returns the exit status."""
-    base_size = args.base_size or NLMNet.base_size
-    print(f"NLMNet on whole photographs, base_size {base_size}, seed {args.seed}; PSNR in dB of values in [0, 1]\n")
+    base_size = _window(args)
+    shown = f"base_size {shown_size(base_size)}, seed {args.seed}"
+    say(f"NLMNet on whole photographs, {shown}; PSNR in dB of values in [0, 1]\n")
     rows = [row for name in photographs.TEST_PHOTOGRAPHS for row in _rows(name, base_size, args.seed)]
     headers = ["photograph", "noise", "noisy", "original", "converted", "gain", "h", "map of h"]
-    print(tabulate(rows, headers=headers, floatfmt=("", "", *[".2f"] * 3, "+.2f", ".3f", "")))
+    say(tabulate(rows, headers=headers, floatfmt=("", "", *[".2f"] * 3, "+.2f", ".3f", "")))
+    keys = ("photograph", "noise", "noisy", "original", "converted", "gain", "h", "map_of_h")
+    hand_over({"base_size": base_size, "results": [dict(zip(keys, row, strict=True)) for row in rows]})
     return 0
 
 
-def _rows(name: str, base_size: int, seed: int) -> Iterator[list[Any]]:
+def _window(args: argparse.Namespace) -> int | tuple[int, int]:
+    if args.base_size == "none":
+        raise ArgumentValueError("NLMNet is shown beside itself converted: leave --base-size none out")
+    size: int | tuple[int, int] = NLMNet.base_size if args.base_size == "auto" else args.base_size
+    return size
+
+
+def _rows(name: str, base_size: int | tuple[int, int], seed: int) -> Iterator[list[Any]]:
     clean = image_named(name)
     low, high = NOISE_RANGE
     cases: list[tuple[str, float | Tensor]] = [
@@ -138,14 +152,18 @@ def run_map(args: argparse.Namespace) -> int:
         low, high = args.sigma[0], args.sigma[-1]
         constant = torch.full(given.shape[2:], low)
         sigma = constant if len(args.sigma) == 1 else varying_noise(given, low, high, args.seed)
-    found = compare(given if sigma is None else noisy(given, sigma, args.seed), args.base_size)
+    found = compare(given if sigma is None else noisy(given, sigma, args.seed), _window(args))
     low, high = (float(x) for x in found.strengths.aminmax())
-    print(f"h: {found.one:.4f} as trained; {low:.4f} to {high:.4f} converted")
+    say(f"h: {found.one:.4f} as trained; {low:.4f} to {high:.4f} converted")
     if sigma is not None:
         pictures = (("noisy", found.image), ("original", found.original), ("converted", found.converted))
-        print("PSNR [dB]: " + ", ".join(f"{name} {psnr(picture, given):.2f}" for name, picture in pictures))
+        say("PSNR [dB]: " + ", ".join(f"{name} {psnr(picture, given):.2f}" for name, picture in pictures))
     _draw_map(args.out, Path(args.image).name, found, given, sigma)
-    print(f"wrote {args.out}")
+    say(f"wrote {args.out}")
+    figures: dict[str, Any] = {"h": found.one, "map_of_h": [low, high], "picture": args.out}
+    if sigma is not None:
+        figures["psnr_db"] = {name: psnr(picture, given) for name, picture in pictures}
+    hand_over(figures)
     return 0
 
 

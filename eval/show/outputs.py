@@ -20,6 +20,7 @@ from tlsc.eval.judge.metrics import Protocol
 from tlsc.eval.judge.verdict import Change, Summary, Verdict
 from tlsc.eval.run.cells import Cell, shown_size
 from tlsc.eval.run.records import Record
+from tlsc.eval.telling import strict
 
 __all__ = ["Outcome", "as_json", "head", "sweep_table", "table", "versions", "write_results", "write_timings"]
 
@@ -173,7 +174,7 @@ def as_json(outcome: Outcome, date: str, arguments: Sequence[str]) -> dict[str, 
             for record in outcome.records
         ],
     }
-    return _strict(report)  # type: ignore[no-any-return]
+    return strict(report)  # type: ignore[no-any-return]
 
 
 def _change(found: Change) -> dict[str, Any]:
@@ -183,17 +184,6 @@ def _change(found: Change) -> dict[str, Any]:
         "images": found.images,
         "infinite": found.infinite,
     }
-
-
-def _strict(value: Any) -> Any:
-    """Without what JSON has no word for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return value
 
 
 def versions() -> dict[str, str]:

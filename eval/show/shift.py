@@ -21,8 +21,9 @@ from tlsc.eval.networks import Network, checksum
 from tlsc.eval.run.cells import shown_size
 from tlsc.eval.show.outputs import versions
 from tlsc.eval.show.pictures import COLOURS, new_figure, save
+from tlsc.eval.telling import say as tell
 
-__all__ = ["FILES", "say", "write"]
+__all__ = ["FILES", "as_dict", "say", "write"]
 
 FILES = ("shift.csv", "shift.json", "shift.png")
 
@@ -58,19 +59,19 @@ def _finding(found: Sequence[Shift]) -> str:
 def say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Network, data: Dataset) -> None:
 
     names, rows = _table(found)
-    print(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
-    print(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
-    print(
+    tell(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
+    tell(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
+    tell(
         tabulate(
             rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * (len(names) - 2))
         )
     )
-    print(f"\n{_CONVENTION}.")
+    tell(f"\n{_CONVENTION}.")
     for number, site in enumerate(plan):
         if number not in samples:
             reason = site.reason or "its input is not a map"
-            print(f"- {site.path or 'the model'} was not measured: {reason}")
-    print(f"\n{_finding(found)}\n\nWritten to {out}: {', '.join(FILES)}")
+            tell(f"- {site.path or 'the model'} was not measured: {reason}")
+    tell(f"\n{_finding(found)}\n\nWritten to {out}: {', '.join(FILES)}")
 
 
 def write(
@@ -92,7 +93,22 @@ def write(
         writer.writerow([one.site, one.statistic, *figures])
     with replacing(out / FILES[0]) as new:
         new.write_text(text.getvalue(), encoding="utf-8")
-    report = {
+    with replacing(out / FILES[1]) as new:
+        document = as_dict(found, plan, samples, network, data)
+        new.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(out / FILES[2]) as new:
+        _draw(new, found, plan, samples, network)
+
+
+def as_dict(
+    found: Sequence[Shift],
+    plan: Plan,
+    samples: dict[int, dict[str, Samples]],
+    network: Network,
+    data: Dataset,
+) -> dict[str, Any]:
+    """Everything that was found, ready for JSON."""
+    return {
         "network": network.name,
         "weights_sha256": checksum(network.model),
         "crop": network.crop,
@@ -115,10 +131,6 @@ def write(
             for number, own in samples.items()
         },
     }
-    with replacing(out / FILES[1]) as new:
-        new.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with replacing(out / FILES[2]) as new:
-        _draw(new, found, plan, samples, network)
 
 
 def _draw(

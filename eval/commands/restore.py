@@ -1,0 +1,294 @@
+"""``tlsc restore``: from a network's name and pictures on disk to restored pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlsc.errors import ArgumentValueError, TLSCError
+from tlsc.eval.commands.arguments import (
+    NAMES,
+    Commands,
+    add_calling_arguments,
+    add_out,
+    add_running_arguments,
+    add_telling_arguments,
+    add_window_arguments,
+    count,
+    network_of,
+)
+from tlsc.eval.telling import detail, hand_over, note, progress, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    import tlsc
+    from tlsc.adapters import Pieces, Report
+    from tlsc.eval.images import Picture
+    from tlsc.eval.networks import Network
+
+__all__ = ["add_command"]
+
+_TEXT = (
+    "Restore photographs with a pretrained network, converted to local statistics unless --base-size none is "
+    "given. Its architecture is found from the checkpoint. 8 and 16 bit, grey and RGB are read and written as "
+    "they are, alpha is kept, EXIF orientation is applied. Results of several images are PNG. A file is written "
+    "whole or not at all, never over an input, and over what else exists only with --overwrite; a bad one is "
+    "named at the end, makes the exit status 1, and does not stop the rest."
+)
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "restore",
+        help="restore photographs with a pretrained network, whatever architecture its checkpoint holds",
+        description=_TEXT,
+    )
+    group = parser.add_argument_group("network and images")
+    group.add_argument("network", metavar="NETWORK", help=NAMES)
+    group.add_argument("inputs", metavar="INPUT", nargs="*", help="images, folders of images, or glob patterns")
+    parser.collects = "inputs"
+    group.add_argument(
+        "--checkpoint",
+        "--model",
+        metavar="NETWORK",
+        help="the network; then all names are inputs, and the last of several is OUT unless -o is given",
+    )
+    group.add_argument("--crop", type=count, metavar="N", help="side of the training crops, if it is not known")
+    add_calling_arguments(group)
+    group = add_window_arguments(parser)
+    group.add_argument(
+        "--calibrate",
+        nargs="?",
+        const="",
+        metavar="PLAN",
+        help="correct the converted network's statistics for what the training crops' borders did to them, on each "
+        "image itself, or as a saved plan (JSON, Plan.save) says",
+    )
+    group = parser.add_argument_group("images larger than memory")
+    group.add_argument("--tile", type=int, metavar="N", help="tiles of N×N pixels, blended (default: whole images)")
+    group.add_argument(
+        "--overlap", type=int, metavar="M", help="pixels that tiles share and are blended over (default: N / 8)"
+    )
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="a converted network in pieces that together are the whole image, within this memory: 4GiB, or free",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=_tolerance,
+        metavar="X",
+        help="largest difference from the whole image that these pieces may have, of 1: 0.5/255, 0.002 (default: "
+        "1/255); alone, it means --memory free",
+    )
+    add_running_arguments(parser)
+    group = add_out(
+        parser, None, "a folder, or a file's name for a single image (default: the folder tlsc-restore)"
+    )
+    add_telling_arguments(group)
+    parser.set_defaults(run=_run)
+
+
+def _tolerance(text: str) -> float:
+    above, _, below = text.partition("/")
+    value = float(above) / (float(below) if below else 1.0)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, such as 0.5/255, got {text!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of one image."""
+
+    input: Path
+    output: Path
+    seconds: float | None = None
+    pieces: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tlsc.eval.files import refuse_existing
+    from tlsc.eval.images import check_writable
+    from tlsc.eval.restore import targets
+
+    inputs, out = _named(args)
+    tile, overlap = _tiling(args)
+    if args.calibrate is not None and args.base_size == "none":
+        raise ArgumentValueError("--calibrate corrects a converted network: leave --base-size none out")
+    places = targets(inputs, out)
+    for place in places.values():
+        check_writable(place)
+    refuse_existing(places.values(), args.overwrite, [Path(args.network)])
+
+    import tlsc
+
+    plan = tlsc.Plan.load(args.calibrate) if args.calibrate else None
+    network = network_of(args)
+    converted, said = network.converted(args.base_size, args.stride)
+    known = getattr(network.model, "tlsc", None)
+    name = getattr(known, "architecture", None) or type(network.model).__name__
+    say(f"{name}{f', {known.task}' if known is not None and known.task else ''}, {said}")
+    detail(f"on {network.reference.device} in {network.reference.dtype}".replace("torch.", ""))
+    _check_converted(args, converted, said)
+    if plan is not None:
+        tlsc.calibrate(network.model, plan)
+    for folder in dict.fromkeys(place.parent for place in places.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+    work = _Work(network, args, tile, overlap)
+    done = work.through(places)
+    failed = [one for one in done if one.error is not None]
+    hand_over(
+        {"network": args.network, "done": said, "images": [asdict(one) for one in done], "failed": len(failed)}
+    )
+    say(f"restored {len(done) - len(failed)} of {len(done)} images to {out}")
+    for one in failed:
+        print(f"tlsc: {one.input}: {one.error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _named(args: argparse.Namespace) -> tuple[list[str], Path]:
+    """The inputs and the output among the names; the network's becomes ``args.network``."""
+    names, out = [args.network, *args.inputs], args.out
+    if args.checkpoint is not None:
+        args.network = args.checkpoint
+        if out is None and len(names) > 1:
+            out = Path(names.pop())
+    else:
+        del names[0]
+        if not names:
+            raise ArgumentValueError(
+                f"nothing to restore with {args.network}: tlsc restore NETWORK INPUT… [-o OUT]"
+            )
+    return names, Path("tlsc-restore") if out is None else out
+
+
+def _tiling(args: argparse.Namespace) -> tuple[int | None, int]:
+    tile, overlap = args.tile, args.overlap
+    if args.tolerance is not None and args.memory is None:
+        args.memory = "free"
+    if tile is None:
+        if overlap is not None:
+            raise ArgumentValueError("--overlap is of tiles: give --tile, too")
+        return None, 0
+    if args.memory is not None:
+        raise ArgumentValueError("--tile blends tiles, --memory and --tolerance cut pieces: give one of them")
+    if tile < 1:
+        raise ArgumentValueError(f"--tile must be a positive number of pixels, got {tile}")
+    overlap = tile // 8 if overlap is None else overlap
+    if not 0 <= overlap < tile:
+        raise ArgumentValueError(f"--overlap must be at least 0 and less than --tile {tile}, got {overlap}")
+    return tile, overlap
+
+
+def _check_converted(args: argparse.Namespace, plan: tlsc.Plan | None, said: str) -> None:
+    """What only a converted network can do is refused for one that stays as it is."""
+    for given, option in ((args.calibrate is not None, "--calibrate"), (args.memory is not None, "--memory")):
+        if given and plan is None:
+            raise ArgumentValueError(f"{option} is for a converted network, and {args.network} runs {said}")
+
+
+class _Work:
+    """Restores pictures one after the other, whatever happens to one of them."""
+
+    def __init__(self, network: Network, args: argparse.Namespace, tile: int | None, overlap: int) -> None:
+        self.network, self.args, self.tile, self.overlap = network, args, tile, overlap
+        self.pieces = None if args.memory is None else _pieces(network, args)
+
+    def through(self, places: dict[Path, Path]) -> list[_Done]:
+        """What became of each image, in order."""
+        done = []
+        with progress(places.items(), unit="image") as bar:
+            for image, place in bar:
+                start = time.perf_counter()
+                try:
+                    report = self._restore(image, place, bar)
+                except Exception as error:
+                    # Whatever is wrong with this one, the next may be good.
+                    done.append(_Done(image, place, error=_reason(error)))
+                    continue
+                pieces = None
+                if report is not None:
+                    bar.clear()
+                    say(f"{image.name}: {report}")
+                    pieces = asdict(report)
+                done.append(_Done(image, place, time.perf_counter() - start, pieces))
+                detail(f"{image}: {done[-1].seconds:.2f} s")
+        return done
+
+    def _restore(self, image: Path, place: Path, bar: Any) -> Report | None:
+        from tlsc.eval.images import check_writable, read_picture, write_picture
+        from tlsc.eval.restore import calibrate_on, restore_picture
+
+        picture = read_picture(image)
+        check_writable(place, picture.bits, picture.alpha is not None)
+        if self.args.calibrate == "":
+            bar.clear()
+            for said in calibrate_on(self.network.model, picture, self.args.crop):
+                note(f"{image}: {said}")
+        if self.pieces is not None:
+            restored, report = _in_pieces(self.network, self.pieces, picture, bar, image.name)
+        else:
+            restored, report = self._whole(restore_picture, picture, bar, image.name), None
+        write_picture(place, restored)
+        return report
+
+    def _whole(self, restore: Callable[..., Picture], picture: Picture, bar: Any, name: str) -> Picture:
+        def tiles(done: int, number: int) -> None:
+            bar.set_postfix_str(f"{name}, tile {done} of {number}")
+
+        return restore(self.network, picture, self.tile, self.overlap, tiles)
+
+
+def _pieces(network: Network, args: argparse.Namespace) -> Pieces:
+    from tlsc.adapters import Pieces
+
+    tolerance = 1 / 255 if args.tolerance is None else args.tolerance
+    return Pieces(network.model, memory=args.memory, tolerance=tolerance)
+
+
+def _in_pieces(
+    network: Network, pieces: Pieces, picture: Picture, bar: Any, name: str
+) -> tuple[Picture, Report | None]:
+    """A picture restored in pieces, and how far they are from the whole; the worst of several channels."""
+    import tlsc
+    from tlsc.eval.restore import restore_picture
+
+    pieces.progress = lambda done, number: bar.set_postfix_str(f"{name}, row {done} of {number}")
+    reports: list[Report] = []
+
+    def run(image: Tensor) -> Tensor:
+        out = pieces.run(image.to(network.reference.dtype))
+        assert pieces.report is not None
+        reports.append(pieces.report)
+        return out
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", tlsc.TLSCWarning)
+        restored = restore_picture(network, picture, run=run)
+    for warning in caught:
+        note(f"{name}: {warning.message}")
+    return restored, max(reports, key=lambda report: report.error, default=None)
+
+
+def _reason(error: Exception) -> str:
+    from tlsc.adapters.pieces.memory import is_shortage
+    from tlsc.eval.images import ImageError
+
+    if isinstance(error, ImageError):
+        return error.reason
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if is_shortage(error):
+        return f"does not fit in memory whole: try --memory free, or --tile 512 ({lines[0][:120]})"
+    if isinstance(error, (TLSCError, OSError)):
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0][:200]}"

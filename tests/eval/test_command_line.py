@@ -1,0 +1,364 @@
+"""The command line's promises: one resolver of names, one rule for windows, JSON, quiet, suggestions, statuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import tlsc
+from tlsc.adapters import HINet, load_demo_network
+from tlsc.eval import cli
+from tlsc.eval.commands.restore import _tolerance
+from tlsc.eval.show.plan import plan_table
+
+from ..networks import with_random_weights
+
+DOCUMENT = Path(__file__).parents[2] / "docs/command-line.md"
+
+NET = """
+import torch
+from torch import nn
+
+import beside
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.last = nn.Conv2d(4, 3, 1)
+
+    def forward(self, x):
+        features = self.first(x)
+        return x + 0.1 * self.last(features * torch.sigmoid(self.pool(features)))
+
+def make():
+    torch.manual_seed(0)
+    return Net()
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a picture and a network of every kind."""
+    place = tmp_path_factory.mktemp("names")
+    (place / "in").mkdir()
+    values = np.random.default_rng(0).integers(60, 200, (20, 24, 3), dtype=np.uint8)
+    PIL.Image.fromarray(values).save(place / "in/a.png")
+    (place / "nets_of_mine.py").write_text(NET)
+    (place / "beside.py").write_text("")
+    model = with_random_weights(HINet(wf=4, depth=2, hin_position_left=0, hin_position_right=1, padder_size=4))
+    state = {key: value * 0.1 for key, value in model.state_dict().items()}
+    torch.save({"params_ema": state}, place / "HINet-GoPro.pth")
+    save_file(state, place / "net.safetensors")
+    _write_onnx(place / "net.onnx")
+    return place
+
+
+def _write_onnx(path: Path) -> None:
+    """Half of every pixel, by the operators of ONNX itself."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    of = onnx.helper
+    image = of.make_tensor_value_info("image", 1, ["n", 3, "h", "w"])
+    result = of.make_tensor_value_info("result", 1, ["n", 3, "h", "w"])
+    half = of.make_tensor("half", 1, [1], [0.5])
+    graph = of.make_graph([of.make_node("Mul", ["image", "half"], ["result"])], "g", [image], [result], [half])
+    made = of.make_model(graph, opset_imports=[of.make_opsetid("", 17)])
+    made.ir_version = 8
+    onnx.save(made, path)
+
+
+@pytest.fixture
+def place(files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    monkeypatch.chdir(files)
+    before = set(sys.modules)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - before:
+        if "nets_of_mine" in name or name == "beside":
+            del sys.modules[name]
+
+
+# ------------------------------------------------------------------------------------- verbs and kinds of networks
+
+KINDS = {
+    "demo network": "se",
+    "with a noise level": "ffdnet",
+    "`.pth`": "HINet-GoPro.pth",
+    "`.safetensors`": "net.safetensors",
+    "`module:factory`": "nets_of_mine:make",
+    "`path.py:factory`": "./nets_of_mine.py:make",
+    "ONNX file": "net.onnx",
+    "anything else": "hinn",
+}
+DATA = ["in", "--degrade", "noise:25"]
+VERBS = {
+    "inspect": lambda name, out: ["inspect", name, "--json"],
+    "restore": lambda name, out: ["restore", name, "in", "-o", out, "--sigma", "25", "--json"],
+    "eval": lambda name, out: ["eval", name, *DATA, "--crop", "8", "--no-report", "-o", out, "--json"],
+    "sweep": lambda name, out: ["sweep", name, *DATA, "--patch-size", "8", "--no-report", "-o", out, "--json"],
+    "shift": lambda name, out: ["shift", name, *DATA, "--crop", "8", "--crops", "1", "-o", out, "--json"],
+    "export": lambda name, out: ["export", name, "-o", f"{out}.onnx", "--json"],
+}
+
+
+def _table(title: str) -> dict[tuple[str, str], str]:
+    """A table of the document as {(row, column): cell}."""
+    text = DOCUMENT.read_text(encoding="utf-8").partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line.strip().strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    (_, *columns), _, *rows = [[cell.strip() for cell in line] for line in lines]
+    return {
+        (row[0].strip("`"), column): cell for row in rows for column, cell in zip(columns, row[1:], strict=True)
+    }
+
+
+NAMES = _table("Which network a name stands for")
+
+
+def test_the_table_of_names_is_whole() -> None:
+    assert set(NAMES) == {(verb, kind) for verb in VERBS for kind in KINDS}
+
+
+@pytest.mark.parametrize(("verb", "kind"), sorted(NAMES), ids=map(" ".join, sorted(NAMES)))
+def test_every_verb_with_every_kind_of_name(
+    verb: str, kind: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The document's table: "yes", or what the one line on standard error says."""
+    monkeypatch.setattr("tlsc.eval.show.shift._draw", lambda path, *rest: path.write_bytes(b""))
+    monkeypatch.setattr(tlsc, "export", _written)
+    argv = VERBS[verb](KINDS[kind], str(place / "out"))
+    if kind in ("`module:factory`", "`path.py:factory`") and verb in ("inspect", "restore", "export"):
+        argv += ["--crop", "8"]
+    if verb == "sweep":
+        argv += ["--base-size", "none" if kind == "ONNX file" else "8"]
+    status = cli.main(argv)
+    said = capsys.readouterr()
+    cell = NAMES[verb, kind]
+    if cell.startswith("yes"):
+        assert (status, said.err.count("tlsc: ")) == (0, said.err.count("tlsc: checking"))
+        assert isinstance(json.loads(said.out), dict)
+    else:
+        assert status == 1
+        assert said.out == ""
+        assert cell.strip("“”") in said.err.splitlines()[-1]
+
+
+def _written(model: nn.Module, path: Path, **options: Any) -> tlsc.Export:
+    """What exporting takes seconds for is tested elsewhere."""
+    path.write_bytes(b"")
+    return tlsc.Export(path, 18, ("image",), ("result",), {}, {(1, 8, 8): 0.0}, {})
+
+
+# ------------------------------------------------------------------------------------------------------ restore
+
+
+def _restored(place: Path, *argv: str) -> np.ndarray[Any, Any]:
+    assert cli.main(["restore", *argv, "-o", str(place / "b.png"), "--overwrite"]) == 0
+    return np.asarray(PIL.Image.open(place / "b.png")).astype(int)
+
+
+def test_restoring_converts_unless_told_otherwise(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    by_default = _restored(place, "se", "in/a.png", "--crop", "8")
+    assert "UNet, 3 sites local over 12×12 pixels" in capsys.readouterr().out
+    x = torch.from_numpy(np.asarray(PIL.Image.open("in/a.png")) / np.float32(255)).permute(2, 0, 1)[None]
+    for base_size, got in ((12, by_default), (None, _restored(place, "se", "in/a.png", "--base-size", "none"))):
+        model = load_demo_network("se")
+        with torch.no_grad():
+            expected = (model if base_size is None else tlsc.convert(model, base_size))(x)
+        rounded = (expected.clamp(0, 1) * 255).round()[0].permute(1, 2, 0).numpy()
+        assert np.abs(got - rounded).max() <= 1
+    assert "UNet, as trained" in capsys.readouterr().out
+    assert cli.main(["restore", "nets_of_mine:make", "in/a.png", "-o", str(place / "c.png")]) == 0
+    assert "its training crop is not known (--crop N or --base-size N converts it)" in capsys.readouterr().out
+    assert cli.main(["restore", "plain", "in/a.png", "-o", str(place / "d.png")]) == 0
+    assert "there is nothing to convert" in capsys.readouterr().out
+    assert cli.main(["restore", "plain", "in/a.png", "-o", str(place / "e.png"), "--base-size", "8"]) == 1
+
+
+def test_both_spellings_of_restore_are_the_same(place: Path) -> None:
+    new = _restored(place, "se", "in/a.png")
+    argv = ["restore", "in/a.png", "--checkpoint", "se", str(place / "old.png")]
+    assert cli.main(argv) == 0
+    assert np.array_equal(np.asarray(PIL.Image.open(place / "old.png")), new)
+    assert np.array_equal(_restored(place, "in/a.png", "--model", "se"), new)
+
+
+def test_an_onnx_file_is_run_as_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = np.asarray(PIL.Image.open("in/a.png")).astype(int)
+    assert np.abs(_restored(place, "net.onnx", "in/a.png") - given / 2).max() <= 1
+    assert "as exported" in capsys.readouterr().out
+    out = str(place / "x.png")
+    assert cli.main(["restore", "net.onnx", "in/a.png", "-o", out, "--base-size", "8"]) == 1
+    assert "runs as it was exported" in capsys.readouterr().err
+    Path(place / "bad.onnx").write_text("no graph")
+    assert cli.main(["restore", str(place / "bad.onnx"), "in/a.png", "-o", out]) == 1
+    assert "ONNX Runtime cannot read" in capsys.readouterr().err
+
+
+def test_pieces_say_how_far_they_are_from_the_whole(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tlsc.adapters.pieces import running
+
+    monkeypatch.setattr(running, "measured", lambda run, *_: 100_000)  # bytes, whatever the extent
+    monkeypatch.setattr(running.Model, "pixels", lambda self, memory: 96 * 96)
+    values = np.random.default_rng(1).integers(60, 200, (96, 160, 3), dtype=np.uint8)
+    PIL.Image.fromarray(values).save(place / "large.png")
+    argv = ["restore", "se", str(place / "large.png"), "--crop", "8"]
+    out = str(place / "pieces.png")
+    assert cli.main([*argv, "-o", out, "--memory", "1GiB", "--tolerance", "1/255"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"large.png: (\d+) pieces .* differs from the whole image by at most ([\d.e-]+)/255", said)
+    assert found is not None
+    assert int(found[1]) > 1
+    assert "estimated on" in said
+    got = np.asarray(PIL.Image.open(out)).astype(int)
+    whole = _restored(place, *argv[1:])
+    assert np.abs(got - whole).max() <= max(1, float(found[2]) + 1)
+    assert cli.main([*argv, "-o", out, "--memory", "much", "--overwrite"]) == 1
+    assert "memory must be a number of bytes" in capsys.readouterr().err
+    assert cli.main([*argv, "-o", out, "--memory", "1GiB", "--base-size", "none", "--overwrite"]) == 1
+    assert "--memory is for a converted network" in capsys.readouterr().err
+    assert cli.main([*argv, "-o", out, "--tolerance", "0.01", "--tile", "16", "--overwrite"]) == 1
+    assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("1/255", 1 / 255), ("0.5/255", 0.5 / 255), ("0.25", 0.25)])
+def test_tolerances(text: str, value: float) -> None:
+    assert _tolerance(text) == pytest.approx(value)
+
+
+# ----------------------------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["inspect", "hinn"], "did you mean hin?"),
+        (["inspect", "none.pth"], "no network 'none.pth': there is no such file"),
+        (["inspect", "nets_of_mine:maek"], "did you mean make?"),
+        (["inspect", "nets_of_mine.py"], "nets_of_mine.py:NAME"),
+        (["inspect", "no_such.py:make"], "there is no file no_such.py"),
+        (["restore", "in/a.png", "in"], "is a picture, not a network"),
+        (["restore", "se"], "nothing to restore with se"),
+        (["restore", "se", "in", "restored"], "restored: no such file"),
+        (["eval", "se", "in", "--degrade", "nois:25"], "did you mean noise?"),
+        (["eval", "se", "in", "--protocol", "rgb-unit8"], "did you mean rgb-uint8?"),
+        (["eval", "se", "in", "--dtype", "flaot32"], "did you mean float32?"),
+        (["shift", "se", "in", "--base-size", "none"], "leave --base-size none out"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_mistyped(argv: list[str], said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["inspekt", "se"], "did you mean inspect?"),
+        (["inspect", "se", "--base-sze", "64"], "did you mean --base-size?"),
+        (["restore", "se", "in", "--tolerance", "2"], "above 0 and at most 1"),
+        (["inspect", "se", "--base-size", "large"], "auto, none, N or HEIGHTxWIDTH"),
+        (["eval", "se", "in", "--backend", "ncl"], "did you mean nccl?"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_understood_is_status_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert said in capsys.readouterr().err
+
+
+def test_every_verb_tells_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    document = DOCUMENT.read_text(encoding="utf-8")
+    for verb in (*VERBS, "demo", "list", "nlm"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([verb, "--help"])
+        assert "Exit status: 0 done; 1 failed" in capsys.readouterr().out
+        assert f"`{verb}" in document
+
+
+def test_quiet_and_verbose(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["restore", "se", "in", "-o", str(place / "out"), "--overwrite"]
+    assert cli.main([*argv, "-q"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "restored 1 of 1 images" in said.out
+    assert cli.main([*argv, "-v"]) == 0
+    assert "on cpu in float32" in capsys.readouterr().err
+    assert cli.main(["inspect", "none.pth", "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_of_the_other_verbs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--json"]) == 0
+    assert "hin-all" in json.loads(capsys.readouterr().out)
+    assert cli.main(["nlm", "fit", "--clean", "in/a.png", "--steps", "2", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["steps"]) == 3
+
+
+def test_a_failed_image_is_in_the_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "bad.png").write_text("no picture")
+    assert cli.main(["restore", "se", str(place / "bad.png"), "-o", str(place / "o"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["failed"] == 1
+    assert "not an image" in found["images"][0]["error"]
+
+
+# ------------------------------------------------------------------------------------------------------ inspect
+
+
+def test_inspect_begins_with_what_was_recognised(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "HINet-GoPro.pth", "-o", str(place / "found.json")]) == 0
+    said = capsys.readouterr().out
+    for fact in (
+        r"architecture +HINet",
+        "hin_position_right=1",
+        r"HINet-GoPro\.pth, under params_ema",
+        r"deblurring \(by the file's name\)",
+        r"256 \(published for HINet\)",
+        "384: 1.5 times the training crop",
+    ):
+        assert re.search(fact, said.partition("base_size")[0])
+    found = json.loads((place / "found.json").read_text(encoding="utf-8"))
+    assert found["network"]["window"] == 384
+    assert cli.main(["inspect", "se", "--crop", "32"]) == 0
+    assert "32 (as given by --crop)" in capsys.readouterr().out
+
+
+def test_similar_sites_are_one_row_and_empty_columns_none() -> None:
+    def site(path: str, size: int, reason: str = "") -> tlsc.Site:
+        window = None if reason else (size, size)
+        action: Any = "left alone" if reason else "exact"
+        return tlsc.Site(path, "AdaptiveAvgPool2d", (size, size), window, action, reason)
+
+    blocks = [f"stage{n % 2}.encoder.{n}.CA.avg_pool" for n in range(34)]
+    sites = [site("head.norm", 64), *(site(path, 16 * (1 + n % 3)) for n, path in enumerate(blocks))]
+    said = plan_table(tlsc.Plan((64, 64), 1, tuple(sites)))
+    assert "35 of 35 sites become local" in said
+    rows = [re.split(r"  +", line) for line in said.splitlines()[2:]]
+    assert rows[0] == ["path", "operation", "feature size", "window", "action"]
+    assert rows[2] == ["head.norm", "AdaptiveAvgPool2d", "64×64", "64×64", "exact"]
+    assert rows[3] == ["34 × *.CA.avg_pool", "AdaptiveAvgPool2d", *["16×16 to 48×48"] * 2, "exact"]
+    assert len(rows) == 4
+    # Who asks for all of them gets them; what is left is not mixed with what is converted.
+    assert len(plan_table(tlsc.Plan((64, 64), 1, tuple(sites)), every=True).splitlines()) == 4 + 35
+    left = [*sites, *(site(f"tail.{n}.CA.avg_pool", 8, "it is not global") for n in range(5))]
+    assert "5 × tail.*.CA.avg_pool" in plan_table(tlsc.Plan((64, 64), 1, tuple(left)))
