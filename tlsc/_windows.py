@@ -48,7 +48,8 @@ def smaller(a: Any, b: Any) -> Any:
     """The smaller of two sizes, kept open in a graph. TorchScript's tracer has tensors for sizes."""
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
         return torch.minimum(torch.as_tensor(a), torch.as_tensor(b))
-    return torch.sym_min(a, b)
+    # Dynamo takes open sizes for int and keeps their minimum open; of sym_min older versions refuse two numbers.
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else torch.sym_min(a, b)
 
 
 def _product(sizes: Sequence[Any]) -> Any:
