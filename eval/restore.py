@@ -94,7 +94,7 @@ def restore_picture(
     from torch import nn
 
     from tlsc.eval.networks import of_model
-    from tlsc.eval.run.tiles import in_tiles
+    from tlsc.eval.run.patches import in_tiles
 
     network = of_model(type(model).__name__, model) if isinstance(model, nn.Module) else model
     if run is None:

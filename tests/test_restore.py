@@ -21,7 +21,7 @@ from tlsc.adapters import Descriptor, HINet, load, run
 from tlsc.eval import cli
 from tlsc.eval.photo_files import ImageError, Picture, read_image, write_image
 from tlsc.eval.restore import restore_picture, targets
-from tlsc.eval.run.tiles import in_tiles
+from tlsc.eval.run.patches import in_tiles
 
 from .networks import with_random_weights
 

@@ -105,7 +105,7 @@ def test_converting_gains_on_a_whole_photograph_with_fresh_haze(seed: int) -> No
         assert gains or psnrs[1] < psnrs[0]
 
 
-@pytest.mark.parametrize(("patch", "overlap"), [(None, 0), (16, 0), (16, 8), (50, 7), (7, 6), (200, 0)])
+@pytest.mark.parametrize(("patch", "overlap"), [(None, 0), (16, 0), (16, 8), (50, 7), (7, 6), (200, 0), (45, 37)])
 def test_patches_put_an_image_back_together(patch: int | None, overlap: int) -> None:
     image = torch.rand(1, 3, 37, 53)
     torch.testing.assert_close(restore(nn.Identity(), image, patch, overlap), image)
