@@ -122,6 +122,7 @@ class Scorer:
         protocol: how.
         height: rows of the whole image.
         width: columns.
+        ssim: whether SSIM is computed, too; NaN otherwise.
 
     Raises:
         ArgumentValueError: the border leaves nothing of the image.
@@ -134,11 +135,11 @@ class Scorer:
         48.13
     """
 
-    def __init__(self, protocol: Protocol, height: int, width: int) -> None:
+    def __init__(self, protocol: Protocol, height: int, width: int, ssim: bool = True) -> None:
         border = protocol.crop_border
         if 2 * border >= min(height, width):
             raise ArgumentValueError(f"crop border {border} leaves nothing of {height}×{width} pixels")
-        self.protocol = protocol
+        self.protocol, self._ssim = protocol, ssim
         self._columns = slice(border, width - border)
         self._rows = range(border, height - border)
         self._seen = 0
@@ -168,7 +169,8 @@ class Scorer:
         difference = one.astype(np.float64) - two
         self._squares += float(np.square(difference).sum())
         self._count += difference.size
-        self._compare(one.astype(np.float64), two.astype(np.float64))
+        if self._ssim:
+            self._compare(one.astype(np.float64), two.astype(np.float64))
 
     def _compare(self, one: NDArray[Any], two: NDArray[Any]) -> None:
         """SSIM at the rows whose window is complete; the last rows are kept for those to come."""

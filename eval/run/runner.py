@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,13 +34,20 @@ CALIBRATING = 4
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be measured: every cell on every image."""
+    """What is to be measured: every cell on every image.
+
+    Attributes:
+        network, data, cells, protocol: as they are called.
+        lpips: beside PSNR and SSIM.
+        figures: "all"; or "psnr", and neither SSIM nor the peak of memory, which take their time.
+    """
 
     network: Network
     data: Dataset
     cells: Sequence[Cell]
     protocol: Protocol
     lpips: bool = False
+    figures: Literal["all", "psnr"] = "all"
 
     def images(self) -> list[torch.Tensor]:
         """The inputs to calibrate on: the first, the same in every process."""
@@ -190,8 +197,8 @@ class _Work:
 
 
 def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lpips: Any) -> Record:
-    meter = _Meter(job.network.reference.device)
-    scorer = Scorer(job.protocol, *target.shape[:2])
+    meter = _Meter(job.network.reference.device, job.figures == "all")
+    scorer = Scorer(job.protocol, target.shape[0], target.shape[1], job.figures == "all")
     row, kept = 0, []
     for rows in meter.timed(restored(job.network, cell, given)):
         expected = target[row : row + len(rows)]
@@ -250,8 +257,8 @@ def _in_order(job: Job, found: dict[tuple[str, str], Record]) -> list[Record]:
 class _Meter:
     """Seconds spent, and bytes in use at most: of the GPU, or of the process where Linux tells."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, peak: bool = True) -> None:
+        self._device, self._asked = device, peak
         self.seconds = 0.0
         self.peak: int | None = None
 
@@ -259,7 +266,7 @@ class _Meter:
         cuda = self._device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-        measurable = cuda or _forget_peak()
+        measurable = self._asked and (cuda or _forget_peak())
         iterator = iter(parts)
         while True:
             start = time.perf_counter()

@@ -11,8 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -21,75 +20,26 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage.metrics import peak_signal_noise_ratio
 from tabulate import tabulate
-from torch import nn
 
-import tlsc
-from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
-from tlsc.eval.data.degradations import DEGRADATIONS, Pair, degrade_photograph, degraded_test_photographs
+from tlsc.adapters import DEMO_NETWORKS
+from tlsc.eval.data.degradations import DEGRADATIONS, degraded_test_photographs
 from tlsc.eval.files import refuse_existing, replacing
-from tlsc.eval.run.patches import restore
+from tlsc.eval.judge.metrics import psnr as _psnr
+from tlsc.eval.run.cells import Cell
+from tlsc.eval.run.demo import PATCH_SIZES, Result, Swept, sweep
+from tlsc.eval.run.demo import variant as in_words
 from tlsc.eval.show.pictures import Curve, Row, draw_comparison, draw_curves
 from tlsc.eval.telling import hand_over, say
-from tlsc.eval.telling import progress as progress_bar
 
-__all__ = ["PATCH_SIZES", "PROTOCOL", "Result", "Variant", "run", "sweep", "variants_of"]
+__all__ = ["FILES", "PATCH_SIZES", "PROTOCOL", "run"]
 
 PROTOCOL = "PSNR in dB, data range 1, results clipped to [0, 1]; one figure per photograph, then their mean"
-PATCH_SIZES: tuple[int | None, ...] = (32, 64, 96, 128, 256, None)
-CALIBRATING = ("motorcycle_left", "rocket", "brick", "ihc")
-"""Training photographs, degraded anew; of the test photographs calibration sees nothing."""
 FILES = ("results.csv", "results.json", "psnr.png", "comparison.png")
 
 Pixels = NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a network: as trained, converted, or in overlapping tiles (``tile`` and ``overlap``).
-
-    ``calibrated``: with corrected statistics (:func:`tlsc.calibrate`), from degraded training photographs.
-    """
-
-    name: str
-    base_size: int | None = None
-    stride: int = 1
-    tile: int | None = None
-    overlap: int = 0
-    calibrated: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """PSNR of one photograph in dB; ``patch_size`` None is the whole photograph at once."""
-
-    network: str
-    variant: str
-    patch_size: int | None
-    photograph: str
-    psnr: float
-    seconds: float
-
-
-Restored = dict[tuple[str, str, str], Pixels]
-"""Whole photographs by (network, variant, photograph)."""
-
-ORIGINAL = Variant("original")
-
-
-def variants_of(network: DemoNetwork, model: nn.Module) -> list[Variant]:
-    """What is shown for a network: windows of 1, 1.5 and 2 training crops, strided, calibrated, and tiles."""
-    crop = network.crop
-    tiles = Variant(f"original, tiles of {crop}, overlap {crop // 2}", tile=crop, overlap=crop // 2)
-    plan = tlsc.plan(model, crop, stride=4)
-    if not plan.converted:
-        return [ORIGINAL]
-    windows = (crop, crop * 3 // 2, crop * 2)
-    variants = [ORIGINAL, *(Variant(f"converted, base size {size}", size) for size in windows)]
-    if any(site.action == "strided" for site in plan):
-        variants.append(Variant(f"converted, base size {windows[1]}, stride 4", windows[1], stride=4))
-    return [*variants, Variant(f"converted, base size {crop}, calibrated", crop, calibrated=True), tiles]
+ORIGINAL = in_words(Cell())
 
 
 def run(out: Path, seed: int, overwrite: bool = False) -> int:
@@ -104,12 +54,11 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
     with replacing(out / FILES[0]):  # can it be written to?
         pass
     started = time.perf_counter()
-    models = {name: load_demo_network(name) for name in DEMO_NETWORKS}
-    pairs = {name: degraded_test_photographs(DEMO_NETWORKS[name].degradation, seed) for name in models}
-    results, restored = sweep(models, pairs)
+    swept = {name: _swept(name, seed) for name in DEMO_NETWORKS}
+    results = [result for own in swept.values() for result in own.results]
 
-    say(_table(results, pairs))
-    say(f"\n{PROTOCOL}.")
+    say(_table(swept))
+    say(f"\n{PROTOCOL}. *: the best of a network on whole photographs.")
     say("Columns: side of the patches that the degraded photograph is cut into, in pixels; whole: not cut.")
     say("Base size: window of a converted network at its input, in pixels. The training crop is in the plot.\n")
     say("\n".join(_findings(results)))
@@ -118,77 +67,17 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
     with replacing(out / FILES[1]) as path:
         path.write_text(json.dumps(_report(results, seed), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(out / FILES[2]) as path:
-        draw_curves(
-            path, _curves(results), _titles(), {name: DEMO_NETWORKS[name].crop for name in models}, PROTOCOL
-        )
+        draw_curves(path, _curves(results), _titles(), {name: DEMO_NETWORKS[name].crop for name in swept}, PROTOCOL)
     with replacing(out / FILES[3]) as path:
-        draw_comparison(path, _rows(results, restored, pairs))
+        draw_comparison(path, _rows(swept))
     say(f"\nWritten to {out}: {', '.join(FILES)}")
     say(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.")
     hand_over(_report(results, seed))
     return 0
 
 
-def sweep(models: Mapping[str, nn.Module], pairs: dict[str, list[Pair]]) -> tuple[list[Result], Restored]:
-    """Restore every pair with every variant of its network at every patch size, with a progress bar.
-
-    On patches no larger than its base size a converted network is the original (invariant I1, tested): it takes
-    the original's figure and is not run again.
-    """
-    jobs = {
-        (name, variant): [
-            (size, pair) for size in ((None,) if variant.tile else PATCH_SIZES) for pair in pairs[name]
-        ]
-        for name, model in models.items()
-        for variant in variants_of(DEMO_NETWORKS[name], model)
-    }
-    results: list[Result] = []
-    restored: Restored = {}
-    original: dict[tuple[str, int | None, str], Result] = {}
-    with progress_bar(
-        total=sum(map(len, jobs.values())), desc="demo", unit="image", smoothing=0, mininterval=0.5
-    ) as progress:
-        for (name, variant), cases in jobs.items():
-            progress.set_postfix_str(f"{name}, {variant.name}", refresh=False)
-            with _as(variant, models[name], DEMO_NETWORKS[name]) as model:
-                for size, pair in cases:
-                    progress.update()
-                    if variant.base_size is not None and size is not None and size <= variant.base_size:
-                        results.append(replace(original[name, size, pair.name], variant=variant.name))
-                        continue
-                    start = time.perf_counter()
-                    image = _restore(model, variant, size, pair.degraded)
-                    seconds = time.perf_counter() - start
-                    psnr = _psnr(pair.clean, image)
-                    results.append(Result(name, variant.name, size, pair.name, psnr, seconds))
-                    if variant == ORIGINAL:
-                        original[name, size, pair.name] = results[-1]
-                    if size is None:
-                        restored[name, variant.name, pair.name] = image
-    return results, restored
-
-
-def _as(variant: Variant, model: nn.Module, network: DemoNetwork) -> AbstractContextManager[nn.Module]:
-    if variant.base_size is None:
-        return nullcontext(model)
-    images = None
-    if variant.calibrated:
-        photographs = [degrade_photograph(name, network.degradation, 0).degraded for name in CALIBRATING]
-        images = [_image(photograph[100:420, 100:420]) for photograph in photographs]  # more would take longer
-    return tlsc.converted(model, variant.base_size, stride=variant.stride, calibrate=images, crop=network.crop)
-
-
-def _restore(model: nn.Module, variant: Variant, size: int | None, degraded: Pixels) -> Pixels:
-    out = restore(model, _image(degraded), variant.tile or size, variant.overlap)
-    return np.asarray(out[0].permute(1, 2, 0).clamp(0, 1).numpy())
-
-
-def _image(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-
-
-def _psnr(clean: Pixels, image: Pixels) -> float:
-    return float(peak_signal_noise_ratio(clean, image, data_range=1))
+def _swept(name: str, seed: int) -> Swept:
+    return sweep(name, degraded_test_photographs(DEMO_NETWORKS[name].degradation, seed), PATCH_SIZES)
 
 
 # ------------------------------------------------------------------------------------------------ what is said
@@ -206,27 +95,29 @@ def _gains(results: list[Result]) -> dict[tuple[str, str], float]:
     """PSNR on whole photographs minus the original's, by (network, variant)."""
     means = _means(results)
     return {
-        (network, variant): mean - means[network, ORIGINAL.name, None]
+        (network, variant): mean - means[network, ORIGINAL, None]
         for (network, variant, size), mean in means.items()
-        if size is None and variant != ORIGINAL.name
+        if size is None and variant != ORIGINAL
     }
 
 
-def _table(results: list[Result], pairs: dict[str, list[Pair]]) -> str:
-    means, gains = _means(results), _gains(results)
+def _table(swept: Mapping[str, Swept]) -> str:
     rows: list[list[str]] = []
-    for network in dict.fromkeys(result.network for result in results):
-        degraded = [_psnr(pair.clean, pair.degraded) for pair in pairs[network]]
+    for network, own in swept.items():
+        means, gains = _means(own.results), _gains(own.results)
+        degraded = [_psnr(pair.clean, pair.degraded) for pair in own.pairs]
         rows.append(
             [network, "degraded photograph", *[""] * (len(PATCH_SIZES) - 1), f"{np.mean(degraded):.2f}", ""]
         )
-        for variant in dict.fromkeys(result.variant for result in results if result.network == network):
-            figures = [means.get((network, variant, size)) for size in PATCH_SIZES]
-            gain = gains.get((network, variant))
+        best = max(gains, key=lambda key: gains[key], default=None)
+        for name in dict.fromkeys(result.variant for result in own.results):
+            figures = [means.get((network, name, size)) for size in PATCH_SIZES]
+            gain = gains.get((network, name))
+            mark = " *" if (network, name) == best else ""
             rows.append(
                 [
                     "",
-                    variant,
+                    name + mark,
                     *("" if figure is None else f"{figure:.2f}" for figure in figures),
                     "" if gain is None else f"{gain:+.2f}",
                 ]
@@ -320,24 +211,22 @@ def _curves(results: list[Result]) -> dict[str, list[Curve]]:
     return {network: list(found.values()) for network, found in curves.items()}
 
 
-def _rows(results: list[Result], restored: Restored, pairs: dict[str, list[Pair]]) -> list[Row]:
+def _rows(swept: Mapping[str, Swept]) -> list[Row]:
     """One photograph for each network that has sites: the one on which converting changes most."""
-    psnrs = {(r.network, r.variant, r.photograph): r.psnr for r in results if r.patch_size is None}
-    gains = _gains(results)
     rows = []
-    for name, network in DEMO_NETWORKS.items():
-        own = {variant: gain for (owner, variant), gain in gains.items() if owner == name}
-        if not own:
+    for name, own in swept.items():
+        psnrs = {(r.variant, r.photograph): r.psnr for r in own.results if r.patch_size is None}
+        gains = {variant: gain for (_, variant), gain in _gains(own.results).items()}
+        if not gains:
             continue
-        local = max((variant for variant in own if variant.startswith("converted")), key=lambda v: own[v])
-        tiles = next(variant for variant in own if "tiles" in variant)
-        change = {p.name: abs(psnrs[name, local, p.name] - psnrs[name, ORIGINAL.name, p.name]) for p in pairs[name]}
-        pair = next(p for p in pairs[name] if p.name == max(change, key=lambda photograph: change[photograph]))
-        degraded = _psnr(pair.clean, pair.degraded)
-        states = {f"input\n{degraded:.2f} dB": pair.degraded}
-        for variant in (ORIGINAL.name, local, tiles):
+        local = max((variant for variant in gains if variant.startswith("converted")), key=lambda v: gains[v])
+        tiles = next(variant for variant in gains if "tiles" in variant)
+        change = {p.name: abs(psnrs[local, p.name] - psnrs[ORIGINAL, p.name]) for p in own.pairs}
+        pair = max(own.pairs, key=lambda p: change[p.name])
+        states = {f"input\n{_psnr(pair.clean, pair.degraded):.2f} dB": pair.degraded}
+        for variant, picture in own.pictures((ORIGINAL, local, tiles), pair).items():
             title = variant.replace(", ", "\n", 1)
-            states[f"{title}\n{psnrs[name, variant, pair.name]:.2f} dB"] = restored[name, variant, pair.name]
+            states[f"{title}\n{psnrs[variant, pair.name]:.2f} dB"] = picture
         states["truth"] = pair.clean
-        rows.append(Row(f"{name}: {network.description}", states))
+        rows.append(Row(f"{name}: {DEMO_NETWORKS[name].description}", states))
     return rows
