@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.data.degradations import DEGRADATIONS, motion_kernel, smooth_field
 from tlsc.eval.telling import suggestion
 
 __all__ = ["SPECIFICATIONS", "Synthesis", "generator", "parse_degradation", "resized"]
@@ -21,9 +22,6 @@ __all__ = ["SPECIFICATIONS", "Synthesis", "generator", "parse_degradation", "res
 Image = NDArray[np.float32]
 """(height, width, channels) in [0, 1]."""
 
-SPECIFICATIONS = (
-    "noise:SIGMA, noise:LOW-HIGH, blur:SIGMA, blur:LENGTH@ANGLE, jpeg:QUALITY, bicubic:FACTOR, haze, motion-blur"
-)
 # Side in pixels of the cells whose random levels the varying noise is interpolated from.
 _CELL = 96
 
@@ -70,7 +68,7 @@ def parse_degradation(specification: str) -> Synthesis:
             f"no degradation {specification!r}{suggestion(kind, _PARSERS)}; there are {SPECIFICATIONS}"
         )
     try:
-        return _PARSERS[kind](specification, amount)
+        return _PARSERS[kind][0](specification, amount)
     except ValueError as error:
         reason = f": {error}" if isinstance(error, ArgumentValueError) else ""
         raise ArgumentValueError(f"degradation {specification!r}{reason}; expected {_expected(kind)}") from None
@@ -88,7 +86,7 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 
 def _expected(kind: str) -> str:
-    return " or ".join(part for part in SPECIFICATIONS.split(", ") if part.partition(":")[0] == kind)
+    return " or ".join(_PARSERS[kind][1])
 
 
 def _number(text: str, low: float, high: float) -> float:
@@ -155,8 +153,6 @@ def _soften(clean: Image, rng: np.random.Generator, sigma: float) -> Image:
 def _move(clean: Image, rng: np.random.Generator, length: float, angle: float) -> Image:
     from scipy.ndimage import correlate
 
-    from tlsc.eval.data.degradations import motion_kernel
-
     kernel = motion_kernel(length, angle)[::-1, ::-1, None]
     return np.asarray(correlate(clean, kernel, mode="reflect"), dtype=np.float32)
 
@@ -199,8 +195,6 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 
 def _of_the_demo(specification: str, amount: str) -> Synthesis:
-    from tlsc.eval.data.degradations import DEGRADATIONS
-
     if amount:
         raise ArgumentValueError(f"{specification.partition(':')[0]} takes no amount")
     known = DEGRADATIONS[specification]
@@ -208,16 +202,15 @@ def _of_the_demo(specification: str, amount: str) -> Synthesis:
 
 
 def _as_the_demo(clean: Image, rng: np.random.Generator, name: str) -> Image:
-    from tlsc.eval.data.degradations import DEGRADATIONS, smooth_field
-
     return DEGRADATIONS[name].apply(clean, smooth_field(clean.shape[0], clean.shape[1], rng), rng)
 
 
-_PARSERS: dict[str, Callable[[str, str], Synthesis]] = {
-    "noise": _noise,
-    "blur": _blur,
-    "jpeg": _jpeg,
-    "bicubic": _bicubic,
-    "haze": _of_the_demo,
-    "motion-blur": _of_the_demo,
+# The one list of degradations: what reads a specification, and how specifications are spelled.
+_PARSERS: dict[str, tuple[Callable[[str, str], Synthesis], tuple[str, ...]]] = {
+    "noise": (_noise, ("noise:SIGMA", "noise:LOW-HIGH")),
+    "blur": (_blur, ("blur:SIGMA", "blur:LENGTH@ANGLE")),
+    "jpeg": (_jpeg, ("jpeg:QUALITY",)),
+    "bicubic": (_bicubic, ("bicubic:FACTOR",)),
+    **{name: (_of_the_demo, (name,)) for name in DEGRADATIONS},
 }
+SPECIFICATIONS = ", ".join(spelling for _, spellings in _PARSERS.values() for spelling in spellings)
