@@ -72,6 +72,11 @@ class Network:
             )
 
     @property
+    def kind(self) -> str:
+        """The class of its model; "ONNX file" for one."""
+        return "ONNX file" if isinstance(self.model, OnnxFile) else type(self.model).__name__
+
+    @property
     def reference(self) -> Tensor:
         """A tensor on the model's device, of its floating point type."""
         tensors = (*self.model.parameters(), *self.model.buffers())

@@ -261,7 +261,7 @@ def _say(outcome: Outcome, out: Path) -> None:
         names, body = sweep_table(outcome)
         say(tabulate(body, headers=names, disable_numparse=True, colalign=("left", *["right"] * (len(names) - 1))))
         say()
-    say(f"Gain: {outcome.verdict.interval}.")
+    say(f"*: the highest mean PSNR. Gain: {outcome.verdict.interval}.")
     say(f"Time: median over images, {outcome.device}; peak memory of the process or the GPU.")
     for remark in outcome.verdict.remarks:
         say(f"- {remark}")

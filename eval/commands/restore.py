@@ -136,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
     network = network_of(args)
     converted, said = network.converted(args.base_size, args.stride)
     known = getattr(network.model, "tlsc", None)
-    name = getattr(known, "architecture", None) or type(network.model).__name__
+    name = network.name if network.kind == "ONNX file" else getattr(known, "architecture", network.kind)
     say(f"{name}{f', {known.task}' if known is not None and known.task else ''}, {said}")
     detail(f"on {network.reference.device} in {network.reference.dtype}".replace("torch.", ""))
     _check_converted(args, converted, said)

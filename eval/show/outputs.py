@@ -22,7 +22,18 @@ from tlsc.eval.run.cells import Cell, shown_size
 from tlsc.eval.run.records import Record
 from tlsc.eval.telling import strict
 
-__all__ = ["Outcome", "as_json", "head", "sweep_table", "table", "versions", "write_results", "write_timings"]
+__all__ = [
+    "Outcome",
+    "as_json",
+    "best_row",
+    "filled",
+    "head",
+    "sweep_table",
+    "table",
+    "versions",
+    "write_results",
+    "write_timings",
+]
 
 
 @dataclass(frozen=True)
@@ -282,10 +293,33 @@ def headers(outcome: Outcome) -> list[str]:
     return [*HEADERS, *more]
 
 
+def filled(outcome: Outcome) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns and the rows, without columns that are empty."""
+    names, body = headers(outcome), rows(outcome)
+    kept = [column for column in range(len(names)) if column == 0 or any(row[column] for row in body)]
+    return [names[column] for column in kept], [[row[column] for column in kept] for row in body]
+
+
+def best_row(outcome: Outcome) -> int | None:
+    """The row with the highest mean PSNR, whatever the verdict advises; None where there are no figures."""
+    means = [_mean(own) for own in outcome.summaries]
+    return means.index(max(means)) if means and max(means) > -math.inf else None
+
+
+def _mean(own: Summary) -> float:
+    if own.images and own.identical == own.images:
+        return math.inf
+    return -math.inf if math.isnan(own.psnr) else own.psnr
+
+
 def table(outcome: Outcome) -> str:
-    """The figures of all cells."""
-    align = ("left", *["right"] * (len(headers(outcome)) - 1))
-    return str(tabulate(rows(outcome), headers=headers(outcome), disable_numparse=True, colalign=align))
+    """The figures of all cells; the highest PSNR is marked."""
+    names, body = filled(outcome)
+    best = best_row(outcome)
+    if best is not None and len(body) > 1:
+        body[best][0] += " *"
+    align = ("left", *["right"] * (len(names) - 1))
+    return str(tabulate(body, headers=names, disable_numparse=True, colalign=align))
 
 
 def sweep_table(outcome: Outcome) -> tuple[list[str], list[list[str]]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tlsc.eval.files import replacing
 from tlsc.eval.show.comparisons import Comparison
-from tlsc.eval.show.outputs import Outcome, head, headers, rows, sweep_table
+from tlsc.eval.show.outputs import Outcome, best_row, filled, head, sweep_table
 
 __all__ = ["write_report"]
 
@@ -140,9 +140,7 @@ def _table(names: Sequence[str], body: Sequence[Sequence[str]], best: int | None
 
 
 def _cells_table(outcome: Outcome) -> str:
-    cells = [found.cell for found in outcome.summaries]
-    best = cells.index(outcome.verdict.best) if outcome.verdict.best in cells else None
-    return _table(headers(outcome), rows(outcome), best)
+    return _table(*filled(outcome), best_row(outcome))
 
 
 def _pair(number: int, found: Comparison) -> str:

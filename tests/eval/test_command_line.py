@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,9 @@ import tlsc
 from tlsc.adapters import HINet, load_demo_network
 from tlsc.eval import cli
 from tlsc.eval.commands.restore import _tolerance
+from tlsc.eval.judge.verdict import Summary
+from tlsc.eval.run.cells import Cell
+from tlsc.eval.show.outputs import best_row
 from tlsc.eval.show.plan import plan_table
 
 from ..networks import with_random_weights
@@ -362,3 +367,26 @@ def test_similar_sites_are_one_row_and_empty_columns_none() -> None:
     assert len(plan_table(tlsc.Plan((64, 64), 1, tuple(sites)), every=True).splitlines()) == 4 + 35
     left = [*sites, *(site(f"tail.{n}.CA.avg_pool", 8, "it is not global") for n in range(5))]
     assert "5 × tail.*.CA.avg_pool" in plan_table(tlsc.Plan((64, 64), 1, tuple(left)))
+
+
+def test_the_highest_psnr_is_marked_and_no_column_is_empty(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["eval", "se", *DATA, "--no-whole", "--tile", "8,16", "--overlap", "0", "--base-size", "none"]
+    assert cli.main([*argv, "--no-report", "-o", str(place / "out")]) == 0
+    said = capsys.readouterr().out
+    names, _, *rows = said.partition("\n\n")[2].partition("\n\n")[0].splitlines()
+    assert "variant" in names
+    marked = [row for row in rows if "*" in row]
+    assert len(marked) == 1
+    figures = [float(re.findall(r"\d+\.\d\d", row)[0]) for row in rows]
+    assert float(re.findall(r"\d+\.\d\d", marked[0])[0]) == max(figures)
+    assert "LPIPS" not in names
+
+
+def test_a_bold_row_is_the_highest_whatever_is_advised() -> None:
+    def summary(psnr: float, identical: int = 0) -> Summary:
+        return Summary(Cell(), 2, psnr, identical, 1.0, None, None, None, 0)
+
+    for figures, best in (((30.0, 29.0, 31.0), 2), ((math.nan, 20.0), 1), ((math.nan,), None)):
+        outcome: Any = SimpleNamespace(summaries=[summary(value) for value in figures])
+        assert best_row(outcome) == best
+    assert best_row(SimpleNamespace(summaries=[summary(50.0), summary(math.nan, identical=2)])) == 1  # type: ignore[arg-type]
