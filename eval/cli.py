@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tlsc.errors import TLSCError
 from tlsc.eval.commands import demo, evaluate, export, inspect, list, nlm, restore, shift
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 1 with one line on standard error, or 130 when interrupted."""
     parser = Parser(prog="tlsc", description="Local statistics at test time for image restorers.")
     parser.add_argument("--version", action="version", version=f"tlsc {version('tlsc')}")
+    parser.add_argument(
+        "--print-completion", choices=["bash", "zsh", "tcsh"], action=_Completion, help="completion for that shell"
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # These modules import PyTorch and the rest when their command runs: help and a mistyped command come at once.
     for command in (demo, list, inspect, restore, evaluate, shift, nlm, export):
@@ -32,6 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with telling(args.quiet, args.verbose, args.json):
         return _run(args)
+
+
+class _Completion(argparse.Action):
+    """Prints what a shell's start-up file may hold."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        _, shell, *_ = given
+        try:
+            import shtab
+        except ModuleNotFoundError:
+            parser.exit(1, "tlsc: this needs shtab: pip install 'tlsc[eval]'\n")
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -300,6 +300,16 @@ def test_every_verb_tells_its_exit_statuses(capsys: pytest.CaptureFixture[str]) 
         assert f"`{verb}" in document
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print-completion", shell])
+    said = capsys.readouterr().out
+    assert "--base-size" in said
+    assert "inspect" in said
+
+
 def test_quiet_and_verbose(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["restore", "se", "in", "-o", str(place / "out"), "--overwrite"]
     assert cli.main([*argv, "-q"]) == 0
