@@ -101,17 +101,34 @@ def _influence(args: argparse.Namespace, network: Network, plan: tlsc.Plan) -> d
     size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
     output = getattr(getattr(network.model, "tlsc", None), "output", None)
     after = None
-    with progress(total=2 if plan.converted else 1, desc="influence", unit="measurement", leave=False) as bar:
+    with progress(
+        total=2 if plan.converted else 1, desc="influence", unit="measurement", leave=False, delay=1
+    ) as bar:
         before = tlsc.influence(network.model, size, output=output)
         bar.update()
         if plan.converted:
             converted = tlsc.convert(network.model, plan.base_size, stride=args.stride)
             after = tlsc.influence(converted, size, output=output)
-    say(f"\nbefore: {before}\n")
+    verdict = _verdict(before, after)
+    say(f"\n{verdict}\n\nbefore: {before}\n")
     say(f"after: {after}" if after is not None else "after: the same, as nothing becomes local")
     if args.picture is not None:
         if after is None:
             before.draw(args.picture)
         else:
             after.draw(args.picture, before=before)
-    return {"before": before.as_dict(), "after": after and after.as_dict()}
+    return {"verdict": verdict, "before": before.as_dict(), "after": after and after.as_dict()}
+
+
+def _verdict(before: tlsc.Influence, after: tlsc.Influence | None) -> str:
+    """What converting did, in one line."""
+    distance, was = int(before.change_distance[-1]), float(before.change[-1])
+    start = f"Replacing all pixels farther than {distance} changes the centre of the output by {was:.2g} as trained"
+    if after is None:
+        return f"{start}; nothing becomes local, so that this stays."
+    now = float(after.change[after.change_distance.tolist().index(distance)])
+    if now == 0:
+        return f"{start}, and not at all converted: influence is local."
+    if after.culprit is not None:
+        return f"{start}, by {now:.2g} converted: {after.culprit} still looks at the whole image."
+    return f"{start}, by {now:.2g} converted, where windows add up and nothing looks at the whole image."

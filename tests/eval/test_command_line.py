@@ -21,6 +21,7 @@ from torch import nn
 import tlsc
 from tlsc.adapters import HINet, load_demo_network
 from tlsc.eval import cli
+from tlsc.eval.commands.inspect import _verdict
 from tlsc.eval.commands.restore import _tolerance
 from tlsc.eval.judge.verdict import Summary
 from tlsc.eval.run.cells import Cell
@@ -400,3 +401,19 @@ def test_a_bold_row_is_the_highest_whatever_is_advised() -> None:
         outcome: Any = SimpleNamespace(summaries=[summary(value) for value in figures])
         assert best_row(outcome) == best
     assert best_row(SimpleNamespace(summaries=[summary(50.0), summary(math.nan, identical=2)])) == 1  # type: ignore[arg-type]
+
+
+def test_the_influence_has_a_verdict() -> None:
+    def measured(change: float, culprit: str | None = None) -> Any:
+        return SimpleNamespace(change_distance=np.array([16, 96]), change=np.array([1.0, change]), culprit=culprit)
+
+    for after, said in (
+        (None, "changes the centre of the output by 0.5 as trained; nothing becomes local"),
+        (
+            measured(0.0),
+            "farther than 96 changes the centre of the output by 0.5 as trained, and not at all converted",
+        ),
+        (measured(0.1, "head (Mean)"), "by 0.1 converted: head (Mean) still looks at the whole image"),
+        (measured(1e-9), "by 1e-09 converted, where windows add up"),
+    ):
+        assert said in _verdict(measured(0.5), after)
