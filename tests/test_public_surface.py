@@ -71,6 +71,7 @@ _OPTIONS = (
 _CALIBRATE = (
     "calibrate: 'Tensor | Sequence[Tensor] | Plan | None' = None, crop: 'int | tuple[int, int] | None' = None"
 )
+_CHECK = "check: 'bool | None' = None"
 _BASE = "base_size: 'int | tuple[int, int]'"
 _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
 _QKV = "q: 'Tensor', k: 'Tensor', v: 'Tensor'"
@@ -83,8 +84,9 @@ SIGNATURES = {
     "backends": "() -> 'Statuses'",
     "calibrate": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor] | Plan', "
     "crop: 'int | tuple[int, int] | None' = None, *, crops_per_image: 'int' = 32, seed: 'int' = 0) -> 'Plan'",
-    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}) -> 'Model'",
-    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}) "
+    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
+    "-> 'Model'",
+    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
     "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, "

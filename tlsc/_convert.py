@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ._calibration.calibrate import calibrated
+from ._influence.check import CHEAP, warn_of_far
 from ._plan import Plan
 from ._surgery.planner import plan_for
 from ._surgery.selection import Selection
@@ -67,6 +68,7 @@ def convert(
     strict: bool = True,
     calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
     crop: int | tuple[int, int] | None = None,
+    check: bool | None = None,
 ) -> Model:
     """Replace each global aggregation of a trained model by a local one, in place.
 
@@ -92,6 +94,12 @@ def convert(
         strict: raise :class:`NoSiteError` for a model without any known layer; False returns it as it is.
         calibrate: unlabelled images, or a saved plan: :func:`calibrate` the model with them.
         crop: side of the training crops, for that; by default ``base_size``.
+        check: after converting, try whether far pixels still reach the output, also by something that no plan can
+            know, and warn with the deepest module through which they do. The experiment takes four forward passes
+            at three times ``base_size`` on one axis (more, if it has to make sure), on a copy that shares the
+            parameters. It warns only where it is certain: of a network that cuts its image into parts, for
+            instance, it says little. None: where a forward at ``base_size`` takes at most 500 million
+            multiplications; True: always, and warn also where it cannot be done; False: never.
 
     Returns:
         ``model`` itself. Converting again replaces the earlier conversion.
@@ -104,7 +112,8 @@ def convert(
             :func:`calibrate` failed: the model is converted, and not corrected.
 
     Warns:
-        TLSCWarning: there are known layers, but all of them are left as they are; as :func:`calibrate`.
+        TLSCWarning: there are known layers, but all of them are left as they are; far pixels still reach the
+            output (``check``); as :func:`calibrate`.
 
     Source: Chu, Chen, Chen, Lu, "Improving Image Restoration by Revisiting Global Information Aggregation",
     ECCV 2022, arXiv 2112.04491.
@@ -129,6 +138,8 @@ def convert(
         warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
     if calibrate is not None and local:
         calibrated(model, calibrate, crop)
+    if check or (check is None and decided.work <= CHEAP):
+        warn_of_far(model, made, decided.inputs, bool(check), 2)
     return model
 
 
@@ -171,11 +182,13 @@ def converted(
     strict: bool = True,
     calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
     crop: int | tuple[int, int] | None = None,
+    check: bool | None = None,
 ) -> Iterator[Model]:
     """Convert a model for the length of a ``with`` block; afterwards it is as before, converted or not.
 
     Args:
-        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop: as for :func:`convert`.
+        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop, check: as for
+            :func:`convert`.
 
     Raises:
         TLSCError: as :func:`convert`.
@@ -201,6 +214,7 @@ def converted(
                 strict=strict,
                 calibrate=calibrate,
                 crop=crop,
+                check=check,
             )
             yield model
         finally:

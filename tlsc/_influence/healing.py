@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .network import CHANGE_ZERO, Network
+from .network import CHANGE_ZERO, Network, to_watch
 from .result import Source
 
 __all__ = ["find"]
@@ -170,7 +170,7 @@ class _Healer:
 
         handles = []
         try:
-            for module in self.network.model.modules():
+            for module in to_watch(self.network.model):
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
             with torch.no_grad():

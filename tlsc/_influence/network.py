@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from .._forwards.variants import FORMS
 from .._models.copies import cloned, structure_of
 from .._models.undisturbed import OwnNumbers, python_numbers_kept
 from .._surgery import probe as _probe
@@ -20,7 +21,7 @@ from ..errors import ArgumentValueError, ProbeError, TLSCError
 from .layout import Layout, under
 from .result import Array
 
-__all__ = ["CHANGE_ZERO", "Network", "in_copy", "in_double", "in_place"]
+__all__ = ["CHANGE_ZERO", "Network", "in_copy", "in_double", "in_place", "is_image", "noise", "to_watch"]
 
 CHANGE_ZERO = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative to the largest value: what is rounding. Sums that run over a map leave some without any influence."""
@@ -49,6 +50,21 @@ def in_copy(model: nn.Module) -> Iterator[nn.Module]:
 def in_place(model: nn.Module) -> Iterator[nn.Module]:
     with python_numbers_kept():
         yield structure_of(model, cloned).model
+
+
+def to_watch(model: nn.Module) -> list[nn.Module]:
+    """The modules whose calls can be watched by hooks. A rewritten forward has taken in the code of modules inside
+    it; with hooks these would have to be called, and the forward be rewritten anew."""
+    inside: set[int] = set()
+    for module in model.modules():
+        forms = module.__dict__.get(FORMS)
+        for form in () if forms is None else forms.forms:
+            inside |= {id(module.get_submodule(path)) for path in form.recorded.reads.unhooked}
+    return [
+        module
+        for module in model.modules()
+        if id(module) not in inside and not isinstance(module, torch.jit.ScriptModule)  # these are not copied
+    ]
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -96,7 +112,7 @@ class Network:
 
     def _lay_out(self, args: _probe.Arguments, size: tuple[int, int]) -> None:
         self.leaves, self.spec = tree_flatten(args)
-        self.images = [index for index, leaf in enumerate(self.leaves) if _is_image(leaf, size)]
+        self.images = [index for index, leaf in enumerate(self.leaves) if is_image(leaf, size)]
         if not self.images:
             raise ArgumentValueError(f"example_input gives no image, a floating tensor (N, C, H, W), at {size}")
         first = self.leaves[self.images[0]]
@@ -221,7 +237,7 @@ def _is_map(value: Any) -> TypeGuard[Tensor]:
     )
 
 
-def _is_image(value: Any, size: tuple[int, int]) -> bool:
+def is_image(value: Any, size: tuple[int, int]) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() == 0:
         return False
     return (value.dim() == 4 and min(value.shape[-2:]) > 1) or (

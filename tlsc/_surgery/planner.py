@@ -74,12 +74,15 @@ class Pools:
 
 @dataclass(frozen=True)
 class Decided:
-    """The plan, and the means to carry it out."""
+    """The plan, and the means to carry it out; and how the model is called, and how many multiplications a forward
+    at ``base_size`` is. None and 0 where it was not run."""
 
     plan: Plan
     asked: Asked
     sites: tuple[tuple[Slot, Site], ...]
     owners: tuple[Owner, ...]
+    inputs: Inputs | None = None
+    work: int = 0
 
     def local(self, slots: list[Slot]) -> list[tuple[Slot, nn.Module]]:
         """The local modules for places of the model, ``slots`` as :func:`slots_of` gives them. One module stays
@@ -143,7 +146,7 @@ def _planned(asked: Asked) -> Decided:
     tried = _try(asked, probed, found, ready, hard)
     sites = tuple(_decide(asked, probed, found, tried))
     plan = Plan(asked.base_size, asked.stride, tuple(site for _, site in sites))
-    return Decided(plan, asked, sites, tuple(found.owners))
+    return Decided(plan, asked, sites, tuple(found.owners), probed.inputs, probed.run.work)
 
 
 # ---------------------------------------------------------------------------------------------------- asking

@@ -62,7 +62,7 @@ class Run:
     """What a run saw: the shapes that reached each watched slot, in call order, and the shapes that came out.
 
     With ``observed`` slots also the arguments that reached them, in call order, the order in which the slots were
-    reached, and every operation of their own code.
+    reached, every operation of their own code, and how many multiplications all of it was.
     """
 
     calls: dict[Slot, list[Shape]]
@@ -72,6 +72,7 @@ class Run:
     order: list[Slot] = field(default_factory=list)
     records: dict[Slot, list[CallRecord]] = field(default_factory=dict)
     findings: dict[Slot, list[Finding]] = field(default_factory=dict)
+    work: int = 0
 
     @property
     def reducing(self) -> dict[Slot, str]:
@@ -168,7 +169,8 @@ class _Watching:
                 stack.enter_context(Recurrences(recorder))
             outputs = called(copied.model, args)
         run.outputs = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-        run.records = {} if recorder is None else recorder.calls
+        if recorder is not None:
+            run.records, run.work = recorder.calls, recorder.work
         return run
 
     def _recording(self, slot: Slot, pools: bool, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -31,7 +31,8 @@ def convolution(change: Change) -> str:
         return ""  # channels as many as a map has positions are channels
     name = "input" if "input" in change.small.args else "self" if "self" in change.small.args else "X"
     weight = change.lengths("weight") - {0}  # as many filters as positions are many outputs at each
-    return shown_if(1 in change.grown(name) or weight, change, "convolution")
+    wider = change.differs("dilation")  # taps that lie farther apart on a larger map
+    return shown_if(1 in change.grown(name) or weight or wider, change, "convolution")
 
 
 @rule("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "mkldnn_max_pool2d")

@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..._models.slots import Slot
 from . import table
 from .operation import Operation, Seen, described
+from .work import multiplications
 
 __all__ = ["CallRecord", "Recorder", "Recurrences", "operation_of"]
 
@@ -51,11 +52,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         calls: of each slot, in order.
+        work: the multiplications of all operations.
     """
 
     def __init__(self, constants: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: dict[Slot, list[CallRecord]] = {}
+        self.work = 0
         self._inside: list[CallRecord | None] = []
         self._layers: list[nn.Module] = []
         self._depth: Any = WeakTensorKeyDictionary()
@@ -125,6 +128,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # As they are before the operation, which may change them.
         named = {} if record is None else _named(func, args, kwargs, self._seen)
         out = func(*args, **kwargs)
+        if not func.is_view:
+            self.work += multiplications(name, args, out)
         # Writing or adding to a part of a tensor makes no chain of the parts.
         longer = depth != CONSTANT and not (func.is_view or func._schema.is_mutable)
         self._note(out, depth + longer)
