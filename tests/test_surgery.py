@@ -1106,7 +1106,7 @@ def test_a_registered_parent_owns_the_sites_inside_it(register: Callable[..., An
     model = nn.Sequential(Attention(), nn.InstanceNorm2d(3))
     norm = model[0].inner[0]
     assert [site.path for site in tlsc.plan(model, BASE)] == ["0", "1"]
-    with pytest.warns(TLSCWarning, match=r"through 0.* \(.*which the plan takes for local"):
+    with pytest.warns(tlsc.TLSCWarning, match=r"through 0.* \(.*which the plan takes for local"):
         tlsc.convert(model, BASE)  # the stand-in holds the very norm that it stands for
     assert isinstance(model[0], LocalAttention)
     assert model[0].inner[0] is norm

@@ -125,6 +125,13 @@ def _is_known(source: Source, plan: Plan, asked: bool) -> bool:
 
 
 def _is_at(site: Site, source: Source) -> bool:
-    """Whether a site is in the own code of a source, or is a module that holds it."""
+    """Whether a site is in the own code of a source, or is a module that holds it; or is a scripted module that the
+    source holds, as the calls of these cannot be told from their caller's code."""
     paths = (site.path, *site.aliases, *(() if site.owner is None else (site.owner,)))
-    return any(source.path == path or (path and source.path.startswith(f"{path}.")) for path in paths)
+    if site.operation == "ScriptModule" and any(_holds(source.path, path) for path in paths):
+        return True
+    return any(source.path == path or (path and _holds(path, source.path)) for path in paths)
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return not outer or inner.startswith(f"{outer}.")
