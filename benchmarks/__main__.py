@@ -13,6 +13,7 @@ from . import (
     gpu,
     kernels,
     local_statistics,
+    mutants,
     nlm,
     structure,
 )
@@ -30,6 +31,7 @@ WITH_PARTS = {
     "fingerprint": fingerprint.main,
     "gpu": gpu.main,
     "kernels": kernels.main,
+    "mutants": mutants.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -39,7 +41,8 @@ parser.add_argument(
     nargs="*",
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
     "hinet, and a folder of photographs; of gpu: dry (tiny, on the CPU), layers, gates, attention, nlm, networks; "
-    "all if none; of fingerprint: the file to write, and one to compare with",
+    "all if none; of fingerprint: the file to write, and one to compare with; of mutants: the file to write, and "
+    "one whose mutants are run again",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:
