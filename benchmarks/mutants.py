@@ -263,11 +263,15 @@ def main(files: Sequence[str]) -> None:
     listed = _read(other[0]) if other else sample(ROOT)
     done = {mutant.key: mutant for mutant in _read(out)} if out.exists() else {}
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for name in ("numpy", "torch", "numba", "scipy.optimize", "hypothesis", "pytest"):
+    for name in ("torch", "numba", "scipy.optimize", "PIL.Image", "pytest"):
         importlib.import_module(name)
     folder = out.with_suffix(".trees")
-    unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=unwanted, dirs_exist_ok=True)
+    if not folder.exists():
+        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+        shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=unwanted)
+    for file in {mutant.file for mutant in listed}:  # an interrupted run may have left one changed
+        if (ROOT / file).exists():
+            shutil.copy2(ROOT / file, folder / "tree" / file)
     for number, mutant in enumerate(listed):
         if mutant.key not in done:
             done[mutant.key] = judge(folder / "tree", mutant, 1_600_000_000 + 2 * number)

@@ -605,6 +605,7 @@ def ramp(width: int) -> Tensor:
     return torch.linspace(0, 1, width)
 
 
+@pytest.mark.usefixtures("all_in_sight")
 def test_caches_outside_modules_keep_no_fake_tensor() -> None:
     class Notes:
         kept: Any = None
