@@ -76,7 +76,9 @@ def _announce(args: argparse.Namespace) -> None:
 
 def script() -> int:
     """The ``tlsc`` command: :func:`main` in a process of its own."""
-    keep_memory()
+    # Where memory is limited, what is freed has to be given back. Options may be abbreviated.
+    if not any(word.startswith(("--mem", "--tol")) for word in sys.argv[1:]):
+        keep_memory()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may be of bytes that are no text, and a console may know fewer letters than we print.
         if isinstance(stream, io.TextIOWrapper):

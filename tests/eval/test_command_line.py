@@ -243,6 +243,17 @@ def test_pieces_say_how_far_they_are_from_the_whole(
     assert "give one of them" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--memory", "1GiB"], ["--tolerance=0.5/255"]], ids=str)
+def test_freed_memory_is_kept_unless_it_is_limited(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(cli, "keep_memory", lambda: kept.append(True))
+    monkeypatch.setattr(cli, "main", lambda: 0)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["tlsc", "restore", "se", "in", *options])
+    assert cli.script() == 0
+    assert bool(kept) == (not options)
+
+
 @pytest.mark.parametrize(("text", "value"), [("1/255", 1 / 255), ("0.5/255", 0.5 / 255), ("0.25", 0.25)])
 def test_tolerances(text: str, value: float) -> None:
     assert _tolerance(text) == pytest.approx(value)

@@ -10,6 +10,8 @@ import pytest
 
 from tlsc.eval import cli
 
+DOCUMENT = Path(__file__).parents[2] / "docs/command-line.md"
+
 # The verb and its arguments, and a file that it writes. A folder "in" holds a picture, "out" is empty.
 VERBS = {
     "restore": (["restore", "in/a.png", "out/b.png", "--checkpoint", "plain"], "out/b.png"),
@@ -66,19 +68,30 @@ def test_a_forgotten_folder_costs_no_original(place: Path, capsys: pytest.Captur
     assert Path("in/a.png").read_bytes() == original
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["restore", "in/a.png", "in/a.png", "--checkpoint", "plain"],
-        ["restore", "in", "in", "--checkpoint", "plain"],
-        ["nlm", "map", "in/a.png", "--out", "in/../in/a.png"],
-        ["nlm", "fit", "--clean", "in/a.png", "--plot", "in/a.png"],
-        ["export", "in/a.png", "in/a.png"],
-    ],
-    ids=" ".join,
-)
+SOURCES = [
+    ["restore", "in/a.png", "in/a.png", "--checkpoint", "plain"],
+    ["restore", "in", "in", "--checkpoint", "plain"],
+    ["nlm", "map", "in/a.png", "--out", "in/../in/a.png"],
+    ["nlm", "fit", "--clean", "in/a.png", "--plot", "in/a.png"],
+    ["export", "in/a.png", "in/a.png"],
+    ["inspect", "in/a.png", "--picture", "in/a.png"],
+]
+
+
+@pytest.mark.parametrize("argv", SOURCES, ids=" ".join)
 def test_a_source_is_never_overwritten(argv: list[str], place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path("in/a.png").read_bytes()
     assert cli.main([*argv, "--overwrite"]) == 1
     assert "would be overwritten" in capsys.readouterr().err
     assert Path("in/a.png").read_bytes() == before
+
+
+def test_the_document_says_what_is_refused() -> None:
+    """Its table has every verb; verbs that refuse their sources are those that are tried above."""
+    text = DOCUMENT.read_text(encoding="utf-8").partition("## What is already there\n")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line][2:]
+    said = {row[0].strip("`"): row[2:] for row in rows}
+    assert set(said) == {verb.partition(",")[0] for verb in VERBS}
+    assert all(exists.startswith("refused") for exists, _ in said.values())
+    tried = {verb for verb in said for argv in SOURCES if argv[: len(verb.split())] == verb.split()}
+    assert {verb for verb, (_, source) in said.items() if source != "–"} == tried
