@@ -128,7 +128,12 @@ def _run(args: argparse.Namespace) -> int:
     places = targets(inputs, out)
     for place in places.values():
         check_writable(place)
-    refuse_existing(places.values(), args.overwrite, [Path(args.network)])
+    try:
+        refuse_existing(places.values(), args.overwrite, [Path(args.network)])
+    except ArgumentValueError as error:
+        if args.checkpoint is None or args.out is not None:
+            raise
+        raise ArgumentValueError(f"{error} (without -o, the last name is the output)") from error
 
     import tlsc
 

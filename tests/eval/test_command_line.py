@@ -24,6 +24,7 @@ from tlsc.eval import cli
 from tlsc.eval.commands.inspect import _verdict
 from tlsc.eval.commands.restore import _tolerance
 from tlsc.eval.judge.verdict import Summary
+from tlsc.eval.networks import chosen_device
 from tlsc.eval.run.cells import Cell
 from tlsc.eval.show.outputs import best_row
 from tlsc.eval.show.plan import plan_table
@@ -301,6 +302,13 @@ def test_what_is_not_understood_is_status_2(argv: list[str], said: str, capsys: 
     with pytest.raises(SystemExit, match="2"):
         cli.main(argv)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("there", "device"), [(True, "cuda"), (False, "cpu")])
+def test_the_device_is_a_gpu_where_there_is_one(there: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert chosen_device("auto") == device
+    assert chosen_device("cuda:1") == "cuda:1"
 
 
 def test_every_verb_tells_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
