@@ -20,7 +20,6 @@ from . import (
 
 BENCHMARKS = {
     "attention": attention.main,
-    "coverage": coverage.main,
     "full_size": full_size.main,
     "local_statistics": local_statistics.main,
     "nlm": nlm.main,
@@ -28,6 +27,7 @@ BENCHMARKS = {
 }
 WITH_PARTS = {
     "calibration": calibration.main,
+    "coverage": coverage.main,
     "fingerprint": fingerprint.main,
     "gpu": gpu.main,
     "kernels": kernels.main,
@@ -40,9 +40,9 @@ parser.add_argument(
     "parts",
     nargs="*",
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
-    "hinet, and a folder of photographs; of gpu: dry (tiny, on the CPU), layers, gates, attention, nlm, networks; "
-    "all if none; of fingerprint: the file to write, and one to compare with; of mutants: the file to write, and "
-    "one whose mutants are run again",
+    "hinet, and a folder of photographs; of coverage: plans (all but what is far), names of networks; of gpu: dry "
+    "(tiny, on the CPU), layers, gates, attention, nlm, networks; all if none; of fingerprint: the file to write, "
+    "and one to compare with; of mutants: the file to write, and one whose mutants are run again",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

@@ -212,11 +212,11 @@ def test_what_cannot_be_tried_is_said_if_asked_for() -> None:
 
 def test_it_is_left_out_where_a_forward_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_random_weights(Restorer(nn.InstanceNorm2d(8), Corner())).eval()
-    monkeypatch.setattr("tlsc._convert.CHEAP", 50_000)
+    monkeypatch.setattr("tlsc._influence.check.CHEAP", 50_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tlsc.convert(model, BASE)
-    monkeypatch.setattr("tlsc._convert.CHEAP", 100_000)
+    monkeypatch.setattr("tlsc._influence.check.CHEAP", 100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tlsc.convert(model, BASE, check=False)

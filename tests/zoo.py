@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import tlsc
+from tlsc._influence.check import far_sources
 
 Size = tuple[int, int]
 
@@ -77,12 +78,14 @@ class Entry:
 @dataclass(frozen=True)
 class Result:
     """What was found: ``identity``: the largest relative change on an input of ``base`` (I1); ``before``, ``after``:
-    relative change of the output far from where the input changes (I4), None where it was not measured."""
+    relative change of the output far from where the input changes (I4), None where it was not measured; ``sources``:
+    by which modules far pixels reach the output of the converted network, None where that was not tried."""
 
     plan: tlsc.Plan
     identity: float
     before: float | None
     after: float | None
+    sources: tuple[str, ...] | None = None
 
     @property
     def converted(self) -> Counter[str]:
@@ -94,21 +97,31 @@ class Result:
 
 
 @torch.no_grad()
-def examine(entry: Entry, far: bool = True) -> Result:
+def examine(entry: Entry, far: bool = True, check: bool = True) -> Result:
     """Build, plan, convert, and measure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = entry.randomised()
-        plan = tlsc.plan(model, entry.base, example_input=entry.images)
         far = far and entry.large is not None
         before = far_change(model, entry) if far else None
         torch.manual_seed(0)
         x = entry.images(*entry.base)
         expected = _outputs(model, x)
-        tlsc.convert(model, entry.base, example_input=entry.images, strict=False)
+        plan = tlsc.plan(model, entry.base, example_input=entry.images)
+        if plan.converted:
+            tlsc.convert(model, entry.base, example_input=entry.images, check=False)
         identity = max(_difference(a, b) for a, b in zip(_outputs(model, x), expected, strict=True))
         after = far_change(model, entry) if far and plan.converted else before
-    return Result(plan, identity, before, after)
+        sources = looked_far(model, plan, entry) if check and entry.large is not None else None
+    return Result(plan, identity, before, after, sources)
+
+
+def looked_far(model: nn.Module, plan: tlsc.Plan, entry: Entry) -> tuple[str, ...] | None:
+    """By which modules far pixels reach the output of a converted model; None: it does not take such images."""
+    try:
+        return tuple(map(str, far_sources(model, plan, entry.images)))
+    except RuntimeError:
+        return None
 
 
 def far_change(model: nn.Module, entry: Entry) -> float:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from ._calibration.calibrate import calibrated
-from ._influence.check import CHEAP, warn_of_far
+from ._influence.check import is_cheap, warn_of_far
 from ._plan import Plan
 from ._surgery.planner import plan_for
 from ._surgery.selection import Selection
@@ -99,7 +99,8 @@ def convert(
             at three times ``base_size`` on one axis (more, if it has to make sure), on a copy that shares the
             parameters. It warns only where it is certain: of a network that cuts its image into parts, for
             instance, it says little. None: where a forward at ``base_size`` takes at most 500 million
-            multiplications; True: always, and warn also where it cannot be done; False: never.
+            multiplications, and not in half precision on a CPU; True: always, and warn also where it cannot be
+            done, or where the plan says so already; False: never.
 
     Returns:
         ``model`` itself. Converting again replaces the earlier conversion.
@@ -138,7 +139,7 @@ def convert(
         warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
     if calibrate is not None and local:
         calibrated(model, calibrate, crop)
-    if check or (check is None and decided.work <= CHEAP):
+    if check or (check is None and is_cheap(model, decided.work)):
         warn_of_far(model, made, decided.inputs, bool(check), 2)
     return model
 

@@ -22,13 +22,22 @@ from ..errors import TLSCWarning
 from .result import Source
 from .twins import Sight, Twins
 
-__all__ = ["CHEAP", "far_sources", "warn_of_far"]
+__all__ = ["CHEAP", "far_sources", "is_cheap", "warn_of_far"]
 
 CHEAP = 500_000_000
 """Multiplications of a forward at ``base_size`` up to which the check is made without being asked for."""
 LONG, LONGER, PIXELS = 3, 6, 256
 """The image's length in windows, at first and to make sure; and then at least so many pixels."""
 PLACES = 0.34, 0.66
+
+
+def is_cheap(model: nn.Module, work: int) -> bool:
+    """Whether the check is to be made without being asked for. In half precision a CPU is many times slower."""
+    slow = any(
+        tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
+        for tensor in (*model.parameters(), *model.buffers())
+    )
+    return work <= CHEAP and not slow
 
 
 def far_sources(model: nn.Module, plan: Plan, inputs: Inputs) -> Iterator[Source]:
