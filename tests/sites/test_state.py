@@ -23,3 +23,10 @@ def test_states_with_tensors_can_be_compared_and_hashed() -> None:
     state = SiteState("mean", (3, 4), correction=Correction.unlimited(*torch.ones(5, 2)))
     assert state != state.watched(None)
     assert len({state, state}) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "moments"), [("mean", 1), ("sum", 1), ("var_mean", 2), ("std", 2), ("amax", 0), ("norm", 0)]
+)
+def test_a_statistic_knows_its_moments(operation: str, moments: int) -> None:
+    assert SiteState(operation, (3, 4)).moments == moments

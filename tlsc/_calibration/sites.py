@@ -65,13 +65,13 @@ class Place:
     @property
     def mean_only(self) -> bool:
         state = self.state()
-        return state is not None and state.operation in ("mean", "sum")
+        return state is not None and state.moments == 1
 
     @property
     def takes_one(self) -> bool:
         """Whether it takes a mean or a variance."""
         state = self.state()
-        return state is not None and (self.mean_only or state.operation.startswith(("var", "std")))
+        return state is not None and state.moments > 0
 
     def expected(self) -> int | None:
         """How many channels, or groups, its correction has; None if only a run would tell."""

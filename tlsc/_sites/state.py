@@ -47,6 +47,13 @@ class SiteState:
     correction: Correction | None = None
     watcher: Watcher | None = None
 
+    @property
+    def moments(self) -> int:
+        """The highest moment that the statistic is made of: 1 for a mean, 2 for a variance, 0 for another one."""
+        if self.operation in ("mean", "sum"):
+            return 1
+        return 2 if self.operation.startswith(("var", "std")) else 0
+
     def corrected(self, correction: Correction | None) -> SiteState:
         """The same site with another correction."""
         return replace(self, correction=correction)
