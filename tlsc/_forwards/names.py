@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["LAYOUT", "NORMS", "POINTWISE", "argument", "dims_of", "name_of", "spelled"]
+__all__ = ["LAYOUT", "NEW", "NORMS", "POINTWISE", "argument", "dims_of", "name_of", "spelled"]
 
 
 def name_of(node: fx.Node, root: nn.Module) -> str:
@@ -61,6 +61,9 @@ POINTWISE = {
     "masked_fill", "remainder", "fmod", "floor", "ceil", "round", "trunc", "heaviside", "sinh", "cosh", "tan",
     "atan", "atan2", "log_sigmoid", "xlogy", "hypot", "rrelu", "isnan", "isfinite", "empty_like",
 }  # fmt: skip
+
+NEW = {"new_tensor", "new_ones", "new_zeros", "new_full", "new_empty"}
+"""Of a tensor only its type and device are read."""
 
 NORMS = ("instance_norm", "group_norm", "InstanceNorm1d", "InstanceNorm2d", "GroupNorm")
 

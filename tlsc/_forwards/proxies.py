@@ -115,6 +115,8 @@ class Proxy(fx.Proxy):
     def numel(self) -> Any:
         return math.prod(self.shape)
 
+    nelement = numel
+
     def __len__(self) -> int:
         return len(self._value)
 
@@ -203,7 +205,7 @@ def label_of(node: fx.Node, index: int) -> str:
     kind = node.meta["kind"]
     if isinstance(kind, (Map, Partial)) and len(kind.labels) == node.meta["value"].dim():
         return kind.labels[index]
-    if isinstance(kind, (Opaque, Weights)):
+    if isinstance(kind, (Opaque, Number, Weights)):
         return kind.labels[index] if isinstance(kind, Weights) else "?"
     return "N" if isinstance(kind, Statistic) and index == 0 else "C"
 

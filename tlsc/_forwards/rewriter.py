@@ -26,7 +26,8 @@ from .._statistics import any_size as _graph
 from .._statistics import operations as _dispatch
 from .._statistics import reference as _reference
 from .._statistics.correction import Correction
-from .names import POINTWISE, argument, name_of
+from .names import NEW, POINTWISE, argument, name_of, spelled
+from .sizes import follows_size, is_sized, of_windows
 from .trace import Trace
 from .values import Cannot, Gram, Map, Number, Reduction, Space, Statistic
 
@@ -48,10 +49,12 @@ class _Rewriter:
         self.stride = stride
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
-        self.tail: dict[fx.Node, Any] = {}  # numbers as they are inside a tail
+        self.tail: dict[tuple[fx.Node, Space | None], Any] = {}  # numbers as they are inside tails, or for maps
         self.grids: dict[Space, fx.Node] = {}  # a statistic (N, K, h, w) of each space
         # Norms that attention takes of its queries are no sites: they have no number.
         self.numbers = {node: number for number, node in enumerate((*trace.reductions, *trace.norms))}
+        statistics = [node for node in trace.graph.nodes if isinstance(node.meta.get("kind"), Statistic)]
+        self.of_windows = of_windows(trace.graph, trace.root, [*statistics, *trace.norms, *trace.attentions])
         self.batched = self._batched()
 
     def run(self) -> fx.Graph:
@@ -134,10 +137,16 @@ class _Rewriter:
             meeting = self._meeting(node, kind)
             if meeting is not None:
                 return meeting
-            return self.graph.node_copy(
-                node, lambda n: self._spread(n, node) if isinstance(n.meta["kind"], Statistic) else self.new[n]
-            )
+            return self.graph.node_copy(node, lambda n: self._met(n, node))
         return self.graph.node_copy(node, lambda n: self.new[n])
+
+    def _met(self, node: fx.Node, by: fx.Node) -> fx.Node:
+        """A value where it meets maps."""
+        if isinstance(node.meta["kind"], Statistic):
+            return self._spread(node, by)
+        if by in self.of_windows and is_sized(node) and not follows_size(node):
+            return self._in_tail(node, by.meta["kind"].space, of_maps=True)  # type: ignore[no-any-return]
+        return self.new[node]
 
     def _chain(self, node: fx.Node) -> fx.Node | None:
         """The modules that end at ``node``, one behind the other, as one call that runs them piece by piece."""
@@ -273,26 +282,41 @@ class _Rewriter:
     def _length(self, space: Space, axis: int) -> fx.Node:
         return self.graph.call_method("size", (self.new[space.node], axis + space.row - 4))  # also without N
 
-    def _in_tail(self, node: fx.Node, space: Space) -> Any:
-        """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions."""
-        if not isinstance(node.meta["kind"], Number):
+    def _in_tail(self, node: fx.Node, space: Space, of_maps: bool = False) -> Any:
+        """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions.
+
+        ``of_maps``: where maps are met instead, images are counted.
+        """
+        if not isinstance(node.meta["kind"], Number) or node.op == "placeholder":
             return self.new[node]
-        if node in self.tail:
-            return self.tail[node]
-        if node.op == "call_method" and node.target == "size":
-            label = next(iter(node.meta["kind"].labels))
-            call = self.graph.call_function
-            if label == "?":
-                raise Cannot("a size of something that is not understood takes part in what becomes of a statistic")
-            if label == "N":
-                out = call(count if space in self.batched else images, (self.grids[space],))
+        key = node, None if of_maps else space
+        if key not in self.tail:
+            others = [n for n in node.all_input_nodes if not isinstance(n.meta["kind"], (Number, type(None)))]
+            if node.op == "call_method" and node.target == "size" and others:
+                out = self._length_in_tail(node, space, of_maps)
+            elif others and spelled(node.op, node.target) not in NEW:
+                raise Cannot(f"{name_of(node, self.trace.root)} of a map takes part in what becomes of a statistic")
             else:
-                window = [call(_graph.smaller, (space.size[axis], self._length(space, axis))) for axis in (0, 1)]
-                out = {"H": window[0], "W": window[1]}.get(label) or call(operator.mul, tuple(window))
-        else:
-            out = self.graph.node_copy(node, lambda n: self._in_tail(n, space))
-        self.tail[node] = out
-        return out
+                out = self.graph.node_copy(node, lambda n: self._in_tail(n, space, of_maps))
+            self.tail[key] = out
+        return self.tail[key]
+
+    def _length_in_tail(self, node: fx.Node, space: Space, of_maps: bool) -> fx.Node:
+        label = next(iter(node.meta["kind"].labels))
+        call = self.graph.call_function
+        if label == "?":
+            raise Cannot("a size of something that is not understood takes part in what becomes of a statistic")
+        if label == "N":
+            if of_maps:
+                return self.new[node]
+            return call(count if space in self.batched else images, (self.grids[space],))
+        own: Space = node.meta["kind"].space or space
+        window = [call(_graph.smaller, (own.size[axis], self._length(own, axis))) for axis in (0, 1)]
+        if label in "HW":
+            return window["HW".index(label)]
+        depth = node.meta["value"] // math.prod(own.size)
+        positions = call(operator.mul, tuple(window))
+        return positions if depth == 1 else call(operator.mul, (positions, depth))
 
     def _spread(self, node: fx.Node, to: fx.Node) -> fx.Node:
         """A statistic as a map in the layout of another, or one that broadcasts against it."""

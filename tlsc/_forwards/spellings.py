@@ -121,6 +121,10 @@ def _layer_norm(
     return None
 
 
+def _numel(x: Any) -> Any:
+    return x.numel()
+
+
 def _matmul(a: Any, b: Any) -> Any:
     """Of softmax weights and features: a product, and a sum over the dimension between them."""
     weights = [isinstance(x, fx.Proxy) and isinstance(x.node.meta["kind"], Weights) for x in (a, b)]
@@ -192,6 +196,7 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
     "avg_pool1d": _avg_pool1d,
     "lp_pool2d": _lp_pool2d,
     "layer_norm": _layer_norm,
+    "numel": _numel,
     "matmul": _matmul,
     "einsum": _einsum,
 }

@@ -24,9 +24,10 @@ from .arguments import flattened, is_number, mapped
 from .einops import stubs
 from .guards import Modes, Reads, ambient, depth_of_autocast
 from .linking import CHECKPOINT, Linker, Whole, checkpointed
-from .names import LAYOUT, NORMS, POINTWISE, argument, dims_of, name_of, spelled
+from .names import LAYOUT, NEW, NORMS, POINTWISE, argument, dims_of, name_of, spelled
 from .proxies import Numeral, Proxy, course, is_instance, is_tensor, label_of, labels_of_numbers
 from .shadows import Shadows
+from .sizes import follows_size
 from .spellings import MODULES, SPELLINGS
 from .values import Cannot, Gram, Map, Number, Opaque, Partial, Reduction, Space, Statistic, Weights
 
@@ -222,6 +223,7 @@ class _Tracer(fx.Tracer):
             CHECKPOINT: checkpointed,
         }
         own.update(stubs(Proxy))
+        own.update({made: self._making(made) for name in _FACTORIES if (made := getattr(torch, name, None))})
         self.linker = Linker(self.reads, own, self._whole)
         self._tensors: dict[tuple[str, str], fx.Proxy] = {}
         found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
@@ -330,6 +332,17 @@ class _Tracer(fx.Tracer):
 
         return call
 
+    def _making(self, factory: Any) -> Callable[..., Any]:
+        """In place of a function that makes tensors, which takes no recorded size as its first argument."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            given = [inner for arg in args for inner in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+            if any(isinstance(inner, Numeral) for inner in given):
+                return self.create_proxy("call_function", factory, args, kwargs)
+            return factory(*args, **kwargs)
+
+        return make
+
     def _region(self) -> Any:
         """The modes that the code has switched, as they are now."""
         now = ambient(self.devices)
@@ -347,7 +360,8 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return (Numeral if isinstance(node.meta.get("kind"), Number) else Proxy)(node, self)
+        number = isinstance(node.meta.get("kind"), Number) and not isinstance(node.meta["value"], Tensor)
+        return (Numeral if number else Proxy)(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
@@ -437,8 +451,8 @@ class _Tracer(fx.Tracer):
             return None  # a dtype, a device
         inputs = [n for n in node.all_input_nodes if not isinstance(n.meta["kind"], (Number, type(None)))]
         kinds = [n.meta["kind"] for n in inputs]
-        if not kinds:
-            return None
+        if not kinds or spelled(node.op, node.target) in NEW:
+            return self._number(node)  # a constant, or a tensor made from sizes
         if any(isinstance(k, Gram) for k in kinds):
             return self._attending(node, name_of(node, self.root), inputs)
         if any(isinstance(k, Opaque) for k in kinds):
@@ -477,6 +491,8 @@ class _Tracer(fx.Tracer):
             space = getattr(base.meta["kind"], "space", None)  # type: ignore[union-attr]
             return Number(frozenset(label_of(base, index)), space)  # type: ignore[arg-type]
         labels = labels_of_numbers(node)
+        if spelled(node.op, node.target) not in NEW:
+            labels |= {"?" for n in node.all_input_nodes if not isinstance(n.meta["kind"], (Number, type(None)))}
         spaces = [n.meta["kind"].space for n in node.all_input_nodes if isinstance(n.meta["kind"], Number)]
         return Number(labels, next((space for space in spaces if space is not None), None)) if labels else None
 
@@ -530,6 +546,9 @@ class _Tracer(fx.Tracer):
                 return Weights(kind.labels, kind.space, base)
             return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
         if name == "cat" and all(replace(m.meta["kind"], mixed=False) == replace(kind, mixed=False) for m in maps):
+            (dim,) = dims_of(argument(node, 1, "dim", 0), len(kind.labels))
+            if kind.labels[dim] in "HWPM":  # side by side: another map
+                return self._settled(node) if kind.labels == "NCHW" else Opaque()
             return replace(kind, mixed=any(m.meta["kind"].mixed for m in maps))
         if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
             if name != "unbind":
@@ -809,6 +828,8 @@ class _Tracer(fx.Tracer):
     def _of_statistics(self, node: fx.Node, name: str, statistic: fx.Node) -> Any:
         kind: Statistic = statistic.meta["kind"]
         value = node.meta["value"]
+        if any(follows_size(n) for n in node.all_input_nodes):
+            raise Cannot(f"{name} takes a statistic together with a constant as large as the map")
         if not isinstance(value, Tensor) or not isinstance(statistic.meta["value"], Tensor):
             return kind
         self._follow_mean(node, name, statistic)

@@ -90,7 +90,8 @@ class Gram:
 
 @dataclass(frozen=True)
 class Number:
-    """A number computed from the lengths of labelled dimensions; ``space`` if a spatial one is among them."""
+    """A number, or a tensor, computed from constants and the lengths of labelled dimensions; ``space`` if a spatial
+    one is among them."""
 
     labels: frozenset[str]
     space: Space | None = None

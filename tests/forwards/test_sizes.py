@@ -1,0 +1,115 @@
+"""Sizes in a forward: at every position they are those of the position's window, in any order of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tlsc
+
+from ..oracles import assert_close, reference_at_every_position
+
+WINDOW = (6, 8)
+
+
+def _positions(x: Tensor) -> int:
+    return x.shape[2] * x.shape[3]
+
+
+def _total(x: Tensor) -> Tensor:
+    return x.sum((2, 3), keepdim=True)
+
+
+def _full(x: Tensor) -> Tensor:
+    return torch.full((1, x.shape[1], 1, 1), 1 / _positions(x), dtype=x.dtype)
+
+
+FORWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "divided last": lambda x: x * _total(x) / _positions(x),
+    "divided first": lambda x: x * _total(x / _positions(x)),
+    "by rows, then columns": lambda x: x * (_total(x) / x.shape[2]) / x.shape[3],
+    "after a sum with the map": lambda x: (x + _total(x)) / _positions(x),
+    "einsum": lambda x: torch.einsum("nchw,nc->nchw", x, x.sum((2, 3))) / _positions(x),
+    "in place": lambda x: x.clone().mul_(_total(x)).div_(_positions(x)),
+    "times a reciprocal": lambda x: x * _total(x) * (1 / _positions(x)),
+    "ones counted": lambda x: x * _total(x) / torch.ones(1, 1, *x.shape[2:], dtype=x.dtype).sum(),
+    "a tensor": lambda x: x * (_total(x) / torch.tensor(_positions(x))),
+    "a new tensor": lambda x: x * (_total(x) / x.new_tensor(_positions(x))),
+    "a tensor of channels": lambda x: x * (_total(x) * _full(x)),
+    "a tensor of channels last": lambda x: (x * _total(x)) * _full(x),
+    "nelement": lambda x: x * _total(x) / (x.nelement() // (x.shape[0] * x.shape[1])),
+    "numel": lambda x: x * (_total(x) / (torch.numel(x) // (x.shape[0] * x.shape[1]))),
+    "a root": lambda x: x / (x.norm(dim=(2, 3), keepdim=True) / _positions(x) ** 0.5),
+    "a variance": lambda x: x * _total((x - _total(x) / _positions(x)) ** 2) / _positions(x),
+    "ones of two sizes": lambda x: x * (_total(x) / torch.ones(x.shape[2], x.shape[3], dtype=x.dtype).sum()),
+    "through a layer": lambda x: F.conv2d(x * _total(x), torch.ones(3, 3, 1, 1, dtype=x.dtype)) / _positions(x),
+    "cat of channels": lambda x: F.instance_norm(torch.cat([x, x * x], 1))[:, 1:4],
+}
+
+
+class _Net(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def _maps() -> Tensor:
+    return torch.rand(2, 3, 12, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.5
+
+
+def _converted(function: Callable[[Tensor], Tensor]) -> nn.Module:
+    given = torch.rand(1, 3, *WINDOW, dtype=torch.float64)
+    model = tlsc.convert(_Net(function).eval(), WINDOW, example_input=given)
+    assert {site.action for site in tlsc.plan(model)} == {"exact"}
+    return model
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_sizes_are_those_of_the_window(name: str) -> None:
+    function, x = FORWARDS[name], _maps()
+    model = _converted(function)
+    small = x[..., : WINDOW[0], : WINDOW[1]]
+    assert_close(model(small), function(small))
+    assert_close(model(x), reference_at_every_position(lambda crop, i, j: function(crop)[:, :, i, j], x, WINDOW))
+
+
+def test_an_encoding_of_positions_stays_that_of_the_map() -> None:
+    def ramp(x: Tensor) -> Tensor:
+        return torch.linspace(0, 1, x.shape[3], dtype=x.dtype)
+
+    x = _maps()
+    model = _converted(lambda x: x * x.mean((2, 3), keepdim=True) + ramp(x))
+    assert_close(model(x), x * tlsc.functional.local_mean(x, WINDOW) + ramp(x))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_maps_side_by_side_are_another_map(dim: int) -> None:
+    model = _converted(lambda x: F.instance_norm(torch.cat([x, 2 * x], dim)))
+    (site,) = tlsc.plan(model)
+    window = tuple(n * (2 if d == dim else 1) for d, n in zip((2, 3), WINDOW, strict=True))
+    assert site.window == window
+    x = _maps()
+    expected = tlsc.functional.local_instance_norm(torch.cat([x, 2 * x], dim), window)
+    assert_close(model(x), expected)
+
+
+def test_sizes_of_another_map() -> None:
+    def of_half(x: Tensor) -> Tensor:
+        half = F.avg_pool2d(x, 2)
+        return half * _total(half) / (_positions(x) / 4)
+
+    x = _maps()
+    half = F.avg_pool2d(x, 2)
+    assert_close(_converted(of_half)(x), half * tlsc.functional.local_mean(half, (3, 4)))
+
+
+def test_a_statistic_with_a_constant_as_large_as_the_map_is_left_with_a_reason() -> None:
+    (site,) = tlsc.plan(_Net(lambda x: x * (_total(x) + torch.ones(x.shape[2:]))), WINDOW)
+    assert "as large as the map" in (site.reason or "")
