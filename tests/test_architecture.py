@@ -32,21 +32,19 @@ IMPORTS = list(structure.imports(FILES))
 
 UPWARD: set[tuple[str, str]] = set()
 LONG = {
-    "tlsc._forwards.rewriter": 637,
-    "tlsc._forwards.trace": 1169,
     "tlsc._statistics.numba.planes": 784,
 }
 COMPLEX = {
-    "tlsc._forwards.rewriter:evaluate",
-    "tlsc._forwards.trace:_attending",
+    "tlsc._forwards.runtime:evaluate",
+    "tlsc._forwards.products:_attending",
     "tlsc._forwards.spellings:_einsum",
-    "tlsc._forwards.trace:_kind",
-    "tlsc._forwards.trace:_mixed_sum",
-    "tlsc._forwards.trace:_of_maps",
-    "tlsc._forwards.trace:_reduction",
-    "tlsc._forwards.trace:_regrouped",
-    "tlsc._forwards.trace:_terms",
-    "tlsc._forwards.trace:_weighted",
+    "tlsc._forwards.kinds:_kind",
+    "tlsc._forwards.statistics:_mixed_sum",
+    "tlsc._forwards.kinds:_of_maps",
+    "tlsc._forwards.reductions:reduction_of",
+    "tlsc._forwards.layouts:_regrouped",
+    "tlsc._forwards.terms:terms_of",
+    "tlsc._forwards.products:_weighted",
     "tlsc._statistics.triton.kernels:local_statistics",
 }
 WINDOW_STARTS = 1

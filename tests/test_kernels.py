@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import tlsc
 from tlsc._forwards import rewriter as _rewrite
+from tlsc._forwards import tails as _tails
 from tlsc._statistics import backends
 from tlsc._statistics import operations as _dispatch
 from tlsc._statistics import reference as _reference
@@ -294,9 +295,9 @@ def test_tails_in_pieces_are_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         whole = model(x)
         seen: list[tuple[int, ...]] = []
-        monkeypatch.setattr(_rewrite, "PIECE", 8 * 16 * 5)
-        original = _rewrite._through
-        monkeypatch.setattr(_rewrite, "_through", lambda m, g: (seen.append(tuple(g.shape)), original(m, g))[1])
+        monkeypatch.setattr(_tails, "PIECE", 8 * 16 * 5)
+        original = _tails._through
+        monkeypatch.setattr(_tails, "_through", lambda m, g: (seen.append(tuple(g.shape)), original(m, g))[1])
         torch.testing.assert_close(model(x), whole, rtol=1e-12, atol=1e-12)
         assert seen == [(1, 8, rows, 16) for _ in range(2) for rows in (5, 5, 5, 5, 5, 5, 2)]
         # A hook is called as often as it would have been.
@@ -320,7 +321,7 @@ def test_tails_overwrite_nothing_that_others_read() -> None:
     before = grid.clone()
     steps = (nn.Sigmoid(), nn.Conv2d(8, 8, 1).double(), nn.ReLU(), Keeps(), nn.Sigmoid())
     with torch.no_grad():
-        out = _rewrite.in_pieces(steps, grid)
+        out = _tails.in_pieces(steps, grid)
         first = torch.relu(steps[1](torch.sigmoid(before)))
     assert torch.equal(grid, before)
     torch.testing.assert_close(kept[0], first)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._forwards.rewriter import CORRECTIONS
+from .._forwards.runtime import CORRECTIONS
 from .._plan import Fit, Plan
 from .._sites.local_module import state_of
 from .._sites.state import SiteState

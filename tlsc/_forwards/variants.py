@@ -23,8 +23,10 @@ from ..errors import TLSCError
 from .arguments import flattened, mapped
 from .assembly import Function, function_of
 from .guards import ambient
-from .rewriter import CORRECTIONS, rewrite
-from .trace import Recorded, TensorSpec, Trace, trace
+from .recorder import Recorded, TensorSpec
+from .rewriter import rewrite
+from .runtime import CORRECTIONS
+from .trace import Trace, trace
 from .values import Cannot
 
 __all__ = ["Recipe", "recipe_of", "stand_in"]

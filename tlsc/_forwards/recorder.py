@@ -1,0 +1,343 @@
+"""Records what a forward does, as a graph whose values have kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from .._models.slots import is_hooked
+from .arguments import flattened, is_number, mapped
+from .einops import stubs
+from .guards import Modes, Reads, ambient, depth_of_autocast
+from .kinds import Kinds
+from .linking import CHECKPOINT, Linker, Whole, checkpointed
+from .names import spelled
+from .proxies import Numeral, Proxy, course, is_instance, is_tensor, labels_of_numbers
+from .shadows import Shadows
+from .spellings import MODULES, SPELLINGS
+from .values import Cannot, Map, Number, Opaque, Space
+
+__all__ = ["Recorded", "Recorder", "TensorSpec"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape, type and device of an argument."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        """Those of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+
+@dataclass
+class Recorded:
+    """What a recorded forward is valid for.
+
+    ``structure`` and ``leaves``: its arguments, the tensors without values. ``open``: for each leaf the dimensions
+    of which any length will do, None for a number. ``fixed``: the values of numbers count. ``modes``: those of the
+    thread, if they count.
+    """
+
+    reads: Reads
+    structure: Any
+    leaves: list[Any]
+    open: list[tuple[int, ...] | None]
+    fixed: bool
+    modes: Modes | None
+    devices: tuple[str, ...]
+
+
+def _example(value: Any) -> Any:
+    """A fake tensor like a recorded argument; of two images if it was of one, to tell the batch from a 1."""
+    if not isinstance(value, Tensor):
+        return value
+    shape = tuple(value.shape)
+    if len(shape) >= 3 and shape[0] == 1:
+        shape = (2, *shape[1:])
+    return torch.empty(shape, dtype=value.dtype, device=value.device)
+
+
+def keep_(owner: nn.Module, path: str, name: str, value: Any) -> None:
+    """Give a module an attribute, as its code did when it was recorded."""
+    setattr(owner.get_submodule(path), name, value)
+
+
+class _Factories(TorchFunctionMode):
+    """Tensors that code makes while it is recorded are made again each time."""
+
+    def __init__(self, tracer: Recorder) -> None:
+        super().__init__()
+        self._tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._tracer.running or getattr(func, "__name__", "") not in _FACTORIES:
+            return func(*args, **kwargs)
+        return self._tracer.create_proxy("call_function", func, args, kwargs)
+
+
+_FACTORIES = {
+    "arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint", "randn", "randperm",
+    "scalar_tensor", "tensor", "as_tensor", "zeros", "tril_indices", "triu_indices", "hann_window", "normal",
+}  # fmt: skip
+
+
+class Recorder(Kinds):
+    """Records what a forward does, by running it on shadows of the modules."""
+
+    fixed = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inline: tuple[str, ...],
+        skip: tuple[str, ...],
+        mode: FakeTensorMode,
+    ) -> None:
+        super().__init__()
+        self.root = module
+        self.tensor_attrs = {}
+        self.mode = mode
+        self.running = False
+        self.numbers = False
+        self.unknown: list[str] = []
+        self.skip = skip
+        self.inline = {id(module.get_submodule(path)) for path in inline}
+        self.reductions: list[fx.Node] = []
+        self.norms: list[fx.Node] = []
+        self.attentions: list[fx.Node] = []
+        self.serving: set[fx.Node] = set()  # norms that only an attention needs
+        self.spaces: list[Space] = []
+        self.given: tuple[Any, Any] = (args, kwargs)
+        self.leaves: list[Any] = []
+        self.placed: list[fx.Node | None] = []
+        self.structure = flattened(self.given, self.leaves)
+        self.reads = Reads()
+        own: dict[Any, Callable[..., Any]] = {
+            isinstance: is_instance,
+            torch.is_tensor: is_tensor,
+            CHECKPOINT: checkpointed,
+        }
+        own.update(stubs(Proxy))
+        own.update({made: self._making(made) for name in _FACTORIES if (made := getattr(torch, name, None))})
+        self.linker = Linker(self.reads, own, self._whole)
+        self._tensors: dict[tuple[str, str], fx.Proxy] = {}
+        found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
+        self.devices = tuple(dict.fromkeys(x.device.type for x in found if x.device.type != "meta"))
+
+    def record(self) -> fx.Graph:
+        """Run the forward once; with gradients on, so that a block without them is seen."""
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.owner = self.graph.placeholder("owner")
+        self.owner.meta.update(value=None, kind=None)
+        outside = torch.is_grad_enabled()
+        with self.mode, torch.enable_grad():
+            self.depth = depth_of_autocast()
+            self.entry = ambient(self.devices)
+            args, kwargs = mapped(self.given, self._placed)
+            shadows = Shadows(self, self.root)
+            if hasattr(type(self.root).forward, "__code__"):
+                self.linker.linked(type(self.root).forward)  # says whether it asks for modes
+            if self.reads.grad and not outside:
+                torch.set_grad_enabled(False)
+                self.entry = ambient(self.devices)
+            with _Factories(self):
+                result = shadows.root.forward(*args, **kwargs)
+            self.create_node("output", "output", (self.create_arg(result),), {})
+        return self.graph
+
+    def recorded(self) -> Recorded:
+        """What the recorded forward is valid for."""
+        leaves = [TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        places = [self._open(leaf, node) for leaf, node in zip(self.leaves, self.placed, strict=True)]
+        modes = self.entry if self.reads.cast or self.reads.grad else None
+        return Recorded(self.reads, self.structure, leaves, places, self.fixed, modes, self.devices)
+
+    def _open(self, leaf: Any, node: fx.Node | None) -> tuple[int, ...] | None:
+        if not isinstance(leaf, Tensor):
+            return None
+        kind = None if node is None else node.meta.get("kind")
+        if isinstance(kind, Map):
+            return tuple(d for d, label in enumerate(kind.labels) if label in "NHW")
+        return tuple(range(leaf.dim())) if leaf.dim() > 2 else (0,)[: leaf.dim()]
+
+    def _placed(self, leaf: Any) -> Any:
+        number = is_number(leaf)
+        self.numbers |= number
+        if number and self.fixed:
+            self.placed.append(None)
+            self.graph.placeholder(f"given_{len(self.placed)}").meta.update(value=leaf, kind=None)
+            return leaf
+        node = self.create_node("placeholder", f"given_{len(self.placed) + 1}", (), {})
+        node.meta["value"] = _example(leaf)
+        node.meta["kind"] = self._kind(node)
+        self.placed.append(node)
+        return self.proxy(node)
+
+    def is_entered(self, path: str) -> bool:
+        """Whether the code of a module is recorded, too."""
+        return id(self.root.get_submodule(path)) in self.inline
+
+    def called(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Record the call of a module."""
+        parent, _, name = path.rpartition(".")
+        self.reads.attribute(parent, name, module)
+        for inner, part in module.named_modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                self.reads.attribute(f"{path}.{inner}".rstrip("."), "training", part.training)
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def tensor_of(self, path: str, name: str, value: Tensor) -> Any:
+        """The recorded value of a parameter, buffer or other tensor of a module."""
+        if (path, name) not in self._tensors:
+            self.reads.attribute(path, name, value)
+            node = self.create_node("get_attr", f"{path}.{name}".lstrip("."), (), {})
+            self._tensors[path, name] = self.proxy(node)
+        return self._tensors[path, name]
+
+    def kept(self, path: str, name: str, value: Any) -> None:
+        """Record that a module is given an attribute."""
+        self._tensors.pop((path, name), None)
+        try:
+            args = self.create_arg((path, name, value))
+        except NotImplementedError:
+            raise Cannot(f"its forward keeps a {type(value).__name__} as {name}") from None
+        node = self.create_node("call_function", keep_, (self.owner, *args), {})
+        node.meta.update(value=None, kind=None)
+
+    def asked_types(self) -> None:
+        """The code asks for the type of a tensor, which autocast may change."""
+        self.reads.cast = True
+
+    def number_in(self, node: fx.Node) -> Any:
+        """The number that a parameter or buffer holds; the recorded forward is valid for it alone."""
+        value = node.meta["value"]
+        real = getattr(value, "_tlsc_real", value)
+        if node.op != "get_attr" or real.numel() != 1 or isinstance(real, FakeTensor):
+            raise Cannot("its forward branches on values")
+        path, _, name = str(node.target).rpartition(".")
+        number = real.item()
+        self.reads.attribute(path, f"={name}", number)
+        return number
+
+    def _whole(self, whole: Whole) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.create_proxy("call_function", whole, args, kwargs)
+
+        return call
+
+    def _making(self, factory: Any) -> Callable[..., Any]:
+        """In place of a function that makes tensors, which takes no recorded size as its first argument."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            given = [inner for arg in args for inner in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+            if any(isinstance(inner, Numeral) for inner in given):
+                return self.create_proxy("call_function", factory, args, kwargs)
+            return factory(*args, **kwargs)
+
+        return make
+
+    def _region(self) -> Any:
+        """The modes that the code has switched, as they are now."""
+        now = ambient(self.devices)
+        if depth_of_autocast() > self.depth:
+            self.reads.cast = True
+        pairs = zip(now.autocast, self.entry.autocast, strict=True)
+        cast = tuple(a for a, b in pairs if a[:2] != b[:2] or (a[1] and a != b))
+        grad = now.grad if now.grad != self.entry.grad else None
+        inference = now.inference if now.inference != self.entry.inference else None
+        return (grad, inference, cast) if cast or grad is not None or inference is not None else None
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
+            raise Cannot("it makes a tensor of its own while it runs")
+        return super().create_arg(a)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        number = isinstance(node.meta.get("kind"), Number) and not isinstance(node.meta["value"], Tensor)
+        return (Numeral if number else Proxy)(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        node.meta["region"] = self._region()
+        if kind == "get_attr":
+            node.meta.update(value=self._run(node), kind=None)
+        return node
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None, *_: Any
+    ) -> Any:
+        said = self._said_otherwise(kind, target, args, kwargs)
+        if said is not None:
+            return said
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        value = node.meta["value"] if "value" in node.meta else self._run(node)
+        if isinstance(value, bool):
+            labels = labels_of_numbers(node)
+            if labels:
+                raise course(labels)
+            self.graph.erase_node(node)
+            return value
+        node.meta["value"] = value
+        node.meta["kind"] = self._kind(node)
+        if isinstance(node.meta["kind"], Opaque):
+            self._doubt(node)
+        return self.proxy(node)
+
+    def _said_otherwise(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """The same in operations that are understood, for one that consists of them; None for any other."""
+        x = next((arg for arg in (*args, *kwargs.values()) if isinstance(arg, Proxy)), None)
+        if x is None:
+            return None
+        if kind == "call_module":
+            module = self.root.get_submodule(target)
+            said = None if is_hooked(module) else MODULES.get(type(module))
+            parameters = {
+                name: Proxy(self.create_node("get_attr", f"{target}.{name}", (), {}), self)
+                for name, value in module._parameters.items()
+                if said is not None and value is not None
+            }
+            return said(module, *args, **parameters, **kwargs) if said is not None else None
+        said = SPELLINGS.get(spelled(kind, target))
+        if said is None:
+            return None
+        try:
+            return said(*args, **kwargs)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            return None  # called in a way that has nothing to do with positions
+
+    def _run(self, node: fx.Node) -> Any:
+        running, self.running = self.running, True
+        try:
+            return self._result(node)
+        finally:
+            self.running = running
+
+    def _result(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        if node.op == "get_attr":
+            value: Any = self.root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            return value
+        with torch.no_grad():
+            if node.op == "call_function":
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return self.root.get_submodule(str(node.target))(*args, **kwargs)
