@@ -33,6 +33,10 @@ SLOW = {  # planned and compared far away by ``python -m benchmarks coverage`` a
     "Uformer",
 }
 
+ALWAYS = {  # one of each kind; the others with ``pytest -m slow``
+    *("SwinIR", "GRL", "FBCNN", "OmniSR", "DITN", "NAFNet", "PLKSR", "SeemoRe", "RCAN", "ATD", "FFTformer", "MoSR"),
+}
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -54,8 +58,12 @@ def test_every_architecture_is_listed() -> None:
     assert all(f"| {entry.name} |" in document for entry in ENTRIES)
 
 
+def _timed(entry: Entry) -> Any:
+    return pytest.param(entry, id=entry.name, marks=[] if entry.name in ALWAYS else [pytest.mark.slow])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.name not in SLOW], ids=lambda e: e.name)
+@pytest.mark.parametrize("entry", [_timed(entry) for entry in ENTRIES if entry.name not in SLOW])
 def test_architecture(entry: Entry) -> None:
     """It builds, plans and converts; I1 holds; and no far pixel has influence that the plan is silent about."""
     result = examine(entry, far=not entry.heavy, check=not entry.heavy)
