@@ -145,6 +145,26 @@ class Attended(nn.Module):
         return x + mixed.view(n, h // 2, w // 2, 2, 2, c).permute(0, 5, 3, 1, 4, 2).reshape(x.shape)
 
 
+class Shares(nn.Module):
+    """How much of the map lies above some thresholds: recorded in one mode of gradients, it must run in it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = x[..., None] > torch.linspace(-1, 1, 4, dtype=x.dtype)
+        return x * above.to(x.dtype).mean((2, 3)).mean(-1)[..., None, None]
+
+
+class Encoded(nn.Module):
+    """Attention among all positions, by PyTorch's own layer, which returns None beside its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        encoded: Tensor = self.layer(x.flatten(2).mT)
+        return encoded.mT.reshape(x.shape)
+
+
 FAR: dict[str, Callable[[], nn.Module]] = {
     one.__name__: one
     for one in (
@@ -158,6 +178,7 @@ LOCAL: dict[str, Callable[[], nn.Module]] = {
     "group norm": lambda: Restorer(Grouped(8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)),
     "a norm of a flat part": lambda: Restorer(nn.ReLU(), nn.Threshold(0.5, 0.0), nn.InstanceNorm2d(8, eps=1e-12)),
     "a large kernel": lambda: Restorer(SequentialGate(8), nn.Conv2d(8, 8, 31, padding=15, groups=8)),
+    "shares": lambda: Restorer(Shares()),
     "U-Net": lambda: UNet(*[SequentialGate(8) for _ in range(4)]),
 }
 
@@ -194,6 +215,12 @@ def test_what_the_plan_says_is_said_again_if_asked_for() -> None:
         tlsc.convert(model, BASE)
         tlsc.convert(model, BASE, exclude="body.1", check=True)
     with pytest.warns(TLSCWarning, match=r"through body\.1 \(Pooled\): its median"):
+        tlsc.convert(model, BASE, check=True)
+
+
+def test_a_layer_of_pytorch_is_named() -> None:
+    model = with_random_weights(Restorer(nn.InstanceNorm2d(8), Encoded())).eval()
+    with pytest.warns(TLSCWarning, match=r"through body\.1\.layer\.self_attn \(MultiheadAttention"):
         tlsc.convert(model, BASE, check=True)
 
 

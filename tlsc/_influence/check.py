@@ -89,8 +89,10 @@ def _longer(size: tuple[int, int], axis: int, times: int) -> tuple[int, int]:
 
 
 def _shared(tensor: Tensor) -> Tensor:
-    """Parameters are shared, other tensors may be changed by a forward."""
-    return tensor if isinstance(tensor, nn.Parameter) else cloned(tensor)
+    """Parameters share their values, without gradients; other tensors may be changed by a forward."""
+    return (
+        nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else cloned(tensor)
+    )
 
 
 def warn_of_far(model: nn.Module, plan: Plan, inputs: Inputs | None, asked: bool, stacklevel: int) -> None:
@@ -102,9 +104,8 @@ def warn_of_far(model: nn.Module, plan: Plan, inputs: Inputs | None, asked: bool
     try:
         if inputs is None or any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
             raise ValueError("it was not run")
-        with torch.no_grad():
-            sources = far_sources(model, plan, inputs)
-            source = next((one for one in sources if not _is_known(one, plan, asked)), None)
+        sources = far_sources(model, plan, inputs)
+        source = next((one for one in sources if not _is_known(one, plan, asked)), None)
     except Exception as error:
         if asked:
             lines = str(error).strip().splitlines()

@@ -35,7 +35,7 @@ CHANGED = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 3e-2, torch.
 """Changes up to this share of the largest value are rounding, or what rounding becomes behind a norm."""
 SMALL = 12
 """Layers of a module whose reach is a matter of pixels, not of images."""
-VECTOR, UNKNOWN = -1, -2
+VECTOR, UNKNOWN, NOTHING = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Twins:
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
             given = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            with torch.no_grad(), OwnNumbers():
+            with OwnNumbers():  # in the caller's mode of gradients, which rewritten forwards are recorded for
                 returned = _probe.called(self.model, tree_unflatten(given, self.spec))
         finally:
             for handle in handles:
@@ -239,11 +239,11 @@ class Twins:
     # ------------------------------------------------------------------------------ tensors and their positions
 
     def _seen(self, leaf: Any) -> tuple[Tensor | None, int]:
-        """A view of a tensor, and its first axis of positions, or VECTOR, or UNKNOWN. None: it carries nothing."""
+        """A view of a tensor, and its first axis of positions, or VECTOR, or UNKNOWN; or NOTHING to see."""
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.numel() == 0:
-            return None, VECTOR
+            return None, NOTHING
         if id(leaf) in self.own or id(leaf._base) in self.own:
-            return None, VECTOR
+            return None, NOTHING
         shape = tuple(leaf.shape)
         if leaf.layout != torch.strided:
             return leaf, UNKNOWN
