@@ -17,6 +17,7 @@ import ast
 import copy
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import shlex
@@ -110,10 +111,9 @@ class Mutant:
 def mutants(source: str, file: str) -> Iterator[Mutant]:
     """Every mutant of the functions in a file's ``source``, in the order of the text."""
     seen: dict[tuple[str, str], int] = {}
+    raw, lines = source.encode(), _starts(source)
     for function, node in _nodes(ast.parse(source), ""):
-        before = ast.get_source_segment(source, node)
-        if before is None:
-            continue
+        before = raw[slice(*_span(node, lines))].decode()
         nth = seen[function, before] = seen.get((function, before), -1) + 1
         for other in _variants(node):
             yield Mutant(file, function, before, ast.unparse(ast.fix_missing_locations(other)), nth)
@@ -122,18 +122,26 @@ def mutants(source: str, file: str) -> Iterator[Mutant]:
 def apply(source: str, mutant: Mutant) -> str | None:
     """``source`` with the mutant in it; None where its code is not there any more."""
     count = -1
+    raw, lines = source.encode(), _starts(source)
     for function, node in _nodes(ast.parse(source), ""):
-        segment = ast.get_source_segment(source, node)
-        if function != mutant.function or segment is None or segment != mutant.before:
-            continue
-        count += 1
-        if count == mutant.nth:
-            lines = [line.encode() for line in source.splitlines(keepends=True)]
-            start = sum(map(len, lines[: node.lineno - 1])) + node.col_offset
-            raw = source.encode()
-            after = mutant.after if isinstance(node, ast.stmt) else f"({mutant.after})"
-            return (raw[:start] + after.encode() + raw[start + len(segment.encode()) :]).decode()
+        start, end = _span(node, lines)
+        if function == mutant.function and raw[start:end].decode() == mutant.before:
+            count += 1
+            if count == mutant.nth:
+                after = mutant.after if isinstance(node, ast.stmt) else f"({mutant.after})"
+                return (raw[:start] + after.encode() + raw[end:]).decode()
     return None
+
+
+def _starts(source: str) -> list[int]:
+    """Where each line begins, in bytes."""
+    return list(itertools.accumulate((len(line.encode()) for line in source.splitlines(keepends=True)), initial=0))
+
+
+def _span(node: ast.expr | ast.stmt, lines: list[int]) -> tuple[int, int]:
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    return lines[node.lineno - 1] + node.col_offset, lines[node.end_lineno - 1] + node.end_col_offset
 
 
 def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.expr | ast.stmt]]:
