@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 import warnings
@@ -19,6 +20,8 @@ from .networks import BASE, MPRNET, NETWORKS, Network, image, recorded, referenc
 
 LARGER = 36, 44
 IN_PLACE = "gate as attributes"  # PyTorch allows no backward hook on a layer whose output is changed in place
+# The experiment of ``check`` is made in the first test, by ``tlsc.convert``: it runs every network once more.
+convert = functools.partial(tlsc.convert, check=False)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -61,7 +64,7 @@ def test_i1_inputs_up_to_base_size_give_what_they_gave(network: Network) -> None
 def test_i1_holds_on_the_grid_too(network: Network) -> None:
     model, x = network(torch.float32), image(*BASE, dtype=torch.float32)
     before = model(x)
-    assert relative_error(tlsc.convert(model, BASE, stride=4)(x), before) <= 1e-5
+    assert relative_error(convert(model, BASE, stride=4)(x), before) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -71,7 +74,7 @@ def test_i1_holds_on_the_grid_too(network: Network) -> None:
 def test_i1_holds_in_every_dtype(network: Network, dtype: torch.dtype, device: str) -> None:
     model, x = network(dtype).to(device), image(*BASE, dtype=dtype).to(device)
     before = model(x)
-    after = tlsc.convert(model, BASE)(x)
+    after = convert(model, BASE)(x)
     assert after.dtype == dtype
     assert after.device == x.device
     bound = {torch.float16: 1e-2, torch.bfloat16: 8e-2}[dtype]
@@ -84,7 +87,7 @@ def test_beyond_base_size_the_output_does_change(network: Network) -> None:
     """The other side of I1: a conversion that does nothing would pass it."""
     model, x = network(), image(*LARGER)
     before = model(x)
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     assert relative_error(model(x), before) > 1e-4
 
 
@@ -98,7 +101,7 @@ def test_i2_every_site_is_the_original_on_each_position_s_window(network: Networ
     model, x = network(), image(*size)
     originals = copy.deepcopy(model)
     sites = tlsc.plan(model, BASE).converted
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     with recorded(model, [treated(site) for site in sites]) as calls:
         model(x)
     assert sites
@@ -124,7 +127,7 @@ def treated(site: tlsc.Site) -> str:
 def test_i2_windows_are_the_feature_sizes_at_base_size(network: Network) -> None:
     model = network()
     sites = tlsc.plan(model, BASE).converted
-    tlsc.convert(model, BASE)  # before it, the slots of a shared module cannot be told apart
+    convert(model, BASE)  # before it, the slots of a shared module cannot be told apart
     with recorded(model, [treated(site) for site in sites]) as calls, torch.no_grad():
         model(image(*BASE))
     for site in sites:
@@ -150,8 +153,8 @@ def test_i2_on_the_grid_only_pools_change(network: Network) -> None:
     """With a stride the gate that a pool ends in is interpolated; norms stay exact."""
     model, x = network(), image(*LARGER)
     sites = tlsc.plan(model, BASE, stride=3).converted
-    exact = tlsc.convert(copy.deepcopy(model), BASE)
-    tlsc.convert(model, BASE, stride=3)
+    exact = convert(copy.deepcopy(model), BASE)
+    convert(model, BASE, stride=3)
     with recorded(model, [treated(site) for site in sites]) as calls:
         model(x)
     for site in sites:
@@ -178,7 +181,7 @@ def test_i2_on_the_grid_only_pools_change(network: Network) -> None:
 def test_i3_state_dict_is_unchanged(network: Network) -> None:
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    after = tlsc.convert(model, BASE).state_dict()
+    after = convert(model, BASE).state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert list(tlsc.revert(model).state_dict()) == list(before)
@@ -192,8 +195,8 @@ def test_i3_loading_before_or_after_converting_gives_the_same_model(network: Net
     x = image(*LARGER)
     first, last = network(), network()
     first.load_state_dict(copy.deepcopy(state), assign=assign, strict=False)
-    tlsc.convert(first, BASE)
-    tlsc.convert(last, BASE)
+    convert(first, BASE)
+    convert(last, BASE)
     missing = last.load_state_dict(copy.deepcopy(state), assign=assign, strict=False)
     assert not missing.unexpected_keys
     assert torch.equal(last(x), first(x))
@@ -217,7 +220,7 @@ def _influence_of_far_pixels(model: nn.Module, far: int) -> tuple[float, float]:
 def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network) -> None:
     model = network()
     far_before, _ = _influence_of_far_pixels(model, far=160)
-    far_after, near_after = _influence_of_far_pixels(tlsc.convert(model, (8, 12)), far=160)
+    far_after, near_after = _influence_of_far_pixels(convert(model, (8, 12)), far=160)
     assert far_before > 1e-9
     # Zero but for what running sums leave of terms that cancel.
     assert far_after <= 1e-13 * near_after
@@ -230,7 +233,7 @@ def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network)
 def test_i5_revert_restores_the_very_same_modules(network: Network) -> None:
     model = network()
     before, types = objects(model), [type(module) for module in model.modules()]
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     assert [type(module) for module in model.modules()] != types
     assert tlsc.revert(model) is model
     assert objects(model) == before
@@ -241,7 +244,7 @@ def test_i5_revert_restores_the_very_same_modules(network: Network) -> None:
 def test_i5_revert_after_converting_twice(network: Network) -> None:
     model = network()
     before = objects(model)
-    tlsc.convert(tlsc.convert(model, BASE), (8, 12))
+    convert(convert(model, BASE), (8, 12))
     tlsc.revert(model)
     assert objects(model) == before
 
@@ -250,8 +253,8 @@ def test_i5_revert_after_converting_twice(network: Network) -> None:
 @torch.no_grad()
 def test_i5_converting_again_replaces_the_window(network: Network) -> None:
     twice, once, x = network(), network(), image(*LARGER)
-    tlsc.convert(tlsc.convert(twice, BASE), (8, 12))
-    assert torch.equal(twice(x), tlsc.convert(once, (8, 12))(x))
+    convert(convert(twice, BASE), (8, 12))
+    assert torch.equal(twice(x), convert(once, (8, 12))(x))
 
 
 @every_network
@@ -270,7 +273,7 @@ def test_i5_the_with_block_reverts_also_after_an_exception(network: Network) -> 
 @every_network
 @torch.no_grad()
 def test_i5_the_with_block_restores_an_earlier_conversion(network: Network) -> None:
-    model, x = tlsc.convert(network(), BASE), image(*LARGER)
+    model, x = convert(network(), BASE), image(*LARGER)
     before, outside = objects(model), model(x)
     with tlsc.converted(model, (8, 12)):
         assert not torch.equal(model(x), outside)
@@ -282,7 +285,7 @@ def test_i5_the_with_block_restores_an_earlier_conversion(network: Network) -> N
 def test_i5_the_original_s_behaviour_is_back(network: Network) -> None:
     model, x = network(), image(*LARGER)
     before = model(x)
-    assert torch.equal(tlsc.revert(tlsc.convert(model, BASE))(x), before)
+    assert torch.equal(tlsc.revert(convert(model, BASE))(x), before)
 
 
 # ----------------------------------------------------------------------------------------- I6 visible
@@ -305,7 +308,7 @@ def test_i6_every_global_layer_is_in_the_plan_and_each_that_is_left_has_a_reason
 def test_i6_what_is_done_is_what_the_plan_says(network: Network) -> None:
     model = network()
     plan = tlsc.plan(model, BASE)
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     local = tlsc.LocalAvgPool2d, tlsc.LocalInstanceNorm2d, tlsc.LocalGroupNorm
     for site in plan:
         for path in (site.path, *site.aliases):
@@ -328,7 +331,7 @@ def test_i7_parameters_are_the_same_objects(network: Network) -> None:
     def now() -> list[tuple[str, int, bool, torch.device, torch.dtype]]:
         return [(name, id(p), p.requires_grad, p.device, p.dtype) for name, p in model.named_parameters()]
 
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     assert now() == before
     tlsc.revert(model)
     assert now() == before
@@ -344,12 +347,12 @@ def test_i7_training_flags_survive_and_follow(network: Network, training: bool) 
         return [(path, module.training) for path, module in model.named_modules(remove_duplicate=False)]
 
     before = flags()
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     assert flags() == before
     tlsc.revert(model)
     assert flags() == before
     assert last.training is not training
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     model.train(not training)
     tlsc.revert(model)
     assert {module.training for module in model.modules()} == {not training}
@@ -376,7 +379,7 @@ def test_i7_hooks_survive_and_their_handles_still_work(network: Network) -> None
 
     assert fires() == everything
     fired.clear()
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     assert fired == [], "the probe must not run hooks"
     assert fires() == everything
     handles.pop().remove()
@@ -394,7 +397,7 @@ def test_i7_hooks_survive_and_their_handles_still_work(network: Network) -> None
 def test_i7_an_optimizer_keeps_hold_of_the_parameters(network: Network) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     model(image(*LARGER)).square().mean().backward()
     # A bias in front of an instance norm has no effect: its gradient is zero up to rounding.
@@ -413,12 +416,12 @@ def test_i7_an_optimizer_keeps_hold_of_the_parameters(network: Network) -> None:
 def test_i7_a_deep_copy_is_independent(network: Network) -> None:
     model, x = network(), image(*LARGER)
     plain = model(x)
-    local = tlsc.convert(model, BASE)(x)
+    local = convert(model, BASE)(x)
     twin = copy.deepcopy(model)
     tlsc.revert(twin)
     assert torch.equal(twin(x), plain)
     assert torch.equal(model(x), local)
-    tlsc.convert(twin, BASE)
+    convert(twin, BASE)
     for parameter in twin.parameters():
         parameter.zero_()
     assert torch.equal(model(x), local)
@@ -430,7 +433,7 @@ def test_i7_a_deep_copy_is_independent(network: Network) -> None:
 def test_i7_a_pickled_model_can_be_reverted(network: Network) -> None:
     model, x = network(), image(*LARGER)
     plain = model(x)
-    local = tlsc.convert(model, BASE)(x)
+    local = convert(model, BASE)(x)
     twin = pickle.loads(pickle.dumps(model))
     assert torch.equal(twin(x), local)
     assert torch.equal(tlsc.revert(twin)(x), plain)
@@ -443,7 +446,7 @@ def test_i7_a_pickled_model_can_be_reverted(network: Network) -> None:
 @every_network
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_i7_a_dtype_change_after_converting_reaches_the_originals(network: Network, dtype: torch.dtype) -> None:
-    model = tlsc.convert(network(), BASE)
+    model = convert(network(), BASE)
     model.to(dtype)
     assert model(image(*LARGER, dtype=dtype)).dtype == dtype
     tlsc.revert(model)
@@ -463,7 +466,7 @@ def test_i7_attributes_and_settings_survive(network: Network) -> None:
     settings = {name: getattr(site, name) for name in getattr(site, "__constants__", ())}
     x = image(*BASE)
     before = model(x)
-    tlsc.convert(model, BASE)
+    convert(model, BASE)
     local = model.get_submodule(path)
     assert local.note == "kept"
     assert {name: getattr(local, name) for name in settings} == settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import socket
 from collections import Counter
@@ -106,27 +107,43 @@ def test_damaged_files_are_never_read_in_part(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_damaged_and_odd_files_through_both_verbs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``restore`` itself on hundreds of files: each is named, or written whole; the counts are printed."""
-    counts = _try_damage(_DAMAGED, 20, tmp_path)
+    """Hundreds of files: each is named, or restored whole, and measured by ``eval``; the counts are printed."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    counts = _try_damage(_DAMAGED, 20, folder)
     for odd in ODD:
-        odd.write(tmp_path / odd.name)
-    good = {path.name: _assert_verbs_agree(path) for path in sorted(tmp_path.iterdir())}
-    argv = ["restore", str(tmp_path / "*"), str(tmp_path / "out"), "--checkpoint", "hin"]
-    assert cli.main(argv) == 1
+        odd.write(folder / odd.name)
+    good = {path.name: _assert_verbs_agree(path) for path in sorted(folder.iterdir())}
+    refused = {name for name, read in good.items() if not read}
+    assert cli.main(["restore", str(folder / "*"), str(out), "--checkpoint", "hin"]) == 1
     said = capsys.readouterr()
     named = {Path(line.split(": ")[1]).name for line in said.err.splitlines() if line.startswith("tlsc: ")}
-    written = list((tmp_path / "out").iterdir())
+    written = list(out.iterdir())
     for path in written:
         with PIL.Image.open(path) as image:
             image.load()
-    assert len(written) + len(named) == len(good)
-    assert named >= {name for name, read in good.items() if not read}
-    assert not [line for line in said.err.splitlines() if "Traceback" in line]
-    floats = {name for name, read in good.items() if read} & named
+    assert len(written) + len(named & set(good)) == len(good)
+    assert named >= refused
+    assert "Traceback" not in said.err
+    floats = named & (set(good) - refused)
     assert all(name.endswith((".exr", ".hdr", ".pfm", ".npy", ".tif")) for name in floats)  # PNG holds no floats
+
+    measured = tmp_path / "measured"
+    options = ["--degrade", "noise:5", "--tile", "64", "--overlap", "0", "--base-size", "16", "--no-report"]
+    assert cli.main(["eval", "hin", str(folder), *options, "--skip-bad", "--out", str(measured)]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+    with (measured / "results.csv").open(newline="", encoding="utf-8") as file:
+        states = {row["image"]: row["status"] for row in csv.DictReader(file)}
+    assert {name for name, state in states.items() if state == "ok"} == set(good) - refused
+    assert {name for name, state in states.items() if state == "unreadable"} == {
+        name
+        for name in refused
+        if Path(name).suffix != ".jxl"  # not taken for an image in a folder
+    }
     with capsys.disabled():
         print(
-            f"\n{counts}; odd {len(ODD)}; written {len(written)}, named {len(named)}, {len(floats)} of them floats"
+            f"\n{counts}; odd {len(ODD)}; written {len(written)}, named {len(named)} ({len(floats)} floats), "
+            f"measured {len(good) - len(refused)}"
         )
 
 
