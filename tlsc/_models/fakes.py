@@ -62,7 +62,7 @@ def fake_of(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
         if made is not None:
             made.append(weakref.ref(fake))
     if isinstance(tensor, nn.Parameter):
-        fake._is_param = True  # type: ignore[attr-defined]  # how nn.Parameter marks what is no plain tensor
+        fake._is_param = True  # how nn.Parameter marks what is no plain tensor
     fake._tlsc_real = tensor  # type: ignore[attr-defined]  # for code that asks for a number in it
     return fake
 
