@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import tlsc
+from tlsc._forwards import variants
 
 WINDOW = 32
 
@@ -124,3 +125,37 @@ def test_the_converted_forward_follows_the_state(kind: type[_Net]) -> None:
         for keywords in ({"scale": 2.5}, {"extra": torch.ones(1)}, {"twice": True}):
             _agree(model, oracle, x.double(), 1e-10, **keywords)
     assert (model.steps, model.seen) == (oracle.steps, oracle.seen)
+
+
+class _Numbers(_Net):
+    """A counter, and a number on which the course depends, beside one on which it does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        if self.strength > 2:
+            x = 2 * x
+        mean = x.mean((2, 3), keepdim=True) if self.own_mean is None else self.own_mean(x)
+        return x * (mean * self.strength + self.steps) * self.slope
+
+    slope = 1.0  # read from the class until it is set
+
+
+def test_counters_and_numbers_cost_no_recording_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle, model = _Numbers(_local).eval(), tlsc.convert(_Numbers().eval(), WINDOW, check=False)
+    recorded: list[Any] = []
+    original = variants.trace
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        recorded.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(variants, "trace", noted)
+    x = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(1))
+    counts = []
+    for call, strength in enumerate((1.0, 1.0, 1.5, 3.0, 1.0, 3.0, 3.0, 3.0)):
+        model.strength, oracle.strength = strength, strength
+        model.slope, oracle.slope = 1.0 + call, 1.0 + call
+        torch.testing.assert_close(model(x), oracle(x))
+        counts.append(len(recorded))
+    assert model.steps == oracle.steps == 8
+    assert counts[-1] == counts[4]

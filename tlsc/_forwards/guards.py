@@ -35,6 +35,7 @@ class _Missing:
 
 MISSING = _Missing()
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
+_PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS = (list, tuple, dict, set, frozenset, OrderedDict, defaultdict, deque)
 _DEPTH = 4
 
@@ -164,6 +165,7 @@ class Reads:
     ``attributes``: tokens by the path of the module and the name; a name beginning with ``=`` is that of a number
     in a tensor. ``unhooked``: paths of modules that were entered, which must have no hooks. ``grad``, ``cast``:
     whether the modes of gradients, or of autocast, count.
+    With ``~`` it is that of a number of which the type alone counts.
     """
 
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -177,11 +179,34 @@ class Reads:
         if (path, name) not in self.attributes:
             self.attributes[path, name] = token(value)
 
-    def changed(self, module: nn.Module) -> Iterator[str]:
-        """What no longer holds, for people."""
+    def free(self, path: str, name: str, value: Any) -> None:
+        """Note that a number was read of which any value will do: only its type counts."""
+        self.attributes.setdefault((path, f"~{name}"), type(value))
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether everything is as it was."""
+        parts: dict[str, Any] = {}
+        for (path, name), now in self.attributes.items():
+            if path not in parts:
+                parts[path] = _part(module, path)
+            if not _holds(parts[path], name, now):
+                return False
+        for path in self.unhooked:
+            part = parts[path] if path in parts else _part(module, path)
+            if part is MISSING or is_hooked(part):
+                return False
+        return all(variable.holds() for variable in self.variables.values())
+
+    def changed_attributes(self, module: nn.Module) -> Iterator[tuple[str, str]]:
+        """Path and name of each attribute that is another now."""
         for (path, name), now in self.attributes.items():
             if not _holds(_part(module, path), name, now):
-                yield f"{path}.{name}".strip(".").replace("=", "")
+                yield path, name
+
+    def changed(self, module: nn.Module) -> Iterator[str]:
+        """What no longer holds, for people."""
+        for path, name in self.changed_attributes(module):
+            yield f"{path}.{name.lstrip('=~')}".strip(".")
         for path in self.unhooked:
             part = _part(module, path)
             if part is MISSING or is_hooked(part):
@@ -207,5 +232,24 @@ def _holds(part: Any, name: str, now: Any) -> bool:
     if name.startswith("="):
         value = getattr(part, name[1:], MISSING)
         return isinstance(value, Tensor) and value.numel() == 1 and bool(token(value.item()) == now)
-    value = part.__dict__.get(name, MISSING)
-    return bool(token(getattr(part, name, MISSING) if value is MISSING else value) == now)
+    if name.startswith("~"):
+        return type(part.__dict__.get(name[1:], MISSING)) is now
+    state = part.__dict__
+    for holder in (state, state["_parameters"], state["_buffers"], state["_modules"]):
+        if name in holder:
+            return _is(holder[name], now)
+    return _is(getattr(part, name, MISSING), now)
+
+
+def _is(value: Any, now: Any) -> bool:
+    """Whether :func:`token` of a value is ``now``; the usual ones without making it."""
+    if type(now) is not tuple or not now:
+        return bool(token(value) == now)
+    first = now[0]
+    if first is type(value) and first in _PLAIN:
+        return bool(value == now[1])
+    if first == "tensor":
+        return isinstance(value, Tensor) and value.dtype is now[1] and value.shape == now[2]
+    if first == "module":
+        return isinstance(value, nn.Module) and type(value.__dict__.get(ORIGINAL, value)) is now[1]
+    return bool(token(value) == now)

@@ -68,6 +68,11 @@ def _example(value: Any) -> Any:
     return torch.empty(shape, dtype=value.dtype, device=value.device)
 
 
+def attribute_of(owner: nn.Module, path: str, name: str) -> Any:
+    """A number that a module holds when it is called."""
+    return getattr(owner.get_submodule(path), name)
+
+
 def keep_(owner: nn.Module, path: str, name: str, value: Any) -> None:
     """Give a module an attribute, as its code did when it was recorded."""
     setattr(owner.get_submodule(path), name, value)
@@ -97,6 +102,8 @@ class Recorder(Kinds):
     """Records what a forward does, by running it on shadows of the modules."""
 
     fixed = False
+    free: frozenset[tuple[str, str]] = frozenset()
+    """Paths and names of attributes that are numbers of which any value will do."""
 
     def __init__(
         self,
@@ -207,6 +214,16 @@ class Recorder(Kinds):
             node = self.create_node("get_attr", f"{path}.{name}".lstrip("."), (), {})
             self._tensors[path, name] = self.proxy(node)
         return self._tensors[path, name]
+
+    def number_of(self, path: str, name: str, value: Any) -> Any:
+        """A number that a module holds: the recorded forward is valid for it alone, or reads it each time."""
+        if (path, name) not in self.free:
+            self.reads.attribute(path, name, value)
+            return value
+        self.reads.free(path, name, value)
+        node = self.create_node("call_function", attribute_of, (self.owner, path, name), {})
+        node.meta.update(value=value, kind=Number(frozenset("?")))
+        return self.proxy(node)
 
     def kept(self, path: str, name: str, value: Any) -> None:
         """Record that a module is given an attribute."""

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from .._statistics import any_size as _graph
 from .names import NEW, POINTWISE, argument, name_of, spelled
+from .recorder import attribute_of
 from .runtime import (
     CORRECTIONS,
     attend,
@@ -296,7 +297,8 @@ class _Rewriter:
 
         ``of_maps``: where maps are met instead, images are counted.
         """
-        if not isinstance(node.meta["kind"], Number) or node.op == "placeholder":
+        kind = node.meta["kind"]
+        if not isinstance(kind, Number) or node.op == "placeholder" or node.target is attribute_of:
             return self.new[node]
         key = node, None if of_maps else space
         if key not in self.tail:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from .._models.slots import HOOKS
+from .arguments import is_number
 from .guards import MISSING, Reads, is_simple
 from .linking import Linker
 
@@ -42,6 +43,9 @@ class Recording(Protocol):
 
     def is_entered(self, path: str) -> bool:
         """Whether the code of the module at ``path`` is recorded, too."""
+
+    def number_of(self, path: str, name: str, value: Any) -> Any:
+        """A number that the module at ``path`` holds, as recorded code is to see it."""
 
     def kept(self, path: str, name: str, value: Any) -> None:
         """Record that the module at ``path`` is given an attribute."""
@@ -164,6 +168,8 @@ def _attribute(place: _Place, holder: dict[str, Any], name: str) -> Any:
         }
     if isinstance(value, Tensor):
         return recording.tensor_of(place.path, name, value)
+    if is_number(value):
+        return recording.number_of(place.path, name, value)
     if not isinstance(value, nn.Module):
         recording.reads.attribute(place.path, name, value)
     return place.shadows.seen(value)

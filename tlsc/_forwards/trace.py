@@ -54,10 +54,12 @@ def trace(
     inline: tuple[str, ...] = (),
     skip: tuple[str, ...] = (),
     mode: FakeTensorMode | None = None,
+    free: frozenset[tuple[str, str]] = frozenset(),
 ) -> Trace:
     """Trace ``module.forward`` for arguments of the given shapes; children in ``inline`` are entered.
 
     Pools in ``skip`` are not taken for statistics. ``mode``: that of the module's tensors if they are fake.
+    ``free``: attributes, each a path and a name, that are numbers and read anew at each call.
 
     Raises:
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
@@ -67,7 +69,7 @@ def trace(
     labels, fixed = "NCHW", False
     while True:
         tracer = Recorder(module, args, kwargs, inline, skip, mode)
-        tracer.labels, tracer.fixed = labels, fixed
+        tracer.labels, tracer.fixed, tracer.free = labels, fixed, free
         try:
             graph = tracer.record()
         except Exception as error:

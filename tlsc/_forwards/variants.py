@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Form:
             return False
         if known.modes is not None and ambient(known.devices) != known.modes:
             return False
-        return next(known.reads.changed(module), None) is None
+        return known.reads.holds(module)
 
     def _takes(self, leaves: list[Any]) -> bool:
         known = self.recorded
@@ -102,6 +103,10 @@ def _is_flag(name: str, now: Any) -> bool:
     return not name.startswith("=") and type(now) is tuple and len(now) == 2 and now[0] in (bool, int, float, str)
 
 
+def _is_number(now: Any) -> bool:
+    return type(now) is tuple and now[0] in (int, float)
+
+
 class Recipe:
     """How a forward is recorded anew.
 
@@ -136,13 +141,15 @@ class Forms:
 
     def __init__(self, recipe: Recipe, forms: list[Form]) -> None:
         self.recipe, self.forms, self.example = recipe, forms, forms[0]
+        self.free: frozenset[tuple[str, str]] = frozenset()  # numbers of which any value will do
+        self.bound: frozenset[tuple[str, str]] = frozenset()  # those on which the course depends
 
     def __deepcopy__(self, memo: Any) -> Forms:
         return self._with(list(self.forms))
 
     def _with(self, forms: list[Form]) -> Forms:
         new = Forms(self.recipe, forms)
-        new.example = self.example
+        new.example, new.free, new.bound = self.example, self.free, self.bound
         return new
 
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -189,7 +196,7 @@ class Forms:
     def _recorded(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Form:
         try:
             with no_fakes_left(), python_numbers_kept(), silent_fakes():
-                form = self._anew(module, structure, leaves, args, kwargs)
+                form = self._for_changed(module, structure, leaves, args, kwargs)
         except Cannot as error:
             what = ", ".join(self.forms[0].recorded.reads.changed(module)) or "its arguments or its modes"
             raise TLSCError(
@@ -204,13 +211,37 @@ class Forms:
         self.forms = [form, *self.forms][:LIMIT]
         return form
 
-    def _anew(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Form:
+    def _for_changed(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Form:
+        """Numbers that have changed since the last form was made, such as counters, are from now on read anew,
+        unless the course depends on them."""
+        reads = self.forms[0].recorded.reads
+        changed = {
+            one for one in reads.changed_attributes(module) if _is_number(reads.attributes[one])
+        } - self.bound
+        for more in (changed, *[{one} for one in changed if len(changed) > 1]):
+            with suppress(Cannot):
+                form = self._anew(module, structure, leaves, args, kwargs, self.free | more)
+                self.free |= more
+                return form
+            if len(more) == 1:
+                self.bound |= more
+        return self._anew(module, structure, leaves, args, kwargs, frozenset())
+
+    def _anew(
+        self,
+        module: nn.Module,
+        structure: Any,
+        leaves: list[Any],
+        args: Any,
+        kwargs: Any,
+        free: frozenset[tuple[str, str]],
+    ) -> Form:
         """A function of its own, so that with its end go the tensors without values that it holds."""
         mode = FakeMode()
         copied = structure_of(_as_original(module), lambda t: fake_of(mode, t), _as_original, to_run=False)
         with mode:
             given = self._at_base_size(structure, leaves, args, kwargs)
-        made = trace(copied.model, *given, self.recipe.inline, self.recipe.skip, mode)
+        made = trace(copied.model, *given, self.recipe.inline, self.recipe.skip, mode, free)
         try:
             if made.unknown:
                 raise Cannot(f"its {made.unknown[0]} has no local form here")
