@@ -35,16 +35,6 @@ LONG = {
     "tlsc._statistics.numba.planes": 784,
 }
 COMPLEX = {
-    "tlsc._forwards.runtime:evaluate",
-    "tlsc._forwards.products:_attending",
-    "tlsc._forwards.spellings:_einsum",
-    "tlsc._forwards.kinds:_kind",
-    "tlsc._forwards.statistics:_mixed_sum",
-    "tlsc._forwards.kinds:_of_maps",
-    "tlsc._forwards.reductions:reduction_of",
-    "tlsc._forwards.layouts:_regrouped",
-    "tlsc._forwards.terms:terms_of",
-    "tlsc._forwards.products:_weighted",
     "tlsc._statistics.triton.kernels:local_statistics",
 }
 WINDOW_STARTS = 1

@@ -31,12 +31,8 @@ class Kinds(Products):
 
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
-        if node.op == "placeholder" and is_number(value):
-            return Number(frozenset("?"))
         if node.op == "placeholder":
-            if isinstance(value, Tensor) and value.dim() == 5:
-                return self._settled(node, "NCCHW")
-            return self._settled(node, self.labels) if isinstance(value, Tensor) and value.dim() == 4 else Opaque()
+            return self._given(node, value)
         if isinstance(value, (int, float)):
             return self._number(node)
         if not isinstance(value, (Tensor, tuple, list)):
@@ -45,20 +41,23 @@ class Kinds(Products):
         kinds = [n.meta["kind"] for n in inputs]
         if not kinds or spelled(node.op, node.target) in NEW:
             return self._number(node)  # a constant, or a tensor made from sizes
-        if any(isinstance(k, Gram) for k in kinds):
-            return self._attending(node, name_of(node, self.root), inputs)
-        if any(isinstance(k, Opaque) for k in kinds):
-            if any(isinstance(k, (Statistic, Partial)) for k in kinds):
-                name = name_of(node, self.root)
+        name = name_of(node, self.root)
+        there = {type(k) for k in kinds}
+        if Gram in there:
+            return self._attending(node, name, inputs)
+        if Opaque in there:
+            if there & {Statistic, Partial}:
                 raise Cannot(f"{name} joins a statistic with something that is not a map (N, C, H, W)")
             return self._settled(node) if is_map_like(value) else Opaque()
-        name = name_of(node, self.root)
-        maps = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Map)]
-        statistics = [n for n, k in zip(inputs, kinds, strict=True) if isinstance(k, Statistic)]
-        if any(isinstance(k, Weights) for k in kinds):
+        if Weights in there:
             return self._weighted(node, name, inputs)
-        if any(isinstance(k, Partial) for k in kinds):
+        if Partial in there:
             return self._continued(node, name, inputs[0]) if len(inputs) == 1 else _refuse(name)
+        return self._of_maps_and_statistics(node, name, inputs)
+
+    def _of_maps_and_statistics(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
+        maps = [n for n in inputs if isinstance(n.meta["kind"], Map)]
+        statistics = [n for n in inputs if isinstance(n.meta["kind"], Statistic)]
         if not statistics:
             return self._of_maps(node, name, maps)
         space = statistics[0].meta["kind"].space
@@ -67,6 +66,13 @@ class Kinds(Products):
         if not maps:
             return self._of_statistics(node, name, statistics[0])
         return self._of_both(node, name, maps)
+
+    def _given(self, node: fx.Node, value: Any) -> Any:
+        """The kind of an argument."""
+        if is_number(value):
+            return Number(frozenset("?"))
+        labels = {4: self.labels, 5: "NCCHW"}.get(value.dim()) if isinstance(value, Tensor) else None
+        return Opaque() if labels is None else self._settled(node, labels)
 
     def _doubt(self, node: fx.Node) -> None:
         value = node.meta["value"]
@@ -101,7 +107,6 @@ class Kinds(Products):
 
     def _of_maps(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
         base, value = maps[0], node.meta["value"]
-        kind: Map = base.meta["kind"]
         if name == "matmul" and len(maps) == 2:
             return self._gram(*maps) or self._other_product(*maps)
         found = reduction_of(node, name, self.root)
@@ -112,49 +117,76 @@ class Kinds(Products):
         if name in LAYOUT:
             return self._laid(node, name, base)
         if name in POINTWISE and isinstance(value, Tensor):
-            note_centred(node, name)
-            centred = base.meta.get("centred")
-            if centred is not None and name == "abs":
-                node.meta.update(centred=centred, shifted=False)
-            twice = name == "mul" and node.args[0] is base and node.args[1] is base
-            if centred is not None and (
-                name == "square" or twice or (name == "pow" and argument(node, 1, "exponent") == 2)
-            ):
-                node.meta["squared"] = centred
-            return broadcast(maps, value)
-        if name == "expand" and isinstance(value, Tensor):
-            given = base.meta["value"].shape
-            before = "1" * (value.dim() - len(kind.labels)) + kind.labels
-            padded = (0,) * (value.dim() - len(given)) + tuple(given)
-            same = [a == b for a, b in zip(padded, value.shape, strict=True)]
-            return replace(kind, labels="".join(x if y else "C" for x, y in zip(before, same, strict=True)))
-        if name == "stack" and all(m.meta["kind"] == kind for m in maps):
-            place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
-            labels = kind.labels[:place] + "C" + kind.labels[place:]
-            return replace(kind, labels=labels) if place else Opaque()
-        if name == "softmax":
-            dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
-            if "".join(kind.labels[d] for d in dims) == "P" and not kind.mixed:
-                return Weights(kind.labels, kind.space, base)
-            return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
-        if name == "cat" and all(replace(m.meta["kind"], mixed=False) == replace(kind, mixed=False) for m in maps):
-            (dim,) = dims_of(argument(node, 1, "dim", 0), len(kind.labels))
-            if kind.labels[dim] in "HWPM":  # side by side: another map
-                return self._settled(node) if kind.labels == "NCHW" else Opaque()
-            return replace(kind, mixed=any(m.meta["kind"].mixed for m in maps))
-        if name in ("chunk", "split", "tensor_split", "unbind", "getitem") and isinstance(value, (tuple, list)):
-            if name != "unbind":
-                return kind
-            (dim,) = dims_of(argument(node, 1, "dim", 0), len(kind.labels))
-            if kind.labels[dim] in "HWPM":
-                return Opaque()
-            return replace(kind, labels=kind.labels[:dim] + kind.labels[dim + 1 :])
-        if name == "matmul" and len(maps) == 1 and isinstance(value, Tensor) and len(node.all_input_nodes) == 2:
-            return _multiplied(node, kind)
-        if name == "linear" and kind.labels[-1] in "C1":
-            return kind
+            return self._pointwise(node, name, maps)
+        rule = _RULES.get(name)
+        found_kind = _UNKNOWN if rule is None else rule(self, node, maps)
+        return self._of_layer(node, base) if found_kind is _UNKNOWN else found_kind
+
+    def _pointwise(self, node: fx.Node, name: str, maps: list[fx.Node]) -> Any:
+        base = maps[0]
+        note_centred(node, name)
+        centred = base.meta.get("centred")
+        if centred is not None and name == "abs":
+            node.meta.update(centred=centred, shifted=False)
+        twice = name == "mul" and node.args[0] is base and node.args[1] is base
+        square = name == "square" or twice or (name == "pow" and argument(node, 1, "exponent") == 2)
+        if centred is not None and square:
+            node.meta["squared"] = centred
+        return broadcast(maps, node.meta["value"])
+
+    def _expanded(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind, value, given = maps[0].meta["kind"], node.meta["value"], maps[0].meta["value"].shape
+        before = "1" * (value.dim() - len(kind.labels)) + kind.labels
+        padded = (0,) * (value.dim() - len(given)) + tuple(given)
+        same = [a == b for a, b in zip(padded, value.shape, strict=True)]
+        return replace(kind, labels="".join(x if y else "C" for x, y in zip(before, same, strict=True)))
+
+    def _stacked(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind = maps[0].meta["kind"]
+        if any(m.meta["kind"] != kind for m in maps):
+            return _UNKNOWN
+        place = operator.index(argument(node, 1, "dim", 0)) % (len(kind.labels) + 1)
+        labels = kind.labels[:place] + "C" + kind.labels[place:]
+        return replace(kind, labels=labels) if place else Opaque()
+
+    def _softmax(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind = maps[0].meta["kind"]
+        dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
+        if "".join(kind.labels[d] for d in dims) == "P" and not kind.mixed:
+            return Weights(kind.labels, kind.space, maps[0])
+        return kind if all(kind.labels[d] in "C1" for d in dims) else Opaque()
+
+    def _joined(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind = maps[0].meta["kind"]
+        if any(replace(m.meta["kind"], mixed=False) != replace(kind, mixed=False) for m in maps):
+            return _UNKNOWN
+        (dim,) = dims_of(argument(node, 1, "dim", 0), len(kind.labels))
+        if kind.labels[dim] in "HWPM":  # side by side: another map
+            return self._settled(node) if kind.labels == "NCHW" else Opaque()
+        return replace(kind, mixed=any(m.meta["kind"].mixed for m in maps))
+
+    def _parted(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind = maps[0].meta["kind"]
+        if not isinstance(node.meta["value"], (tuple, list)):
+            return _UNKNOWN
+        unbound = name_of(node, self.root) == "unbind"
+        (dim,) = dims_of(argument(node, 1 if unbound else 2, "dim", 0), len(kind.labels))
+        if kind.labels[dim] in "HWPM":  # other maps
+            return Opaque()
+        return replace(kind, labels=kind.labels[:dim] + kind.labels[dim + 1 :]) if unbound else kind
+
+    def _matrix_product(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        alone = len(maps) == 1 and isinstance(node.meta["value"], Tensor) and len(node.all_input_nodes) == 2
+        return _multiplied(node, maps[0].meta["kind"]) if alone else _UNKNOWN
+
+    def _linear(self, node: fx.Node, maps: list[fx.Node]) -> Any:
+        kind = maps[0].meta["kind"]
+        return kind if kind.labels[-1] in "C1" else _UNKNOWN
+
+    def _of_layer(self, node: fx.Node, base: fx.Node) -> Any:
+        """What a layer, or an operation without a rule, makes of a map."""
+        kind, value, given = base.meta["kind"], node.meta["value"], base.meta["value"]
         if node.op == "call_module" and isinstance(value, Tensor):
-            given = base.meta["value"]
             module = self.root.get_submodule(str(node.target))
             kept = kind if not list(module.parameters()) else replace(kind, mixed=False)  # a layer makes a new map
             if value.shape == given.shape:
@@ -240,6 +272,18 @@ class Kinds(Products):
                     raise Cannot(f"{name} takes a statistic of shape {tuple(shape)} together with a map")
         out = broadcast(maps, value)
         return replace(out, mixed=True) if isinstance(out, Map) else out
+
+
+_UNKNOWN: Any = object()
+_RULES: dict[str, Any] = {
+    "expand": Kinds._expanded,
+    "stack": Kinds._stacked,
+    "softmax": Kinds._softmax,
+    "cat": Kinds._joined,
+    **dict.fromkeys(("chunk", "split", "tensor_split", "unbind"), Kinds._parted),
+    "matmul": Kinds._matrix_product,
+    "linear": Kinds._linear,
+}
 
 
 def _multiplied(node: fx.Node, kind: Map) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from .names import argument, dims_of
-from .values import Map, Opaque
+from .values import Map, Opaque, Space
 
 __all__ = ["broadcast", "dropped", "laid_out"]
 
@@ -80,27 +80,29 @@ def _regrouped(kind: Map, before: tuple[int, ...], after: tuple[int, ...]) -> An
             else:
                 return Opaque()
         old = "".join(kind.labels[d] for d in left if before[d] != 1)
-        lengths = tuple(after[d] for d in right if after[d] != 1)
-        if len(old) == len(lengths):
-            new = old
-        elif set(old) == {"C"}:
-            new = "C" * len(lengths)
-        elif old.lstrip("C") in ("HW", "P", "M") and lengths:
-            # Channels, if any, and then positions: the last lengths tell where those are now.
-            positions = math.prod(kind.space.size)
-            if lengths[-2:] == kind.space.size:
-                new = "C" * (len(lengths) - 2) + "HW"
-            elif lengths[-1] == positions:
-                new = "C" * (len(lengths) - 1) + "P"
-            elif lengths[-1] % positions == 0:
-                new = "C" * (len(lengths) - 1) + "M"
-            else:
-                return Opaque()
-        else:
+        new = _labels_for(old, tuple(after[d] for d in right if after[d] != 1), kind.space)
+        if new is None:
             return Opaque()
         names = iter(new)
         out += "".join("1" if after[d] == 1 else next(names) for d in right)
     return replace(kind, labels=out)
+
+
+def _labels_for(old: str, lengths: tuple[int, ...], space: Space) -> str | None:
+    """The labels of the dimensions, of these lengths, that those labelled ``old`` have become."""
+    if len(old) == len(lengths):
+        return old
+    if set(old) == {"C"}:
+        return "C" * len(lengths)
+    if old.lstrip("C") not in ("HW", "P", "M") or not lengths:
+        return None
+    # Channels, if any, and then positions: the last lengths tell where those are now.
+    positions = math.prod(space.size)
+    if lengths[-2:] == space.size:
+        return "C" * (len(lengths) - 2) + "HW"
+    if lengths[-1] % positions:
+        return None
+    return "C" * (len(lengths) - 1) + ("P" if lengths[-1] == positions else "M")
 
 
 def _indexed(node: fx.Node, kind: Map) -> Any:

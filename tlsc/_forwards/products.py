@@ -17,6 +17,9 @@ from .values import Cannot, Gram, Map, Opaque, Reduction, Weights
 __all__ = ["Products"]
 
 
+_KEEPING = ("contiguous", "clone", "dropout", "Dropout", "detach")
+
+
 class Products(Statistics):
     """What becomes of products that a statistic is made of."""
 
@@ -58,25 +61,25 @@ class Products(Statistics):
         kind: Gram = gram.meta["kind"]
         others = [n for n in node.all_input_nodes if n is not gram]
         rank = gram.meta["value"].dim()
-        if not others and name in ("contiguous", "clone", "dropout", "Dropout", "detach"):
+        if not others and name in _KEEPING:
             return kind
-        if name == "mul" and kind.scale is None and not kind.soft and len(node.args) == 2:
-            factor = next(arg for arg in node.args if arg is not gram)
-            if isinstance(factor, (int, float)):
-                return replace(kind, scale=factor)
-            if isinstance(factor, fx.Node) and factor.meta["kind"] is None:
-                scale = factor.meta["value"]
-                if isinstance(scale, Tensor) and _is_of_heads(scale, rank):
-                    return replace(kind, scale=factor)
+        if name == "mul" and len(node.args) == 2 and kind.scale is None and not kind.soft:
+            factor = node.args[1] if node.args[0] is gram else node.args[0]
+            if _is_scale(factor, rank):
+                return replace(kind, scale=factor)  # type: ignore[arg-type]
         if name == "softmax" and not kind.soft and dims_of(argument(node, 1, "dim"), rank) == (rank - 1,):
             return replace(kind, soft=True)
         if name == "matmul" and kind.soft and node.args == (gram, *others) and len(others) == 1:
-            features = others[0].meta["kind"]
-            if _like(kind.q, others[0]) and _like(kind.k, others[0]):
-                node.meta["attends"] = kind, others[0]
-                self.attentions.append(node)
-                return replace(features, mixed=True)
+            return self._attended(node, kind, others[0])
         raise Cannot(f"{name} takes an attention between channels in a way that is not understood")
+
+    def _attended(self, node: fx.Node, kind: Gram, features: fx.Node) -> Any:
+        """The map whose channels an attention mixes."""
+        if not (_like(kind.q, features) and _like(kind.k, features)):
+            raise Cannot("its attention between channels mixes a map that is not laid out as queries and keys are")
+        node.meta["attends"] = kind, features
+        self.attentions.append(node)
+        return replace(features.meta["kind"], mixed=True)
 
     def _weighted(self, node: fx.Node, name: str, inputs: list[fx.Node]) -> Any:
         """A softmax over positions on its way to the features it weighs, and their weighted sum."""
@@ -90,15 +93,9 @@ class Products(Statistics):
             if isinstance(laid, Map) and not kind.weighted:
                 return Weights(laid.labels, kind.space, self._also(node, weights, kind.logits))
         if not others and name == "sum" and kind.weighted:
-            dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
-            taken = {kind.labels[d] for d in dims}
-            left = {label for label in kind.labels if label in "HWP"} - taken
-            if taken <= {"H", "W", "P"} and left:
-                return replace(kind, labels=dropped(Map(kind.labels, kind.space), dims, keeps(node, 2)).labels)
-            if taken <= {"H", "W", "P"}:
-                first, logits = kind.weighted
-                reduction = Reduction("weighted", first, (), True, logits=logits)
-                return self._statistic(node, reduction)
+            summed = self._weighted_sum(node, kind, kind.weighted)
+            if summed is not None:
+                return summed
         if len(others) == 1 and isinstance(others[0].meta["kind"], Map) and not kind.weighted:
             features = others[0]
             if name == "mul":
@@ -106,6 +103,16 @@ class Products(Statistics):
                 if isinstance(made, Map) and not made.mixed:
                     return Weights(made.labels, kind.space, kind.logits, self._matched(features, kind.logits))
         raise Cannot(f"{name} takes a softmax over positions in a way that is not understood")
+
+    def _weighted_sum(self, node: fx.Node, kind: Weights, weighted: tuple[fx.Node, fx.Node]) -> Any:
+        """The sum of what a softmax weighs, over all positions or some of their dimensions; None if over others."""
+        dims = dims_of(argument(node, 1, "dim"), len(kind.labels))
+        taken = {kind.labels[d] for d in dims}
+        if not taken <= {"H", "W", "P"}:
+            return None
+        if {label for label in kind.labels if label in "HWP"} - taken:
+            return replace(kind, labels=dropped(Map(kind.labels, kind.space), dims, keeps(node, 2)).labels)
+        return self._statistic(node, Reduction("weighted", weighted[0], (), True, logits=weighted[1]))
 
     def _matched(self, features: fx.Node, logits: fx.Node) -> tuple[fx.Node, fx.Node]:
         """Features and logits with the same channels, or one channel of logits for all."""
@@ -133,6 +140,14 @@ def _like(first: fx.Node, second: fx.Node) -> bool:
         return False
     same = all(a in ("1", b) or b == "1" for a, b in zip(one.labels, other.labels, strict=False))
     return bool(same and first.meta["value"].shape == second.meta["value"].shape)
+
+
+def _is_scale(factor: Any, rank: int) -> bool:
+    """Whether products of channels may be multiplied by it on their way to an attention."""
+    if isinstance(factor, fx.Node) and factor.meta["kind"] is None:
+        scale = factor.meta["value"]
+        return isinstance(scale, Tensor) and _is_of_heads(scale, rank)
+    return isinstance(factor, (int, float))
 
 
 def _is_of_heads(scale: Tensor, rank: int) -> bool:

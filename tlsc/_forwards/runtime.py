@@ -125,18 +125,9 @@ def evaluate(
         mean = _dispatch.grid_means(x, window, stride, corrected)
         return mean if operation == "mean" else mean * positions
     if operation == "norm":
-        if math.isinf(order):
-            sign = 1 if order > 0 else -1
-            return sign * _dispatch.grid_maxima(sign * x.abs(), window, stride)
-        if order == 0:
-            return _dispatch.grid_means((x != 0).to(x.dtype), window, stride) * positions
-        powers = x.abs().pow(order) if order != 2.0 else x.square()
-        return (_dispatch.grid_means(powers, window, stride) * positions).pow(1 / order)
+        return _norms(x, window, stride, order, positions)
     if operation == "logsumexp":
-        wide = x.to(torch.float64)
-        highest = _finite(wide.detach().amax((-3, -2, -1) if x.dim() == 5 else (-2, -1), keepdim=True))
-        means = _dispatch.grid_means((wide - highest).exp(), window, stride)
-        return ((means * positions).log() + highest.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
+        return _log_sums(x, window, stride, positions)
     if operation in ("amax", "amin"):
         sign = 1 if operation == "amax" else -1
         return sign * _dispatch.grid_maxima(sign * x, window, stride)
@@ -148,6 +139,23 @@ def evaluate(
         var = var * positions / left
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
+
+
+def _norms(x: Tensor, window: tuple[int, int], stride: int, order: float, positions: Any) -> Any:
+    if math.isinf(order):
+        sign = 1 if order > 0 else -1
+        return sign * _dispatch.grid_maxima(sign * x.abs(), window, stride)
+    if order == 0:
+        return _dispatch.grid_means((x != 0).to(x.dtype), window, stride) * positions
+    powers = x.abs().pow(order) if order != 2.0 else x.square()
+    return (_dispatch.grid_means(powers, window, stride) * positions).pow(1 / order)
+
+
+def _log_sums(x: Tensor, window: tuple[int, int], stride: int, positions: Any) -> Any:
+    wide = x.to(torch.float64)
+    highest = _finite(wide.detach().amax((-3, -2, -1) if x.dim() == 5 else (-2, -1), keepdim=True))
+    means = _dispatch.grid_means((wide - highest).exp(), window, stride)
+    return ((means * positions).log() + highest.reshape(*x.shape[:2], 1, 1)).to(x.dtype)
 
 
 def evaluate_weighted(x: Tensor, logits: Tensor, window: tuple[int, int], stride: int) -> Tensor:

@@ -137,30 +137,43 @@ def _einsum(equation: Any, *operands: Any) -> Any:
     """Of statistics or softmax weights with maps, or of a map alone: products, and a sum."""
     if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or "." in equation:
+    read = _letters(equation, len(operands))
+    if read is None:
         return None
+    names, output = read
     kinds = [x.node.meta.get("kind") if isinstance(x, fx.Proxy) else None for x in operands]
-    inputs, arrow, output = equation.replace(" ", "").partition("->")
-    names = inputs.split(",")
-    if not arrow or len(names) != len(operands) or any(len(set(n)) != len(n) for n in (*names, output)):
-        return None
     gone = [letter for letter in dict.fromkeys("".join(names)) if letter not in output]
     summed = [names[0].index(letter) for letter in gone if letter in names[0]]
-    if len(operands) == 2 and len(gone) == 1 and all(isinstance(k, (Map, Gram)) for k in kinds):
+    there = {type(k) for k in kinds}
+    if len(operands) == 2 and len(gone) == 1 and there <= {Map, Gram}:
         return _einsum_of_maps(names, output, gone[0], *operands)
-    alone = len(operands) == 1 and isinstance(kinds[0], Map) and bool(summed) and is_over(operands[0], summed)
-    met = any(isinstance(k, Map) for k in kinds) and any(isinstance(k, (Statistic, Weights)) for k in kinds)
-    if not (alone or met):
+    alone = len(operands) == 1 and Map in there and bool(summed) and is_over(operands[0], summed)
+    if not (alone or (Map in there and there & {Statistic, Weights})):
         return None
+    return _product_of(operands, names, output, gone)
+
+
+def _letters(equation: Any, operands: int) -> tuple[list[str], str] | None:
+    """The letters of each operand and of the result; None where one is repeated, or left out."""
+    if not isinstance(equation, str) or "." in equation:
+        return None
+    inputs, arrow, output = equation.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    repeated = any(len(set(letters)) != len(letters) for letters in (*names, output))
+    return None if not arrow or len(names) != operands or repeated else (names, output)
+
+
+def _product_of(operands: tuple[Any, ...], names: list[str], output: str, gone: list[str]) -> Any:
+    """Everything multiplied, and summed over the letters that are gone."""
     order = [*output, *gone]
-    total = None
+    total: Any = None
     for x, letters in zip(operands, names, strict=True):
         x = x.permute([letters.index(letter) for letter in order if letter in letters])
         for place, letter in enumerate(order):
             if letter not in letters:
                 x = x.unsqueeze(place)
         total = x if total is None else total * x
-    return total.sum(tuple(range(len(output), len(order)))) if gone else total  # type: ignore[union-attr]
+    return total.sum(tuple(range(len(output), len(order)))) if gone else total
 
 
 def _einsum_of_maps(names: list[str], output: str, gone: str, first: Any, second: Any) -> Any:

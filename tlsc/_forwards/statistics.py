@@ -128,12 +128,10 @@ class Statistics(fx.Tracer):
         for factor, term in terms:
             if term is None:
                 value = factor if operation == "mean" else factor * math.prod(x.shape[d] for d in chosen)
-                if isinstance(value, Proxy) and value.dim() == rank and not keepdim:
-                    value = value.sum(chosen)
+                value = _without(value, chosen, rank, keepdim)
             else:
                 value = getattr(self.proxy(term), operation)(chosen, keepdim=keepdim)
-                if isinstance(factor, Proxy) and factor.dim() == rank and not keepdim:
-                    factor = factor.sum(chosen)
+                factor = _without(factor, chosen, rank, keepdim)
                 value = value if isinstance(factor, int) and factor == 1 else value * factor
             total = value if total is None else total + value
         return total
@@ -170,3 +168,8 @@ class Statistics(fx.Tracer):
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), to_proxy)
         made: fx.Node = self.create_proxy(node.op, node.target, args, kwargs).node
         return made
+
+
+def _without(value: Any, dims: tuple[int, ...], rank: int, keepdim: bool) -> Any:
+    """A statistic without dimensions of which it has one entry, if they are not kept."""
+    return value.sum(dims) if isinstance(value, Proxy) and value.dim() == rank and not keepdim else value

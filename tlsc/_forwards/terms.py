@@ -30,7 +30,10 @@ def source_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def terms_of(tracer: Any, node: fx.Node) -> list[tuple[Any, fx.Node | None]] | None:
+_Terms = list[tuple[Any, fx.Node | None]]
+
+
+def terms_of(tracer: Any, node: fx.Node) -> _Terms | None:
     """A map as a sum of products of a statistic or constant and a map without statistics (None: one everywhere).
 
     None if it is not one.
@@ -43,25 +46,16 @@ def terms_of(tracer: Any, node: fx.Node) -> list[tuple[Any, fx.Node | None]] | N
         return [(tracer.proxy(source), None)]
     if not kind.mixed:
         return [(1, node)]
-    name = name_of(node, tracer.root)
-    args: list[Any] = [arg if isinstance(arg, fx.Node) else (arg, None) for arg in node.args]
-    if name in ("square", "pow"):
-        if name == "pow" and node.args[1] != 2:
-            return None
-        name, args = "mul", [args[0], args[0]]
-    if name == "neg":
-        name, args = "mul", [args[0], (-1, None)]
+    name, args = _two_sided(node, name_of(node, tracer.root))
     if name not in ("add", "sub", "mul", "div") or len(args) != 2 or node.kwargs:
         return None
-    sides: list[list[tuple[Any, fx.Node | None]]] = []
-    for arg in args:
-        if isinstance(arg, tuple) and not isinstance(arg[0], (int, float)):
-            return None
-        side = [arg] if isinstance(arg, tuple) else terms_of(tracer, arg)
-        if side is None:
-            return None
-        sides.append(side)
-    first, second = sides
+    first, second = (_side(tracer, arg) for arg in args)
+    if first is None or second is None:
+        return None
+    return _combined(tracer, name, first, second)
+
+
+def _combined(tracer: Any, name: str, first: _Terms, second: _Terms) -> _Terms | None:
     if name in ("add", "sub"):
         return first + (second if name == "add" else [(-1 * factor, term) for factor, term in second])
     if name == "div":
@@ -69,6 +63,21 @@ def terms_of(tracer: Any, node: fx.Node) -> list[tuple[Any, fx.Node | None]] | N
             return None
         return [(factor / second[0][0], term) for factor, term in first]
     return [(_times(a, b), _product(tracer, x, y)) for a, x in first for b, y in second]
+
+
+def _two_sided(node: fx.Node, name: str) -> tuple[str, list[Any]]:
+    """An operation by its name and arguments, squares and negatives as products."""
+    if name == "square" or (name == "pow" and node.args[1] == 2):
+        return "mul", [node.args[0], node.args[0]]
+    if name == "neg":
+        return "mul", [node.args[0], -1]
+    return name, list(node.args)
+
+
+def _side(tracer: Any, arg: Any) -> _Terms | None:
+    if isinstance(arg, fx.Node):
+        return terms_of(tracer, arg)
+    return [(arg, None)] if isinstance(arg, (int, float)) else None
 
 
 def _times(a: Any, b: Any) -> Any:
