@@ -100,6 +100,17 @@ def test_maps_side_by_side_are_another_map(dim: int) -> None:
     assert_close(model(x), expected)
 
 
+def test_parts_of_a_map_are_other_maps() -> None:
+    def halves(x: Tensor) -> Tensor:
+        return torch.cat([F.instance_norm(half) for half in x.chunk(2, 2)], 2)
+
+    x = _maps()
+    model = _converted(halves)
+    assert [site.window for site in tlsc.plan(model)] == [(3, 8), (3, 8)]
+    parts = [tlsc.functional.local_instance_norm(half, (3, 8)) for half in x.chunk(2, 2)]
+    assert_close(model(x), torch.cat(parts, 2))
+
+
 def test_sizes_of_another_map() -> None:
     def of_half(x: Tensor) -> Tensor:
         half = F.avg_pool2d(x, 2)
