@@ -31,9 +31,7 @@ FILES = structure.modules()
 IMPORTS = list(structure.imports(FILES))
 
 UPWARD: set[tuple[str, str]] = set()
-LONG = {
-    "tlsc._statistics.numba.planes": 784,
-}
+LONG: dict[str, int] = {}
 COMPLEX = {
     "tlsc._statistics.triton.kernels:local_statistics",
 }

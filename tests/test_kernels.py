@@ -198,9 +198,9 @@ CACHE = """
 import numpy
 from numba.core import caching
 {before}
-import tlsc._statistics.numba.planes as kernels
-assert kernels._shift(numpy.full((1, 4, 4), 3.0)) == 3.0
-print(kernels._shift._cache.cache_path)
+import tlsc._statistics.numba.steps as steps
+assert steps.shift_of(numpy.full((1, 4, 4), 3.0)) == 3.0
+print(steps.shift_of._cache.cache_path)
 """
 
 
