@@ -14,14 +14,18 @@ from numba.extending import intrinsic
 __all__ = ["PADDING", "compiled", "padded", "running_sums", "running_sums_of_two"]
 
 
-def compiled(function: Callable[..., Any], estimates: bool = False) -> Any:
-    """``function`` compiled on its first call, and then read from the cache.
+def compiled(function: Callable[..., Any], estimates: bool = False, inside: bool = False) -> Any:
+    """``function`` as machine code, compiled at its first call and kept on disk where that can be written to.
 
-    ``estimates``: divisions and roots in single precision by the processor's estimate and a step of Newton's,
-    where it has one; right to about two units in the last place.
+    Args:
+        function: in the part of Python that Numba knows.
+        estimates: divisions and roots in single precision by the processor's estimate and a step of Newton's,
+            where it has one; right to about two units in the last place.
+        inside: part of each caller, which then neither passes arrays nor counts references to them; both cost as
+            much as the arithmetic of a short row.
     """
     fastmath = {"contract", "arcp", "afn", "nsz"} if estimates else {"contract"}
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, "forceinline": inside}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written to
@@ -142,6 +146,13 @@ running_sums_of_two: Any = intrinsic(_running_sums_of_two)
 
 
 @compiled
-def padded(width):
-    """Zeros for ``width`` columns, and what :func:`running_sums` reads and writes beyond them."""
-    return np.zeros(width + PADDING)
+def padded(width, ahead):
+    """Zeros for ``width`` columns, and what :func:`running_sums` reads and writes beyond them.
+
+    Element ``ahead`` begins a line of the cache: a vector that lies in two takes two reads or writes. It is 0 for
+    what is read there and 1 for what is written.
+    """
+    line = 64 // 8
+    zeros = np.zeros(width + PADDING + line)
+    start = (line - ahead - zeros.ctypes.data // 8 % line) % line
+    return zeros[start : start + width + PADDING]

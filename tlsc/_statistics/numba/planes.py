@@ -78,32 +78,34 @@ def _over(
     ``spare(planes, first)`` gives their results.
     """
     dtype = _work_dtype(x)
+    if x.dtype == dtype and x.is_contiguous() and all(o.is_contiguous() and o.dtype == dtype for o in outs):
+        _on_planes(x, outs, run, spare, 0)
+        return
     batch, kept = x.shape[:2]
-    straight = x.dtype == dtype and x.is_contiguous() and all(o.is_contiguous() and o.dtype == dtype for o in outs)
-    if straight:
-        pieces = [(slice(0, batch), slice(0, kept))]
-    else:
-        size = math.prod(x.shape[2:])
-        step = max(16 if x.stride(1) == 1 else 1, STAGED // size)
-        images = max(1, step // kept)
-        pieces = [
-            (slice(n, n + images), slice(k, min(k + step, kept)))
-            for n in range(0, batch, images)
-            for k in range(0, kept, step)
-        ]
-    for at in pieces:
-        part = x[at].to(dtype).contiguous()
-        results = [o[at] if straight else torch.empty(o[at].shape, dtype=dtype) for o in outs]
-        planes = part.reshape(-1, *x.shape[2:])
-        flat = [o.view(-1, *o.shape[2:]) for o in results]
-        first = (at[0].start or 0) * kept + at[1].start
-        for p in run(planes, flat, first):
-            again = spare(planes[p : p + 1], first + p)
-            for o, value in zip(flat, again, strict=True):
-                o[p] = value[0]
-        if not straight:
+    step = max(16 if x.stride(1) == 1 else 1, STAGED // math.prod(x.shape[2:]))
+    images = max(1, step // kept)
+    for n in range(0, batch, images):
+        for k in range(0, kept, step):
+            at = (slice(n, n + images), slice(k, min(k + step, kept)))
+            results = [torch.empty(o[at].shape, dtype=dtype) for o in outs]
+            _on_planes(x[at].to(dtype).contiguous(), results, run, spare, n * kept + k)
             for o, result in zip(outs, results, strict=True):
                 o[at] = result
+
+
+def _on_planes(
+    x: Tensor,
+    outs: list[Tensor],
+    run: Callable[[Tensor, list[Tensor], int], list[int]],
+    spare: Callable[..., Any],
+    first: int,
+) -> None:
+    planes = x.view(-1, *x.shape[2:])
+    flat = [o.view(-1, *o.shape[2:]) for o in outs]
+    for p in run(planes, flat, first):
+        again = spare(planes[p : p + 1], first + p)
+        for o, value in zip(flat, again, strict=True):
+            o[p] = value[0]
 
 
 def _work_dtype(x: Tensor) -> torch.dtype:

@@ -7,6 +7,8 @@ the map's precision.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from .compiling import compiled
@@ -29,25 +31,27 @@ __all__ = [
     "widen",
 ]
 
+step = partial(compiled, inside=True)
+
 # ------------------------------------------------------------------------------------------- sums of columns
 
 
-@compiled
+@step
 def shift_of(planes):
     """About the mean of (D, H, W), from a coarse sample; exactly the value of a constant plane."""
     depth, height, width = planes.shape
-    rows, columns = max(1, height // 16), max(1, width // 16)
+    rows, columns = max(1, height // 8), max(1, width // 8)
     total, count = 0.0, 0
     for d in range(depth):
-        for i in range(0, height, rows):
-            for j in range(0, width, columns):
+        for i in range(rows // 2, height, rows):
+            for j in range(columns // 2, width, columns):
                 total += np.float64(planes[d, i, j])
                 count += 1
     mean = total / count
     return mean if np.isfinite(mean) else 0.0
 
 
-@compiled
+@step
 def enter(row, shift, moments, first, second):
     """Add a row to the columns' sums, and its squares."""
     if moments:
@@ -60,7 +64,7 @@ def enter(row, shift, moments, first, second):
             first[j] += np.float64(row[j]) - shift
 
 
-@compiled
+@step
 def move(enters, leaves, shift, moments, first, second):
     """Add one row to the columns' sums and take another out."""
     if moments:
@@ -77,14 +81,14 @@ def move(enters, leaves, shift, moments, first, second):
 # ------------------------------------------------------------------------------------- from sums to statistics
 
 
-@compiled
+@step
 def means(prefix, columns, share, shift, out):
     ends = prefix[columns:]
     for j in range(out.shape[0]):
         out[j] = (ends[j] - prefix[j]) * share + shift
 
 
-@compiled
+@step
 def variances(first, second, columns, share, out):
     ends, squares = first[columns:], second[columns:]
     for j in range(out.shape[0]):
@@ -92,21 +96,21 @@ def variances(first, second, columns, share, out):
         out[j] = max((squares[j] - second[j]) * share - mean * mean, 0.0)
 
 
-@compiled
+@step
 def corrected_mean(mean, correction, weight):
     """See :class:`tlsc._statistics.correction.Correction`, whose rows are the entries here."""
     clipped = min(max(mean, correction[6]), correction[7])
     return mean + weight * ((correction[3] - 1.0) * clipped + correction[4])
 
 
-@compiled
+@step
 def corrected_var(var, mean, correction, weight):
     clipped = min(max(mean, correction[6]), correction[7])
     more = (correction[0] - 1.0) * min(var, correction[5]) + correction[1] + correction[2] * (clipped * clipped)
     return max(var + weight * more, 0.0)
 
 
-@compiled
+@step
 def means_corrected(prefix, columns, share, shift, correction, across, down, out):
     """:func:`means`, corrected with the weights ``across − down``."""
     ends = prefix[columns:]
@@ -114,7 +118,7 @@ def means_corrected(prefix, columns, share, shift, correction, across, down, out
         out[j] = corrected_mean((ends[j] - prefix[j]) * share + shift, correction, across[j] - down)
 
 
-@compiled
+@step
 def variances_corrected(first, second, columns, share, shift, correction, across, down, out):
     ends, squares = first[columns:], second[columns:]
     for j in range(out.shape[0]):
@@ -136,10 +140,10 @@ def _scales(first, second, columns, share, shift, eps, mean, scale):
         mean[j] = value + shift
 
 
-scales = compiled(_scales, estimates=True)
+scales = compiled(_scales, estimates=True, inside=True)
 
 
-@compiled
+@step
 def scales_anywhere(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
     """The same beyond the range of single precision, and with a correction."""
     ends, squares = first[columns:], second[columns:]
@@ -155,7 +159,7 @@ def scales_anywhere(first, second, columns, share, shift, eps, correction, acros
 # ------------------------------------------------------------------------------------------------ rows of results
 
 
-@compiled
+@step
 def replicate(row, left, count):
     """Fill a row on both sides of ``count`` values that begin at ``left``."""
     first, last = row[left], row[left + count - 1]
@@ -163,13 +167,13 @@ def replicate(row, left, count):
     row[left + count :] = last
 
 
-@compiled
+@step
 def normalise(row, mean, scale, weight, bias, out):
     for j in range(row.shape[0]):
         out[j] = (np.float64(row[j]) - mean[j]) * (scale[j] * weight) + bias
 
 
-@compiled
+@step
 def combine(operation, row, values, out):
     if operation == 0:
         out[:] = values
@@ -184,7 +188,7 @@ def combine(operation, row, values, out):
             out[j] = row[j] - values[j]
 
 
-@compiled
+@step
 def widen(row, across, share, one, out):
     """A row of the grid at every column; a share of zero reads one window only, whatever is in the other."""
     for j in range(out.shape[0]):
