@@ -56,15 +56,17 @@ def _chosen(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask))
 
 
+def _moved(builder: Any, values: Any, step: int) -> Any:
+    """Moved on by some lanes, with zeros before."""
+    return _chosen(builder, _ZERO, values, list(range(LANES - step, 2 * LANES - step)))
+
+
 def _summed(builder: Any, pointer: Any, at: Any) -> Any:
     """``[s0, s0 + s1, …]`` of the vector from ``at`` on."""
     total = builder.load(_place(builder, pointer, at))
     total.align = 8
-    step = 1
-    while step < LANES:
-        moved = _chosen(builder, _ZERO, total, list(range(LANES - step, 2 * LANES - step)))
-        total = builder.fadd(total, moved)
-        step *= 2
+    for step in (1, 2, 4):
+        total = builder.fadd(total, _moved(builder, total, step))
     return total
 
 
@@ -83,8 +85,8 @@ def _blocks(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     return builder.sdiv(builder.add(length, more), ir.Constant(length.type, LANES))
 
 
-def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> None:
-    """``states = body(index, states)`` for each index below ``count``, which is at least 1."""
+def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+    """``states = body(index, states)`` for each index below ``count``, which is at least 1; the last states."""
     before, inside = builder.block, builder.append_basic_block("sums")
     after = builder.append_basic_block("sums.end")
     builder.branch(inside)
@@ -101,6 +103,7 @@ def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list
         phi.add_incoming(result, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
     builder.position_at_end(after)
+    return results
 
 
 def _is_row(*kinds: Any) -> bool:
@@ -112,20 +115,22 @@ def _generated(context: Any, builder: Any, signature: Any, arguments: Any) -> An
     pointers = _pointers(context, builder, signature, arguments)
     sources, targets = pointers[: len(pointers) // 2], pointers[len(pointers) // 2 :]
     blocks = _blocks(context, builder, signature, arguments)
-    for target in targets:
-        builder.store(ir.Constant(ir.DoubleType(), 0.0), target)
 
     def body(index: Any, before: list[Any]) -> list[Any]:
         at = builder.mul(index, ir.Constant(index.type, LANES))
-        after = builder.add(at, ir.Constant(index.type, 1))
         following = []
         for source, target, total in zip(sources, targets, before, strict=True):
             here = _summed(builder, source, at)
-            builder.store(builder.fadd(total, here), _place(builder, target, after)).align = 8
+            # From ``at`` on and not from the next: a read of these columns soon after finds them in one write.
+            builder.store(builder.fadd(total, _moved(builder, here, 1)), _place(builder, target, at)).align = 8
             following.append(builder.fadd(total, _chosen(builder, here, here, [LANES - 1] * LANES)))
         return following
 
-    _loop(builder, blocks, [_ZERO for _ in sources], body)
+    totals = _loop(builder, blocks, [_ZERO for _ in sources], body)
+    end = builder.mul(blocks, ir.Constant(blocks.type, LANES))
+    for total, target in zip(totals, targets, strict=True):
+        last = builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+        builder.store(last, builder.gep(target, [end]))
     return context.get_dummy_value()
 
 
@@ -146,13 +151,12 @@ running_sums_of_two: Any = intrinsic(_running_sums_of_two)
 
 
 @compiled
-def padded(width, ahead):
+def padded(width):
     """Zeros for ``width`` columns, and what :func:`running_sums` reads and writes beyond them.
 
-    Element ``ahead`` begins a line of the cache: a vector that lies in two takes two reads or writes. It is 0 for
-    what is read there and 1 for what is written.
+    They begin with a line of the cache: a vector that lies in two takes two reads or writes.
     """
     line = 64 // 8
     zeros = np.zeros(width + PADDING + line)
-    start = (line - ahead - zeros.ctypes.data // 8 % line) % line
+    start = -(zeros.ctypes.data // 8) % line
     return zeros[start : start + width + PADDING]

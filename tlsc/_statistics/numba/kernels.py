@@ -91,8 +91,8 @@ def slide(x, windows, moments, placed, correcting, bands, mean, var, spoiled, st
     """Mean, and variance, of the windows that start at every position; ``placed``: one for every position."""
     rows, columns = windows.rows, windows.columns
     depth, height, width = x.shape[1:]
-    first, second = padded(width, 0), padded(width, 0)
-    sums, squares = padded(width, 1), padded(width, 1)
+    first, second = padded(width), padded(width)
+    sums, squares = padded(width), padded(width)
     share = 1.0 / (depth * rows * columns)
     above = _before(rows) if placed else 0
     left = _before(columns) if placed else 0
@@ -147,8 +147,8 @@ def norm(x, windows, affine, correcting, bands, out, spoiled, start, stop):
     """Normalise every position by its window."""
     rows, columns = windows.rows, windows.columns
     depth, height, width = x.shape[1:]
-    first, second = padded(width, 0), padded(width, 0)
-    sums, squares = padded(width, 1), padded(width, 1)
+    first, second = padded(width), padded(width)
+    sums, squares = padded(width), padded(width)
     mean, scale = np.empty(width), np.empty(width)
     share = 1.0 / (depth * rows * columns)
     above, left = _before(rows), _before(columns)
@@ -195,8 +195,8 @@ def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled
     """Mean, and variance, of the windows at ``tops`` × ``lefts``: sums of all rows above, read at their ends."""
     rows, columns = windows.rows, windows.columns
     depth, height, width = x.shape[1:]
-    first, second = padded(width, 0), padded(width, 0)
-    sums, squares = padded(width, 1), padded(width, 1)
+    first, second = padded(width), padded(width)
+    sums, squares = padded(width), padded(width)
     share = 1.0 / (depth * rows * columns)
     down, across = tops.shape[0], lefts.shape[0]
     mean, square = np.empty((down, across)), np.empty((down, across))
