@@ -16,6 +16,7 @@ from . import (
     mutants,
     nlm,
     structure,
+    versions,
 )
 
 BENCHMARKS = {
@@ -32,6 +33,7 @@ WITH_PARTS = {
     "gpu": gpu.main,
     "kernels": kernels.main,
     "mutants": mutants.main,
+    "versions": versions.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -42,7 +44,8 @@ parser.add_argument(
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
     "hinet, and a folder of photographs; of coverage: plans (all but what is far), names of networks; of gpu: dry "
     "(tiny, on the CPU), layers, gates, attention, nlm, networks; all if none; of fingerprint: the file to write, "
-    "and one to compare with; of mutants: the file to write, and one whose mutants are run again",
+    "and one to compare with; of mutants: the file to write, and one whose mutants are run again; "
+    "of versions: kernels (compiled for GPUs, too), versions of PyTorch; the oldest, 2.11 and the newest if none",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

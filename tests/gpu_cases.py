@@ -2,11 +2,8 @@
 
 ``uv run python -m tests.gpu_cases`` compiles a selection in which every two choices meet (size, type, layout, call,
 GPU): more than 150 specialisations, about a minute on two cores. ``--all`` compiles the whole table; ``--list``
-prints registers, spills and widths of loads of each. The exit status tells whether all of it compiled. With the
-Triton of the oldest PyTorch (which imports setuptools without asking for it)::
-
-    uv run --no-project --python 3.11 --with "torch==2.6.*" --with "triton==3.2.*" --with setuptools --with numba \
-        --with safetensors --with tabulate python -m tests.gpu_cases
+prints registers, spills and widths of loads of each. The exit status tells whether all of it compiled.
+``python -m benchmarks versions kernels`` runs it with the oldest and the newest Triton, too.
 """
 
 from __future__ import annotations

@@ -59,15 +59,12 @@ def leaves() -> bool:
 
 
 def _is_exporting() -> bool:
-    """Whether ``torch.export`` is at work. PyTorch 2.6 cannot tell, and takes all for exported."""
-    exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return exporting()
+    return torch.compiler.is_exporting()
 
 
-if hasattr(torch.compiler, "is_exporting"):
-    # As torch.compiler.assume_constant_result, without its import of the compiler: Dynamo calls the function while
-    # it traces. Of its own it takes is_exporting for true whatever is recorded (PyTorch 2.11).
-    _is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# As torch.compiler.assume_constant_result, without its import of the compiler: Dynamo calls the function while it
+# traces. Of its own it takes is_exporting for true whatever is recorded (PyTorch 2.11).
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_jit_traced() -> bool:
