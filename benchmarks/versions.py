@@ -38,7 +38,7 @@ TEXT = """# Versions of PyTorch
 
 A converted network (a norm, a gate on a grid, a gate inside a `forward`) on the oldest PyTorch that
 `pyproject.toml` admits, on 2.11 and on the newest: compiled whole, exported, and written as ONNX, each compared
-with the converted model in eager PyTorch at sizes larger and smaller than the window. {kernels}
+with the converted model in eager PyTorch at sizes larger and smaller than the window.{kernels}
 
 {table}
 
@@ -155,7 +155,7 @@ def _kernels(python: str) -> str:
 def write(table: str, kernels: bool) -> None:
     """The page in docs/."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    told, command = (OF_KERNELS.strip(), "versions kernels") if kernels else ("", "versions")
+    told, command = (" " + OF_KERNELS.strip(), "versions kernels") if kernels else ("", "versions")
     date = datetime.date.today()
     TABLE.write_text(
         TEXT.format(table=table, python=python, date=date, kernels=told, command=command), encoding="utf-8"
