@@ -100,7 +100,7 @@ def page(rows: list[list[str]]) -> str:
         f"{worst:.0e}.",
         "",
         "*Experiment*: the modules through which far pixels still reach the output after converting, as "
-        "`tlsc.convert(…, check=True)` finds them; –: not tried, as the network takes one size only.",
+        "`tlsc.convert(…, check=True)` finds them; –: not tried (the network takes one size only, or takes long).",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"| {' | '.join('---' for _ in COLUMNS)} |",
