@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,9 +399,20 @@ class _Lying(nn.Module):
         return self.conv(x) + (1 if torch.compiler.is_exporting() else 0)
 
 
+def _traced() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(_Branching, "cannot be exported"), (_Lying, "differs from PyTorch at 1×24×24")],
+    [
+        (_Branching, "cannot be exported"),
+        (_Lying, "differs from PyTorch at 1×24×24"),
+        (_traced, "traced or scripted"),
+        (lambda: nn.Conv2d(3, 3, 1, device="meta"), "meta device there are no values"),
+    ],
 )
 def test_a_model_that_cannot_be_exported_leaves_no_file(
     make: Callable[[], nn.Module], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

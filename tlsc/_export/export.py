@@ -173,6 +173,16 @@ class _Exporter:
 
     def __init__(self, model: nn.Module, example_input: Any, step: tuple[int, int], describing: Any) -> None:
         weights = [*model.parameters(), *model.buffers()]
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ExportError(
+                "a traced or scripted model holds no forward that could be exported: export the converted model "
+                "that it was made from"
+            )
+        if any(tensor.is_meta for tensor in weights) or torch.get_default_device().type == "meta":
+            raise ExportError(
+                "on the meta device there are no values to export and to compare: load the weights, and call "
+                "outside of torch.device('meta')"
+            )
         if any(tensor.dtype == torch.bfloat16 for tensor in weights):
             raise ExportError("a model in bfloat16 cannot be verified, as NumPy has no such type: use float32")
         if sum(tensor.nbytes for tensor in weights) >= 2**31 - 2**20:
