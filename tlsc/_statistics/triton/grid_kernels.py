@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import before_own, clip, inside, sample, window_start
+from .kernels import aligned, before_own, clip, inside, sample, window_start
 
 __all__ = ["cell_sums", "grid_statistics", "place"]
 
@@ -29,7 +29,7 @@ def cell_sums(
     x, cells, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
     row_parts, row_cut, row_cut2, column_parts, column_cut, column_cut2, down, across, tiles, channel_tiles,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, STRIDE: tl.constexpr, SPAN: tl.constexpr,
-    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr,
+    BLOCKS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Sums, and sums of squares, over every cell, relative to the plane's sample: (1 or 2, N·K, rows, columns).
 
@@ -40,6 +40,9 @@ def cell_sums(
     tile, above = (number % tiles).to(tl.int32), number // tiles
     block, plane = above % down, above // down
     row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
+    if ALIGN > 1:
+        row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
+        groups, column_stride = aligned(groups, ALIGN), aligned(column_stride, ALIGN)
     if LAST:
         image = plane // channel_tiles
         beside = (tile * BLOCKS + tl.arange(0, BLOCKS))[:, None]
@@ -121,8 +124,11 @@ def grid_statistics(
     image_stride, channel_stride, row_stride, column_stride, rows, columns,
     row_parts, row_length, last_line, lines, column_parts, column_length, last_column, across, count, wide,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, CORRECTED: tl.constexpr, STRIDE: tl.constexpr, CELLS: tl.constexpr,
+    OUT_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Means, and variances, over the evaluated windows: (N·K, count, wide), one row of them a program.
+    """Means, and variances, over the evaluated windows: (N, K, count, wide), one row of them a program.
+
+    They are written (N, count, wide, K) where OUT_LAST is true.
 
     ``lines`` × ``across`` cells a plane. A window takes ``row_length`` × ``column_length`` of them from every
     ``row_parts``-th, ``column_parts``-th on; the last takes all from ``last_line``, ``last_column`` on.
@@ -195,6 +201,8 @@ def grid_statistics(
     infinite = tl.where(balance == -found, float("-inf"), infinite)
     mean = tl.where(found > 0, infinite, mean)
     place = number * wide + index
+    if OUT_LAST:
+        place = ((image * count + line) * wide + index) * groups + group
     tl.store(out + place, mean.to(out.dtype.element_ty), mask=there)
     if MOMENTS:
         var = tl.where(found > 0, float("nan"), var)
@@ -205,74 +213,82 @@ def grid_statistics(
 
 
 @triton.jit
-def _between(start, last, stride, count, TYPE: tl.constexpr):
-    """The evaluated window at or before ``start``, and the next one's share; the last lies on no multiple."""
-    below = start // stride
-    gap = tl.maximum(tl.minimum(last - below * stride, stride), 1)
-    part = (start - below * stride).to(TYPE) / gap.to(TYPE)
-    return tl.where(start == last, count - 1, below), tl.where(start == last, 0.0, part)
-
-
-@triton.jit
-def _mixed(at, down, part, below, there, TYPE: tl.constexpr):
-    """Between a window and the one below it. A share of zero does not read: zero times NaN would be NaN."""
-    value = tl.load(at, mask=there, other=0.0).to(TYPE)
-    other = tl.load(at + below, mask=there & down, other=0.0).to(TYPE)
-    return tl.where(down, value + part * (other - value), value)
+def _beside(source, left, part, step, there, TYPE: tl.constexpr):
+    """Between a window and the next one in its row. A share of zero does not read: zero times NaN would be NaN."""
+    value = tl.load(source + left * step, mask=there, other=0.0).to(TYPE)
+    other = tl.load(source + (left + 1) * step, mask=there & (part > 0), other=0.0).to(TYPE)
+    return tl.where(part > 0, value + part * (other - value), value)
 
 
 @triton.jit
 def place(
     x, grid, out, height, width, channels, image_stride, channel_stride, row_stride, column_stride,
-    grid_image, grid_channel, grid_row, grid_column, rows, columns, stride, count, wide,
+    grid_image, grid_channel, grid_row, grid_column, rows, columns, count, wide,
     row_tiles, tiles, channel_tiles,
-    OPERATION: tl.constexpr, EXACT: tl.constexpr, TYPE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    TYPE: tl.constexpr, OPERATION: tl.constexpr, STRIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """``x`` with the value of each position's window, linear between the evaluated ones around it.
 
-    A program takes ROWS × COLUMNS positions of a plane; where channels come last, COLUMNS positions of one row and
-    CHANNELS channels.
+    A program takes COLUMNS positions of one channel, or of CHANNELS where channels come last, in ROWS rows: those
+    whose windows start between the same two evaluated ones, so that it reads these once.
     """
     number = tl.program_id(0).to(tl.int64)
     tile, above = (number % tiles).to(tl.int32), number // tiles
     row_tile, plane = (above % row_tiles).to(tl.int32), above // row_tiles
+    row_step = number * 0 + row_stride
+    if ALIGN > 1:
+        row_step, column_stride = aligned(row_step, ALIGN), aligned(column_stride, ALIGN)
+        grid_row, grid_column = aligned(grid_row, ALIGN), aligned(grid_column, ALIGN)
+        image_stride, grid_image = aligned(image_stride, ALIGN), aligned(grid_image, ALIGN)
+        channels = aligned(channels, ALIGN)
     if LAST:
         image = plane // channel_tiles
         channel = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
         j = (tile * COLUMNS + tl.arange(0, COLUMNS))[:, None]
-        i = row_tile + j * 0
     else:
         image = plane // channels
         channel = plane % channels
-        i = (row_tile * ROWS + tl.arange(0, ROWS))[:, None]
-        j = (tile * COLUMNS + tl.arange(0, COLUMNS))[None, :]
-    there = (channel + (i + j) * 0 < channels) & (i < height) & (j < width)
-    s = window_start(i, before_own(rows), height - rows)
-    t = window_start(j, before_own(columns), width - columns)
+        j = tile * COLUMNS + tl.arange(0, COLUMNS)
+    there = (channel + j * 0 < channels) & (j < width)
+    before, last_row, last_column = before_own(rows), height - rows, width - columns
+    offset = (STRIDE - before % STRIDE) % STRIDE if STRIDE > 1 else 0
+    i_first = tl.maximum(row_tile * ROWS - offset, 0)
+    i_stop = tl.minimum((row_tile + 1) * ROWS - offset, height)
+    t = window_start(j, before_own(columns), last_column)
     source = grid + image * grid_image + channel * grid_channel
-    if EXACT:
-        value = tl.load(source + s * grid_row + t * grid_column, mask=there, other=0.0).to(TYPE)
-    else:
-        top, part = _between(s, height - rows, stride, count, TYPE)
-        left, part2 = _between(t, width - columns, stride, wide, TYPE)
-        source += top * grid_row + left * grid_column
-        down, right = part > 0, part2 > 0
-        value = _mixed(source, down, part, grid_row, there, TYPE)
-        value_ = _mixed(source + grid_column, down, part, grid_row, there & right, TYPE)
-        value = tl.where(right, value + part2 * (value_ - value), value)
-    line = i.to(tl.int64)
-    if OPERATION != "take":
-        at = x + image * image_stride + channel * channel_stride + line * row_stride + j * column_stride
-        given = tl.load(at, mask=there, other=0.0).to(TYPE)
-        if OPERATION == "mul":
-            value = given * value
-        elif OPERATION == "add":
-            value = given + value
+    at = x + image * image_stride + channel * channel_stride + j * column_stride
+    s = window_start(i_first, before, last_row)
+    top = tl.where(s == last_row, count - 1, s // STRIDE)
+    gap = tl.maximum(tl.minimum(last_row - top * STRIDE, STRIDE), 1).to(TYPE)
+    if STRIDE > 1:
+        left = tl.where(t == last_column, wide - 1, t // STRIDE)
+        gap2 = tl.maximum(tl.minimum(last_column - left * STRIDE, STRIDE), 1).to(TYPE)
+        part2 = tl.where(t == last_column, 0.0, (t - left * STRIDE).to(TYPE) / gap2)
+        upper = _beside(source + top * grid_row, left, part2, grid_column, there, TYPE)
+        lowest = window_start(i_stop - 1, before, last_row)
+        # As blocks: the interpreter makes none of one truth value.
+        down = there & (top + j * 0 < count - 1) & (lowest + j * 0 > top * STRIDE)
+        lower = _beside(source + (top + 1) * grid_row, left, part2, grid_column, down, TYPE)
+    for i in range(i_first, i_stop):
+        s = window_start(i, before, last_row)
+        if STRIDE > 1:
+            part = tl.where(top == count - 1, 0.0, (s - top * STRIDE).to(TYPE) / gap)
+            value = tl.where(part < 1, upper + part * (lower - upper), lower)
+            value = tl.where(part > 0, value, upper)
         else:
-            value = given - value
-    if OUT_LAST:
-        at_out = ((image * height + line) * width + j) * channels + channel
-    else:
-        at_out = ((image * channels + channel) * height + line) * width + j
-    tl.store(out + at_out, value.to(out.dtype.element_ty), mask=there)
+            value = tl.load(source + s * grid_row + t * grid_column, mask=there, other=0.0).to(TYPE)
+        if OPERATION != "take":
+            given = tl.load(at + i * row_step, mask=there, other=0.0).to(TYPE)
+            if OPERATION == "mul":
+                value = given * value
+            elif OPERATION == "add":
+                value = given + value
+            else:
+                value = given - value
+        line = number * 0 + i
+        if OUT_LAST:
+            at_out = ((image * height + line) * width + j) * channels + channel
+        else:
+            at_out = ((image * channels + channel) * height + line) * width + j
+        tl.store(out + at_out, value.to(out.dtype.element_ty), mask=there)

@@ -24,12 +24,14 @@ import triton.language as tl
 from ... import _windows
 
 __all__ = [
+    "aligned",
     "before_own",
     "block_sums",
     "clip",
     "inside",
     "local_statistics",
     "narrowed",
+    "padded",
     "sample",
     "widened",
     "window_start",
@@ -51,6 +53,18 @@ def sample(at, row, spread, width, row_stride, column_stride, there, TYPE: tl.co
     far = width - 1 - width // 4
     c = tl.load(at + (row + spread) * row_stride + far * column_stride, mask=there, other=0.0).to(TYPE)
     return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c)).to(at.dtype.element_ty)
+
+
+@triton.jit
+def padded(number):
+    """How many elements are set aside for ``number``: what stands behind them starts a line of memory anew."""
+    return (number + 15) // 16 * 16
+
+
+@triton.jit
+def aligned(number, ALIGN: tl.constexpr):
+    """The number, which ALIGN divides, so that the compiler knows it."""
+    return number // ALIGN * ALIGN
 
 
 @triton.jit
@@ -96,18 +110,28 @@ def inside(s, t, last_row, last_column, rows, columns, TYPE: tl.constexpr):
 @triton.jit
 def block_sums(
     x, sums, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
-    size, count, tiles, channel_tiles,
+    size, count, tiles, channel_tiles, columns, behind, segments, programs,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr, SEGMENT: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Sums, and sums of squares, of ``size`` rows down every column, relative to the plane's sample.
 
-    ``sums``: (1 or 2, N, K, count, W), or (1 or 2, N, count, W, K) where channels come last.
+    ``sums``: (1 or 2, N, K, count, W), or (1 or 2, N, count, W, K) where channels come last. ``programs`` a plane;
+    those beyond its blocks sum up the heads of its rows (HEADS: :func:`_heads`), which stand behind.
     """
     number = tl.program_id(0).to(tl.int64)
-    tile, above = (number % tiles).to(tl.int32), number // tiles
-    block, plane = above % count, above // count
-    row_step = number * 0 + row_stride
+    heads = sums + padded((2 if MOMENTS else 1) * (number * 0 + planes) * count * width)
+    plane, within = number // programs, (number % programs).to(tl.int32)
+    tile, block = within % tiles, (within // tiles).to(tl.int64)
     lane = tl.arange(0, COLUMNS)
+    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
+    if ALIGN > 1:
+        row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
+        if LAST:
+            groups, column_stride = aligned(groups, ALIGN), aligned(column_stride, ALIGN)
+        else:
+            channel_step = aligned(channel_step, ALIGN)
+            width, columns = aligned(width, ALIGN), aligned(columns, ALIGN)
     if LAST:
         image = plane // channel_tiles
         j = (tile * COLUMNS + lane)[:, None]
@@ -118,51 +142,138 @@ def block_sums(
         j = tile * COLUMNS + lane
         group = plane % groups
         out = sums + plane * count * width + block * width + j
-    there = (group + j * 0 < groups) & (j < width)
-    at = x + image * image_stride + group * (depth * (number * 0 + channel_stride))
+    at = x + image * image_stride + group * (depth * channel_step)
     raw = sample(at, height // 2, height // 4, width, row_step, column_stride, group < groups, TYPE)
     shift = raw.to(TYPE)
-    first = tl.where(there, 0.0, 0.0).to(TYPE)
-    second = first
-    for d in range(depth):
-        column = at + d * (number * 0 + channel_stride) + block * size * row_step + j * column_stride
-        for r in tl.range(0, tl.minimum(size, height - block * size).to(tl.int32), loop_unroll_factor=8):
-            value = tl.load(column + r * row_step, mask=there, other=raw).to(TYPE) - shift
-            first += value
+    if HEADS and within >= count * tiles:
+        _heads(
+            at, heads, image, group, within - count * tiles, planes, depth, height, width, groups, row_step,
+            channel_step, column_stride, columns, behind, segments, raw, shift,
+            TYPE, MOMENTS, LAST, SEGMENT, ALIGN,
+        )  # fmt: skip
+    else:
+        there = (group + j * 0 < groups) & (j < width)
+        first = tl.where(there, 0.0, 0.0).to(TYPE)
+        second = first
+        for d in range(depth):
+            column = at + d * channel_step + block * size * row_step + j * column_stride
+            for r in tl.range(0, tl.minimum(size, height - block * size).to(tl.int32), loop_unroll_factor=8):
+                value = tl.load(column + r * row_step, mask=there, other=raw).to(TYPE) - shift
+                first += value
+                if MOMENTS:
+                    second += value * value
+        tl.store(out, first, mask=there)
+        if MOMENTS:
+            tl.store(out + (number * 0 + planes) * count * width, second, mask=there)
+
+
+@triton.jit
+def _heads(
+    at, heads, image, group, within, planes, depth, height, width, groups, row_step, channel_step, column_stride,
+    columns, behind, segments, raw, shift,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, SEGMENT: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
+    """What sixteen rows add to the first window of a segment.
+
+    ``heads``: (1 or 2, N, K, segments, H), or (1 or 2, N, segments, H, K) where channels come last.
+    """
+    segment, block = within % segments, within // segments
+    start = window_start(segment * SEGMENT, behind, width - columns)
+    if ALIGN > 1 and not LAST:
+        start = aligned(start, ALIGN)
+    whole = (image * 0 + planes) * segments * height
+    if LAST:
+        lane = tl.arange(0, 64)[:, None]
+        known = group + lane * 0 < groups
+        for r in range(block * 16, tl.minimum(block * 16 + 16, height)):
+            first = tl.where(known, 0.0, 0.0).to(TYPE)
+            second = first
+            for d in range(depth):
+                row = at + d * channel_step + r * row_step
+                for c in range(0, columns, 64):
+                    there = known & (c + lane < columns)
+                    place = row + (start + c + lane) * column_stride
+                    value = tl.load(place, mask=there, other=raw).to(TYPE) - shift
+                    first += value
+                    if MOMENTS:
+                        second += value * value
+            out = heads + ((image * segments + segment) * height + r) * groups + group
+            tl.store(out, tl.sum(first, 0, keep_dims=True), mask=group < groups)
             if MOMENTS:
-                second += value * value
-    tl.store(out, first, mask=there)
-    if MOMENTS:
-        tl.store(out + (number * 0 + planes) * count * width, second, mask=there)
+                tl.store(out + whole, tl.sum(second, 0, keep_dims=True), mask=group < groups)
+    else:
+        lane = tl.arange(0, SEGMENT)[None, :]
+        line = block * 16 + tl.arange(0, 16)
+        r = line[:, None]
+        first = tl.zeros([16, SEGMENT], TYPE)
+        second = first
+        for d in range(depth):
+            row = at + d * channel_step + r * row_step
+            for c in range(0, columns, SEGMENT):
+                there = (c + lane < columns) & (r < height)
+                value = tl.load(row + (start + c + lane) * column_stride, mask=there, other=raw).to(TYPE) - shift
+                first += value
+                if MOMENTS:
+                    second += value * value
+        out = heads + ((image * groups + group) * segments + segment) * height + line
+        tl.store(out, tl.sum(first, 1), mask=line < height)
+        if MOMENTS:
+            tl.store(out + whole, tl.sum(second, 1), mask=line < height)
 
 
 # --------------------------------------------------------------------------------------------------- one strip
 
 
 @triton.jit
-def _row(
-    at, j, lane, inner, known, start, columns, ahead, behind, column_stride, raw, shift,
-    TYPE: tl.constexpr, ONE: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """What one row adds: entering less leaving column of each position; and columns of the first window.
-
-    Returns the differences of values and of squares, then values and squares (lane by lane, to be added up).
-    """
-    entering = tl.load(at + (j + ahead) * column_stride, mask=inner, other=raw).to(TYPE) - shift
-    leaving = tl.load(at + (j - behind) * column_stride, mask=inner, other=raw).to(TYPE) - shift
-    change = entering - leaving
-    if ONE:
-        first = tl.load(at + lane * column_stride, mask=known & (lane < columns), other=raw).to(TYPE) - shift
-        second = first * first
+def _pair(entering, leaving, mask, raw, shift, TYPE: tl.constexpr, BOTH: tl.constexpr):
+    """What one row adds, less what another takes away (BOTH): values, and squares."""
+    value = tl.load(entering, mask=mask, other=raw).to(TYPE) - shift
+    if BOTH:
+        gone = tl.load(leaving, mask=mask, other=raw).to(TYPE) - shift
+        change = value - gone
+        square = change * (value + gone)
     else:
-        first = tl.where(inner, 0.0, 0.0).to(TYPE)
+        change = value
+        square = value * value
+    return change, square
+
+
+@triton.jit
+def _changes(
+    entering, leaving, j, front, right, left, within, from_right, from_left, known, start, columns, ahead, behind,
+    column_stride, raw, shift,
+    TYPE: tl.constexpr, ONE: tl.constexpr, HEADS: tl.constexpr, FRONT: tl.constexpr, BOTH: tl.constexpr,
+):  # fmt: skip
+    """What a row that enters the windows, and one that leaves them, change in ``D`` and in the first window.
+
+    Where all positions are in one program (ONE), the first window's columns are among those that are loaded anyway:
+    a position reads the column that it enters, and the one that it leaves. HEADS: they are summed elsewhere.
+
+    Returns the differences of values and of squares, then values and squares (to be added up), of FRONT columns at
+    once: ``known`` are those of the ``front``.
+    """
+    place = (j + ahead) * column_stride
+    change, squares = _pair(entering + place, leaving + place, right, raw, shift, TYPE, BOTH)
+    place = (j - behind) * column_stride
+    change_, squares_ = _pair(entering + place, leaving + place, left, raw, shift, TYPE, BOTH)
+    if ONE:
+        first = from_right * change + from_left * change_
+        second = from_right * squares + from_left * squares_
+        change = within * (change - change_)
+        squares = within * (squares - squares_)
+    else:
+        first = tl.where(known, 0.0, 0.0).to(TYPE)
         second = first
-        for c in range(0, columns, COLUMNS):
-            there = known & (c + lane < columns)
-            value = tl.load(at + (start + c + lane) * column_stride, mask=there, other=raw).to(TYPE) - shift
-            first += value
-            second += value * value
-    return change, change * (entering + leaving), first, second
+        if not HEADS:
+            for c in range(0, columns, FRONT):
+                there = known & (c + front < columns)
+                column = (start + c + front) * column_stride
+                value, square = _pair(entering + column, leaving + column, there, raw, shift, TYPE, BOTH)
+                first += value
+                second += square
+        change = change - change_
+        squares = squares - squares_
+    return change, squares, first, second
 
 
 @triton.jit
@@ -180,18 +291,34 @@ def _checked(at, mask, shift):
 
 
 @triton.jit
+def _running(values, BEFORE: tl.constexpr):
+    """Running sums down the lanes: of those up to each one, or of those before it."""
+    total = tl.cumsum(values, 0)
+    return total - values if BEFORE else total
+
+
+@triton.jit
+def _inverse_root(value, TYPE: tl.constexpr):
+    """One over the square root; the processor's own is of float32."""
+    return 1 / tl.sqrt(value) if TYPE == tl.float64 else tl.rsqrt(value)  # noqa: SIM300
+
+
+@triton.jit
 def _write(
     x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw, shift,
-    depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+    gain, offset, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
     before, behind, out_height, out_width, step, eps, eps_rest,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, CORRECTED: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """Row ``i`` of the result, from each position's mean, relative to ``shift``, and variance."""
+    """Row ``i`` of the result, from each position's mean, relative to ``shift``, and variance.
+
+    ``gain``, ``offset``: of the only channel of a group (SINGLE), where there are some.
+    """
     there = known & (j < out_width)
     moved = tl.where(there, 0.0, 0.0).to(TYPE)
     if CORRECTED:
-        t = window_start(j, behind - 1, width - columns)
+        t = window_start(j, tl.maximum(behind - 1, 0), width - columns)
         share = inside(s, t, height - rows, width - columns, rows, columns, TYPE)
         k = correction + group
         absolute = mean + shift
@@ -211,17 +338,22 @@ def _write(
         whole = (d - 1) * mean + ((d - 1) * shift + e)
         moved = share * tl.where(clipped == absolute, whole, (d - 1) * clipped + e)
     if NORMALISE:
-        scale = 1 / tl.sqrt(var + ((tl.zeros([1], TYPE) + eps) + eps_rest))
-        centre = mean + moved
+        scale = _inverse_root(var + ((tl.zeros([1], TYPE) + eps) + eps_rest), TYPE)
+        if SINGLE and WEIGHT:
+            scale *= gain
+        centre = mean + moved if CORRECTED else mean
         for q in range(depth):
             channel = group * depth + q
             at = x + i * row_stride + q * channel_stride + j * column_stride
             value = widened(tl.load(at, mask=there, other=raw), TYPE) - shift
             value = (value - centre) * scale
-            if WEIGHT:
+            if WEIGHT and not SINGLE:
                 value *= widened(tl.load(weight + channel, mask=present, other=0.0), TYPE)
             if BIAS:
-                value += widened(tl.load(bias + channel, mask=present, other=0.0), TYPE)
+                if SINGLE:
+                    value += offset
+                else:
+                    value += widened(tl.load(bias + channel, mask=present, other=0.0), TYPE)
             if OUT_LAST:
                 place = out + ((image * out_height + i) * out_width + j) * (groups * depth) + channel
             else:
@@ -246,10 +378,10 @@ def _write(
 @triton.jit
 def _again(
     x, correction, weight, bias, out, variances, image, group, i_first, i_stop, j, lane, inner, present, known,
-    start, raw, shift, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
-    before, ahead, behind, out_height, out_width, step, eps, eps_rest,
-    MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, CORRECTED: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, COLUMNS: tl.constexpr,
+    start, raw, shift, gain, offset, depth, height, width, groups, channel_stride, row_stride, column_stride,
+    rows, columns, before, ahead, behind, out_height, out_width, step, eps, eps_rest,
+    MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr, CORRECTED: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, SINGLE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A strip whose values, or whose sums, are not all finite: every row of windows anew, in float64."""
     shift = widened(shift, tl.float64)
@@ -275,9 +407,9 @@ def _again(
                     f1 += value
                     f2 += value * value
                     first_marks += code
-        mean = (tl.cumsum(d1, 0) + tl.sum(f1, 0, keep_dims=True)) * share
-        var = (tl.cumsum(d2, 0) + tl.sum(f2, 0, keep_dims=True)) * share - mean * mean
-        marks = tl.cumsum(marks, 0) + tl.sum(first_marks, 0, keep_dims=True)
+        mean = (_running(d1, WINDOWS) + tl.sum(f1, 0, keep_dims=True)) * share
+        var = (_running(d2, WINDOWS) + tl.sum(f2, 0, keep_dims=True)) * share - mean * mean
+        marks = _running(marks, WINDOWS) + tl.sum(first_marks, 0, keep_dims=True)
         number, balance = marks & 4294967295, marks >> 32
         infinite = tl.where(balance == number, float("inf"), float("nan"))
         infinite = tl.where(balance == -number, float("-inf"), infinite)
@@ -285,86 +417,125 @@ def _again(
         var = tl.where(number > 0, float("nan"), tl.maximum(var, 0.0))
         _write(
             x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw,
-            shift, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+            shift, widened(gain, tl.float64), widened(offset, tl.float64), depth, height, width, groups,
+            channel_stride, row_stride, column_stride, rows, columns,
             before, behind, out_height, out_width, step, eps, eps_rest,
-            tl.float64, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST,
+            tl.float64, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE,
         )  # fmt: skip
 
 
 @triton.jit
 def local_statistics(
-    x, sums, flags, correction, weight, bias, out, variances,
+    x, sums, correction, weight, bias, out, variances,
     planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
     rows, columns, step, strips, strip, segments, channel_tiles, size, count, eps, eps_rest,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr,
-    CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKS: tl.constexpr,
-    LAST: tl.constexpr, OUT_LAST: tl.constexpr, ONE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    STAGE: tl.constexpr,
+    CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKED: tl.constexpr, HEADS: tl.constexpr,
+    LAST: tl.constexpr, OUT_LAST: tl.constexpr, ONE: tl.constexpr, SINGLE: tl.constexpr, COLUMNS: tl.constexpr,
+    FRONT: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, STAGE: tl.constexpr,
 ):  # fmt: skip
     """Every position's mean, or mean and variance, or normalised value; or those of every window (WINDOWS).
 
     Args:
-        sums: of blocks of ``size`` rows, ``count`` of them down a plane; read where BLOCKS is true.
+        sums: of blocks of ``size`` rows, ``count`` of them down a plane, read where BLOCKED is true; behind them,
+            as HEADS says, what each row adds to the first window of each segment; then a flag for every program.
         correction: (8, groups), read where CORRECTED is true; ``weight``, ``bias``: (groups·depth,), likewise.
         step: of the windows, those that start at its multiples are stored, and the last.
         strips, strip: how many of them, and of how many rows; ``segments``: of COLUMNS positions each.
         LAST: channels are neighbours in memory; CHANNELS of them are taken together. OUT_LAST: in the result.
         STAGE: "only" repairs what it has spoiled itself; "first" leaves that to "repair", by ``flags``.
         ONE: the first window and all positions of a row fit into COLUMNS lanes.
+        FRONT: so many columns of the first window are read at once.
+        SINGLE: a group is one channel.
+        ALIGN: divides the window's reach to both sides, the width and all strides, or the channels where they come
+            last: of so many elements may a load be.
     """
     number = tl.program_id(0).to(tl.int64)
+    each = (2 if MOMENTS else 1) * (number * 0 + planes)
+    heads = sums + padded(each * count * width) if BLOCKED else sums
+    flags = heads + padded(each * segments * height) if HEADS else heads
     segment, above = (number % segments).to(tl.int32), number // segments
     course, plane = (above % strips).to(tl.int32), above // strips
     row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
+    if ALIGN > 1:
+        row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
+        if LAST:
+            groups, column_stride = aligned(groups, ALIGN), aligned(column_stride, ALIGN)
+        else:
+            channel_step = aligned(channel_step, ALIGN)
+            width, columns = aligned(width, ALIGN), aligned(columns, ALIGN)
     if LAST:
         image = plane // channel_tiles
         lane = tl.arange(0, COLUMNS)[:, None]
+        front = tl.arange(0, FRONT)[:, None]
         group = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
         column_sums = sums + image * count * width * groups + group
         sums_step = groups
     else:
         image = plane // groups
         lane = tl.arange(0, COLUMNS)
+        front = tl.arange(0, FRONT)
         group = plane % groups
         column_sums = sums + plane * count * width
         sums_step = 1
     # Of the channels, and of the whole block: the interpreter makes no block of one truth value.
-    present, known = group < groups, group + lane * 0 < groups
+    present, known, fronts = group < groups, group + lane * 0 < groups, group + front * 0 < groups
     at = x + image * image_stride + group * (depth * channel_step)
     if WINDOWS:
-        before, ahead, behind = 0, columns - 1, 1
+        # Here ``D`` is what changes from a window to the next one.
+        before, ahead, behind = 0, columns, 0
         out_height, out_width = height - rows + 1, width - columns + 1
-        offset = 0
+        above = 0
     else:
         before, ahead = before_own(rows), columns // 2
         behind = columns - ahead
         out_height, out_width = height, width
         # Strips begin where windows begin with a block.
-        offset = (strip - before % strip) % strip
-    i_first = tl.maximum(course * strip - offset, 0)
-    i_stop = tl.minimum((course + 1) * strip - offset, out_height)
+        above = (strip - before % strip) % strip
+    if ALIGN > 1 and not LAST:
+        ahead = aligned(ahead, ALIGN)
+        if not WINDOWS:
+            behind = aligned(behind, ALIGN)
+    i_first = tl.maximum(course * strip - above, 0)
+    i_stop = tl.minimum((course + 1) * strip - above, out_height)
     j = segment * COLUMNS + lane
     inner = known & (j >= behind) & (j < width - ahead)
-    if not ONE:  # where it is true anyway, it would keep loads from being 16 bytes wide
-        inner = inner & (lane > 0)
-    start = window_start(segment * COLUMNS, behind - 1, width - columns)
+    right, left = inner, inner
+    if ONE:
+        right = known & (j < width - ahead)
+        left = known & (j >= behind) & (j < tl.maximum(width - ahead, columns))
+    # The first window is that of the position before the segment.
+    start = window_start(segment * COLUMNS, behind, width - columns)
+    if ALIGN > 1 and not LAST:
+        start = aligned(start, ALIGN)
     s = window_start(i_first, before, height - rows)
     raw = sample(at, s + rows // 2, rows // 4, width, row_step, column_stride, present, TYPE)
     shift = raw.to(TYPE)
+    gain, offset = shift, shift
+    if SINGLE:
+        if WEIGHT:
+            gain = widened(tl.load(weight + group, mask=present, other=0.0), TYPE)
+        if BIAS:
+            offset = widened(tl.load(bias + group, mask=present, other=0.0), TYPE)
     spoiled = tl.where(known, 0.0, 0.0).to(TYPE)
     if STAGE == "repair":
         repair = tl.load(flags + number) != 0
     else:
         zero = tl.where(inner, 0.0, 0.0).to(TYPE)
-        d1, d2, first, second = zero, zero, zero, zero
+        none = tl.where(fronts, 0.0, 0.0).to(TYPE)
+        d1, d2, first, second = zero, zero, none, none
+        within = tl.where(inner, 1.0, 0.0).to(TYPE)
+        from_right = tl.where(known & (j < behind), 1.0, 0.0).to(TYPE)
+        from_left = tl.where(known & (j >= behind) & (j < columns), 1.0, 0.0).to(TYPE)
 
         # The first row of windows: whole blocks, then the rows left over above and below.
-        head = s + rows
+        top = s + rows
         tail = s + rows
-        if BLOCKS:
+        by = shift * 0
+        if BLOCKED:
             lo, hi = (s + size - 1) // size, (s + rows) // size
-            head = tl.minimum(lo * size, s + rows)
-            tail = tl.maximum(hi * size, head)
+            top = tl.minimum(lo * size, s + rows)
+            tail = tl.maximum(hi * size, top)
             whole = (number * 0 + planes) * count * width
             for n in range(lo, hi):
                 line = column_sums + n * (number * 0 + width) * sums_step
@@ -378,27 +549,29 @@ def local_statistics(
                     first += tl.load(line + lane * sums_step, mask=there, other=0.0)
                     if MOMENTS:
                         second += tl.load(line + whole + lane * sums_step, mask=there, other=0.0)
-                else:
-                    for c in range(0, columns, COLUMNS):
-                        there = known & (c + lane < columns)
-                        first += tl.load(line + (start + c + lane) * sums_step, mask=there, other=0.0)
+                elif not HEADS:
+                    for c in range(0, columns, FRONT):
+                        there = fronts & (c + front < columns)
+                        first += tl.load(line + (start + c + front) * sums_step, mask=there, other=0.0)
                         if MOMENTS:
-                            second += tl.load(line + whole + (start + c + lane) * sums_step, mask=there, other=0.0)
+                            second += tl.load(line + whole + (start + c + front) * sums_step, mask=there, other=0.0)
             # From the plane's sample to this strip's.
             by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
             by = shift - by
-            terms = tl.where(known & (lane < columns), (columns - 1 - lane) // COLUMNS + 1, 0).to(TYPE)
-            terms *= depth * size * tl.maximum(hi - lo, 0)
             d2 -= 2 * by * d1
-            second += by * (by * terms - 2 * first)
-            first -= by * terms
-        odd = (head - s) + (s + rows - tail)
+            if not HEADS:
+                terms = tl.where(fronts & (front < columns), (columns - 1 - front) // FRONT + 1, 0).to(TYPE)
+                terms *= depth * size * tl.maximum(hi - lo, 0)
+                second += by * (by * terms - 2 * first)
+                first -= by * terms
+        odd = (top - s) + (s + rows - tail)
         for n in range(0, odd):
-            r = tl.where(n < head - s, s + n, tail + (n - (head - s)))
+            r = tl.where(n < top - s, s + n, tail + (n - (top - s)))
             for q in range(depth):
-                change, squares, value, square = _row(
-                    at + r * row_step + q * channel_step, j, lane, inner, known, start, columns, ahead, behind,
-                    column_stride, raw, shift, TYPE, ONE, COLUMNS,
+                line = at + r * row_step + q * channel_step
+                change, squares, value, square = _changes(
+                    line, line, j, front, right, left, within, from_right, from_left, fronts, start, columns, ahead,
+                    behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT, False,
                 )  # fmt: skip
                 d1 += change
                 first += value
@@ -406,41 +579,65 @@ def local_statistics(
                     d2 += squares
                     second += square
         f1, f2 = tl.sum(first, 0, keep_dims=True), tl.sum(second, 0, keep_dims=True)
+        head = heads + ((image * groups + group) * segments + segment) * height
+        head_step = 1
+        if LAST:
+            head = heads + (image * segments + segment) * height * groups + group
+            head_step = groups
+        squared = (number * 0 + planes) * segments * height
+        if HEADS:
+            for n in range(0, rows, COLUMNS):
+                there = known & (n + lane < rows)
+                place = head + (s + n + lane) * head_step
+                f1 += tl.sum(tl.load(place, mask=there, other=0.0), 0, keep_dims=True)
+                if MOMENTS:
+                    f2 += tl.sum(tl.load(place + squared, mask=there, other=0.0), 0, keep_dims=True)
+            terms = by * (((tl.zeros([1], TYPE) + depth) * rows) * columns)
+            f2 += by * (terms - 2 * f1)
+            f1 -= terms
 
         share = 1 / (((tl.zeros([1], TYPE) + depth) * rows) * columns)
         for i in range(i_first, i_stop):
             s = window_start(i, before, height - rows)
             if (i > i_first) & (s > window_start(i - 1, before, height - rows)):
-                first = zero
-                second = zero
+                first = none
+                second = none
                 for q in range(depth):
-                    change, squares, value, square = _row(
-                        at + (s + rows - 1) * row_step + q * channel_step, j, lane, inner, known, start, columns,
-                        ahead, behind, column_stride, raw, shift, TYPE, ONE, COLUMNS,
+                    entering = at + (s + rows - 1) * row_step + q * channel_step
+                    change, squares, value, square = _changes(
+                        entering, entering - rows * row_step, j, front, right, left, within, from_right, from_left,
+                        fronts, start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT,
+                        True,
                     )  # fmt: skip
-                    change_, squares_, value_, square_ = _row(
-                        at + (s - 1) * row_step + q * channel_step, j, lane, inner, known, start, columns, ahead,
-                        behind, column_stride, raw, shift, TYPE, ONE, COLUMNS,
-                    )  # fmt: skip
-                    d1 += change - change_
-                    first += value - value_
+                    d1 += change
+                    first += value
                     if MOMENTS:
-                        d2 += squares - squares_
-                        second += square - square_
-                f1 += tl.sum(first, 0, keep_dims=True)
-                if MOMENTS:
-                    f2 += tl.sum(second, 0, keep_dims=True)
-            mean = (tl.cumsum(d1, 0) + f1) * share
+                        d2 += squares
+                        second += square
+                if HEADS:
+                    place = head + (s + rows - 1) * head_step
+                    gone = head + (s - 1) * head_step
+                    value = tl.load(place, mask=present, other=0.0) - tl.load(gone, mask=present, other=0.0)
+                    f1 += value
+                    if MOMENTS:
+                        square = tl.load(place + squared, mask=present, other=0.0)
+                        square -= tl.load(gone + squared, mask=present, other=0.0)
+                        f2 += square - 2 * by * value
+                else:
+                    f1 += tl.sum(first, 0, keep_dims=True)
+                    if MOMENTS:
+                        f2 += tl.sum(second, 0, keep_dims=True)
+            mean = (_running(d1, WINDOWS) + f1) * share
             var = mean
             if MOMENTS:
-                var = (tl.cumsum(d2, 0) + f2) * share - mean * mean
+                var = (_running(d2, WINDOWS) + f2) * share - mean * mean
             spoiled += var * 0
             var = tl.maximum(var, 0.0)
             _write(
                 at, correction, weight, bias, out, variances, image, group, i + number * 0, s, j, present, known,
-                mean, var, raw, shift, depth, height, width, groups, channel_step, row_step, column_stride,
-                rows, columns, before, behind, out_height, out_width, step, eps, eps_rest,
-                TYPE, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST,
+                mean, var, raw, shift, gain, offset, depth, height, width, groups, channel_step, row_step,
+                column_stride, rows, columns, before, behind, out_height, out_width, step, eps, eps_rest,
+                TYPE, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE,
             )  # fmt: skip
         repair = tl.sum(spoiled) != 0
     if STAGE == "first":
@@ -449,7 +646,7 @@ def local_statistics(
     elif repair:
         _again(
             at, correction, weight, bias, out, variances, image, group, i_first + number * 0, i_stop + number * 0,
-            j, lane, inner, present, known, start, raw, shift, depth, height, width, groups, channel_step, row_step,
-            column_stride, rows, columns, before, ahead, behind, out_height, out_width, step, eps, eps_rest,
-            MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, COLUMNS,
+            j, lane, inner, present, known, start, raw, shift, gain, offset, depth, height, width, groups,
+            channel_step, row_step, column_stride, rows, columns, before, ahead, behind, out_height, out_width,
+            step, eps, eps_rest, MOMENTS, NORMALISE, WINDOWS, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE, COLUMNS,
         )  # fmt: skip

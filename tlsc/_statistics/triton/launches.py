@@ -17,9 +17,11 @@ __all__ = ["Cells", "Strips", "Tiles", "cells", "strips", "tiles"]
 # Warps that are to be in flight: 132 processors (H100), 48 of the 64 that each could hold.
 WARPS = 132 * 48
 # Elements of a thread; warps of a program; positions of a program where rows are contiguous.
-PER_THREAD, MOST_WARPS, MOST_COLUMNS = 8, 16, 4096
-# Channels that are taken together where they are neighbours: 16 bytes of float32.
-NEIGHBOURS = 4
+PER_THREAD, MOST_WARPS, MOST_COLUMNS = 8, 16, 256
+# The same where channels come last.
+MOST_COLUMNS_LAST = 2048
+# Channels that are taken together where they are neighbours: a sector of half types, 32 bytes.
+NEIGHBOURS = 16
 FEWEST_ROWS, MOST_ROWS = 8, 128
 # Up to this window a strip adds the rows of its first window itself; a launch costs more.
 DIRECT = 64
@@ -41,6 +43,7 @@ class Strips:
     """Launches of exact statistics: :func:`.kernels.block_sums`, where ``size`` is not 0, and one pass."""
 
     columns: int
+    front: int  # columns of the first window that are read at once
     channels: int
     one: bool
     segments: int
@@ -58,6 +61,8 @@ class Strips:
     tiles: int
     block_channel_tiles: int
     block_programs: int
+    per_plane: int
+    heads: bool
 
 
 @lru_cache(maxsize=4096)
@@ -80,7 +85,8 @@ def strips(
     """
     out_height, out_width = (height - rows + 1, width - columns + 1) if windows else (height, width)
     channels = min(NEIGHBOURS, _power(groups)) if last else 1
-    lanes = min(MOST_COLUMNS // channels, _power(max(out_width, columns)))
+    most = MOST_COLUMNS_LAST // channels if last else MOST_COLUMNS
+    lanes = min(most, _power(max(out_width, columns)))
     segments = _ceil(out_width, lanes)
     one = segments == 1 and columns <= lanes
     warps = max(1, min(MOST_WARPS, lanes * channels // (32 * PER_THREAD)))
@@ -100,10 +106,14 @@ def strips(
     tiles = _ceil(width, block_columns)
     block_channel_tiles = _ceil(groups, block_channels)
     block_planes = images * (block_channel_tiles if last else groups)
+    heads = size > 0 and not one
+    per_plane = blocks * tiles + (segments * _ceil(height, 16) if heads else 0)
+    front = lanes if one else min(lanes, _power(columns))
     return Strips(
-        lanes, channels, one, segments, channel_tiles, count, strip, warps, planes * count * segments,
+        lanes, front, channels, one, segments, channel_tiles, count, strip, warps, planes * count * segments,
         ("only",) if lanes * channels <= ALONE else ("first", "repair"),
-        size, blocks, block_columns, block_channels, tiles, block_channel_tiles, block_planes * blocks * tiles,
+        size, blocks, block_columns, block_channels, tiles, block_channel_tiles, block_planes * per_plane,
+        per_plane, heads,
     )  # fmt: skip
 
 
@@ -179,15 +189,21 @@ class Tiles:
     tiles: int
     channel_tiles: int
     programs: int
+    warps: int
 
 
 @lru_cache(maxsize=4096)
-def tiles(images: int, channels: int, height: int, width: int, last: bool) -> Tiles:
-    """For a map (images, channels, height, width)."""
-    together = min(64, _power(channels)) if last else 1
-    wide = min(1024 // together, _power(width))
-    tall = 1 if last else min(1024 // wide, _power(height))
+def tiles(
+    images: int, channels: int, height: int, width: int, window_rows: int, stride: int, size: int, last: bool
+) -> Tiles:
+    """For a map (images, channels, height, width) of elements of ``size`` bytes; windows every ``stride``."""
+    together = min(32, _power(channels)) if last else 1
+    wide = min(MOST_COLUMNS * 8 // together if last else MOST_COLUMNS, _power(width))
+    # Rows between two evaluated windows, the first of them where windows begin to move.
+    tall = stride if stride > 1 else FEWEST_ROWS
+    offset = (stride - before(window_rows) % stride) % stride if stride > 1 else 0
     channel_tiles = _ceil(channels, together)
     planes = images * (channel_tiles if last else channels)
-    row_tiles, across = _ceil(height, tall), _ceil(width, wide)
-    return Tiles(tall, wide, together, row_tiles, across, channel_tiles, planes * row_tiles * across)
+    row_tiles, across = _ceil(height + offset, tall), _ceil(width, wide)
+    warps = max(1, min(8, wide * together * size // (32 * 16)))
+    return Tiles(tall, wide, together, row_tiles, across, channel_tiles, planes * row_tiles * across, warps)

@@ -8,6 +8,7 @@ and written as they lie in memory, channels first or last. The kernels say how: 
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from functools import lru_cache
@@ -21,6 +22,7 @@ from ..correction import Correction
 from . import launches
 from .grid_kernels import cell_sums, grid_statistics, place
 from .kernels import block_sums, local_statistics
+from .launching import launch
 
 __all__ = [
     "grid_means",
@@ -36,8 +38,6 @@ __all__ = [
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # From this stride on windows are sums of cells; below, there are so many that all are taken and some are kept.
 CELLS = 4
-# Said at every launch: Triton 3.9 warns where it is left to a default that is to change.
-FUSED = {"enable_fp_fusion": True}
 
 
 def why_unusable() -> str | None:
@@ -122,8 +122,8 @@ def _exact(
     how = launches.strips(images, groups, depth, height, width, rows, columns, step > 0, last)
     if step:
         count, wide = (-(-(n - k) // step) + 1 for n, k in ((height, rows), (width, columns)))
-        out = x.new_empty((images, groups, count, wide), dtype=dtype)
-        out_last = False
+        out = _room(x, (images, groups, count, wide), dtype, last)
+        out_last = last
     else:
         out = _like(x)
         out_last = not out.is_contiguous()
@@ -131,25 +131,32 @@ def _exact(
     planes = images * groups
     kind: Any = tl.float64 if x.dtype == torch.float64 else tl.float32
     sizes = (planes, depth, height, width, groups, *strides)
-    sums = flags = x
-    total = (2 if moments else 1) * planes * how.count * width if how.size else 0
-    if total or len(how.stages) > 1:
-        sums = x.new_empty(total + how.programs, dtype=_wide(x.dtype))
-        flags = sums[total:]
+    sums = x
+    each = 2 if moments else 1
+    room = _padded(each * planes * how.count * width) if how.size else 0
+    room += _padded(each * planes * how.segments * height) if how.heads else 0
+    if room or len(how.stages) > 1:
+        sums = x.new_empty(room + how.programs, dtype=_wide(x.dtype))
+    align = _shared_power(x.element_size(), columns, step > 0, groups if last else width, last, strides)
     if how.size:
-        block_sums[(how.block_programs,)](
-            x, sums, *sizes, how.size, how.count, how.tiles, how.block_channel_tiles,
-            kind, moments, last, how.block_columns, how.block_channels, num_warps=4, **FUSED,
+        launch(
+            block_sums, how.block_programs, (x, sums),
+            (*sizes, how.size, how.count, how.tiles, how.block_channel_tiles, columns,
+             0 if step else columns - columns // 2, how.segments, how.per_plane),
+            (kind, moments, last, how.block_columns, how.block_channels, how.heads, how.columns, align),
         )  # fmt: skip
-    high, low = _pair(eps)
+    numbers = (
+        *sizes, rows, columns, max(step, 1), how.strips, how.strip, how.segments, how.channel_tiles, how.size or 1,
+        how.count, *_pair(eps),
+    )  # fmt: skip
     factors = _rows(correction, x)
     for stage in how.stages:
-        local_statistics[(how.programs,)](
-            x, sums, flags, factors, weight, bias, out, variances, *sizes, rows, columns, max(step, 1),
-            how.strips, how.strip, how.segments, how.channel_tiles, how.size or 1, how.count, high, low,
-            kind, moments, normalise, step > 0, correction is not None, weight is not None, bias is not None,
-            how.size > 0 and stage != "repair", last, out_last, how.one, how.columns, how.channels, stage,
-            num_warps=how.warps, **FUSED,
+        launch(
+            local_statistics, how.programs, (x, sums, factors, weight, bias, out, variances), numbers,
+            (kind, moments, normalise, step > 0, correction is not None, weight is not None, bias is not None,
+             how.size > 0, how.heads, last, out_last, how.one, depth == 1, how.columns, how.front, how.channels,
+             1 if stage == "repair" else align, stage),
+            how.warps,
         )  # fmt: skip
     return out, variances
 
@@ -178,18 +185,22 @@ def _grids(
     planes = images * groups
     kind: Any = tl.float64 if x.dtype == torch.float64 else tl.float32
     sums = x.new_empty((2 if moments else 1) * planes * lines * beside, dtype=_wide(x.dtype))
-    mean = x.new_empty((images, groups, down.count, across.count), dtype=dtype)
+    mean = _room(x, (images, groups, down.count, across.count), dtype, last)
     var = torch.empty_like(mean) if moments else mean
     sizes = (planes, depth, height, width, groups, *strides)
-    cell_sums[(how.programs,)](
-        maps, sums, *sizes, down.parts, down.cut, down.cut2, across.parts, across.cut, across.cut2,
-        down.blocks, across.blocks, how.tiles, how.channel_tiles,
-        kind, moments, last, stride, how.span, how.blocks, how.channels, num_warps=4, **FUSED,
+    align = _shared_power(x.element_size(), columns, True, groups, True, strides) if last else 1
+    launch(
+        cell_sums, how.programs, (maps, sums),
+        (*sizes, down.parts, down.cut, down.cut2, across.parts, across.cut, across.cut2, down.blocks, across.blocks,
+         how.tiles, how.channel_tiles),
+        (kind, moments, last, stride, how.span, how.blocks, how.channels, align),
     )  # fmt: skip
-    grid_statistics[(how.grid_programs,)](
-        maps, sums, _rows(correction, x), mean, var, *sizes, rows, columns, down.parts, down.length, down.last,
-        lines, across.parts, across.length, across.last, beside, down.count, across.count,
-        kind, moments, correction is not None, stride, how.lanes, num_warps=how.warps, **FUSED,
+    launch(
+        grid_statistics, how.grid_programs, (maps, sums, _rows(correction, x), mean, var),
+        (*sizes, rows, columns, down.parts, down.length, down.last, lines, across.parts, across.length, across.last,
+         beside, down.count, across.count),
+        (kind, moments, correction is not None, stride, how.lanes, last),
+        how.warps,
     )  # fmt: skip
     return var, mean
 
@@ -199,13 +210,19 @@ def _placed(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, opera
     x, last, strides = _laid_out(x)
     images, channels, height, width = x.shape
     out = _like(x)
-    how = launches.tiles(images, channels, height, width, last)
+    rows = min(window[0], height)
+    how = launches.tiles(images, channels, height, width, rows, stride, x.element_size(), last)
     kind: Any = tl.float64 if torch.float64 in (x.dtype, grid.dtype) else tl.float32
-    place[(how.programs,)](
-        x, grid, out, height, width, channels, *strides, *grid.stride(), min(window[0], height),
-        min(window[1], width), stride, grid.shape[2], grid.shape[3], how.row_tiles, how.tiles, how.channel_tiles,
-        operation, stride == 1, kind, last, not out.is_contiguous(), how.rows, how.columns, how.channels,
-        num_warps=4, **FUSED,
+    align = 1
+    if last and grid.stride(1) == 1:
+        given = (*strides[2:], strides[0], grid.stride(0), *grid.stride()[2:])
+        align = math.gcd(16 // x.element_size(), channels, *given)
+    launch(
+        place, how.programs, (x, grid, out),
+        (height, width, channels, *strides, *grid.stride(), rows, min(window[1], width), *grid.shape[2:],
+         how.row_tiles, how.tiles, how.channel_tiles),
+        (kind, operation, stride, last, not out.is_contiguous(), how.rows, how.columns, how.channels, align),
+        how.warps,
     )  # fmt: skip
     return out
 
@@ -233,6 +250,16 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def _room(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None, last: bool) -> Tensor:
+    """Room for (N, K, h, w), channels last where those of the map are neighbours."""
+    return torch.empty(
+        shape,
+        dtype=dtype or x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -240,6 +267,25 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:
     """The correction as (8, C), contiguous, where ``x`` is."""
     return None if correction is None else correction.on(x.device).contiguous()
+
+
+@lru_cache(maxsize=4096)
+def _shared_power(
+    size: int, columns: int, windows: bool, side: int, last: bool, strides: tuple[int, ...]
+) -> int:
+    """The power of two up to 16 bytes' worth of elements of ``size`` bytes that divides all that loads go by.
+
+    ``side``: the width, or the groups where channels come last.
+    """
+    if last:
+        return math.gcd(16 // size, side, strides[0], strides[2], strides[3])
+    ahead = columns if windows else columns // 2
+    return math.gcd(16 // size, ahead, columns - ahead, side, *strides[:3])
+
+
+def _padded(number: int) -> int:
+    """As :func:`.kernels.padded`."""
+    return (number + 15) // 16 * 16
 
 
 @lru_cache(maxsize=256)
