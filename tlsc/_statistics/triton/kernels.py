@@ -291,10 +291,28 @@ def _checked(at, mask, shift):
 
 
 @triton.jit
-def _running(values, BEFORE: tl.constexpr):
-    """Running sums down the lanes: of those up to each one, or of those before it."""
-    total = tl.cumsum(values, 0)
+def _running(values, BEFORE: tl.constexpr, LAST: tl.constexpr):
+    """Running sums along a row: of the positions up to each one, or of those before it."""
+    total = tl.cumsum(values, 0 if LAST else 1)
     return total - values if BEFORE else total
+
+
+@triton.jit
+def _along(values, LAST: tl.constexpr):
+    """Sums of all positions of each row."""
+    return tl.sum(values, 0 if LAST else 1, keep_dims=True)
+
+
+@triton.jit
+def _of_rows(values, LAST: tl.constexpr):
+    """Sums of all rows; where channels come last, there is one."""
+    return values if LAST else tl.sum(values, 0, keep_dims=True)
+
+
+@triton.jit
+def _down(values, LAST: tl.constexpr, ROWS: tl.constexpr):
+    """Running sums from row to row."""
+    return tl.cumsum(values, 0) if ROWS > 1 and not LAST else values
 
 
 @triton.jit
@@ -306,16 +324,16 @@ def _inverse_root(value, TYPE: tl.constexpr):
 @triton.jit
 def _write(
     x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw, shift,
-    gain, offset, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
+    gain, offset, stop, depth, height, width, groups, channel_stride, row_stride, column_stride, rows, columns,
     before, behind, out_height, out_width, step, eps, eps_rest,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, CORRECTED: tl.constexpr,
     WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """Row ``i`` of the result, from each position's mean, relative to ``shift``, and variance.
+    """Rows ``i`` of the result, before ``stop``, from each position's mean, relative to ``shift``, and variance.
 
     ``gain``, ``offset``: of the only channel of a group (SINGLE), where there are some.
     """
-    there = known & (j < out_width)
+    there = known & (j < out_width) & (i + j * 0 < stop)
     moved = tl.where(there, 0.0, 0.0).to(TYPE)
     if CORRECTED:
         t = window_start(j, tl.maximum(behind - 1, 0), width - columns)
@@ -381,7 +399,8 @@ def _again(
     start, raw, shift, gain, offset, depth, height, width, groups, channel_stride, row_stride, column_stride,
     rows, columns, before, ahead, behind, out_height, out_width, step, eps, eps_rest,
     MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr, CORRECTED: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, OUT_LAST: tl.constexpr, SINGLE: tl.constexpr, COLUMNS: tl.constexpr,
+    WEIGHT: tl.constexpr, BIAS: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr, SINGLE: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A strip whose values, or whose sums, are not all finite: every row of windows anew, in float64."""
     shift = widened(shift, tl.float64)
@@ -407,9 +426,9 @@ def _again(
                     f1 += value
                     f2 += value * value
                     first_marks += code
-        mean = (_running(d1, WINDOWS) + tl.sum(f1, 0, keep_dims=True)) * share
-        var = (_running(d2, WINDOWS) + tl.sum(f2, 0, keep_dims=True)) * share - mean * mean
-        marks = _running(marks, WINDOWS) + tl.sum(first_marks, 0, keep_dims=True)
+        mean = (_running(d1, WINDOWS, LAST) + _along(f1, LAST)) * share
+        var = (_running(d2, WINDOWS, LAST) + _along(f2, LAST)) * share - mean * mean
+        marks = _running(marks, WINDOWS, LAST) + _along(first_marks, LAST)
         number, balance = marks & 4294967295, marks >> 32
         infinite = tl.where(balance == number, float("inf"), float("nan"))
         infinite = tl.where(balance == -number, float("-inf"), infinite)
@@ -417,7 +436,7 @@ def _again(
         var = tl.where(number > 0, float("nan"), tl.maximum(var, 0.0))
         _write(
             x, correction, weight, bias, out, variances, image, group, i, s, j, present, known, mean, var, raw,
-            shift, widened(gain, tl.float64), widened(offset, tl.float64), depth, height, width, groups,
+            shift, widened(gain, tl.float64), widened(offset, tl.float64), i_stop, depth, height, width, groups,
             channel_stride, row_stride, column_stride, rows, columns,
             before, behind, out_height, out_width, step, eps, eps_rest,
             tl.float64, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE,
@@ -432,7 +451,7 @@ def local_statistics(
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr,
     CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKED: tl.constexpr, HEADS: tl.constexpr,
     LAST: tl.constexpr, OUT_LAST: tl.constexpr, ONE: tl.constexpr, SINGLE: tl.constexpr, COLUMNS: tl.constexpr,
-    FRONT: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, STAGE: tl.constexpr,
+    FRONT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, STAGE: tl.constexpr,
 ):  # fmt: skip
     """Every position's mean, or mean and variance, or normalised value; or those of every window (WINDOWS).
 
@@ -445,7 +464,8 @@ def local_statistics(
         LAST: channels are neighbours in memory; CHANNELS of them are taken together. OUT_LAST: in the result.
         STAGE: "only" repairs what it has spoiled itself; "first" leaves that to "repair", by ``flags``.
         ONE: the first window and all positions of a row fit into COLUMNS lanes.
-        FRONT: so many columns of the first window are read at once.
+        FRONT: so many columns of the first window are read at once. ROWS: so many rows are worked on at once; one
+            where channels come last.
         SINGLE: a group is one channel.
         ALIGN: divides the window's reach to both sides, the width and all strides, or the channels where they come
             last: of so many elements may a load be.
@@ -473,8 +493,8 @@ def local_statistics(
         sums_step = groups
     else:
         image = plane // groups
-        lane = tl.arange(0, COLUMNS)
-        front = tl.arange(0, FRONT)
+        lane = tl.arange(0, COLUMNS)[None, :]
+        front = tl.arange(0, FRONT)[None, :]
         group = plane % groups
         column_sums = sums + plane * count * width
         sums_step = 1
@@ -517,12 +537,13 @@ def local_statistics(
             gain = widened(tl.load(weight + group, mask=present, other=0.0), TYPE)
         if BIAS:
             offset = widened(tl.load(bias + group, mask=present, other=0.0), TYPE)
-    spoiled = tl.where(known, 0.0, 0.0).to(TYPE)
+    e = tl.zeros([1, 1], tl.int32) if LAST else tl.arange(0, ROWS)[:, None]
+    zero = tl.where(known & (e >= 0), 0.0, 0.0).to(TYPE)
+    spoiled = zero
     if STAGE == "repair":
         repair = tl.load(flags + number) != 0
     else:
-        zero = tl.where(inner, 0.0, 0.0).to(TYPE)
-        none = tl.where(fronts, 0.0, 0.0).to(TYPE)
+        none = tl.where(fronts & (e >= 0), 0.0, 0.0).to(TYPE)
         d1, d2, first, second = zero, zero, none, none
         within = tl.where(inner, 1.0, 0.0).to(TYPE)
         from_right = tl.where(known & (j < behind), 1.0, 0.0).to(TYPE)
@@ -537,48 +558,48 @@ def local_statistics(
             top = tl.minimum(lo * size, s + rows)
             tail = tl.maximum(hi * size, top)
             whole = (number * 0 + planes) * count * width
-            for n in range(lo, hi):
-                line = column_sums + n * (number * 0 + width) * sums_step
-                d1 += tl.load(line + (j + ahead) * sums_step, mask=inner, other=0.0)
-                d1 -= tl.load(line + (j - behind) * sums_step, mask=inner, other=0.0)
+            for n in range(lo, hi, ROWS):
+                there = inner & (n + e < hi)
+                line = column_sums + (n + e) * (number * 0 + width) * sums_step
+                d1 += tl.load(line + (j + ahead) * sums_step, mask=there, other=0.0)
+                d1 -= tl.load(line + (j - behind) * sums_step, mask=there, other=0.0)
                 if MOMENTS:
-                    d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=inner, other=0.0)
-                    d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=inner, other=0.0)
-                if ONE:
-                    there = known & (lane < columns)
-                    first += tl.load(line + lane * sums_step, mask=there, other=0.0)
-                    if MOMENTS:
-                        second += tl.load(line + whole + lane * sums_step, mask=there, other=0.0)
-                elif not HEADS:
+                    d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=there, other=0.0)
+                    d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=there, other=0.0)
+                if not HEADS:
                     for c in range(0, columns, FRONT):
-                        there = fronts & (c + front < columns)
-                        first += tl.load(line + (start + c + front) * sums_step, mask=there, other=0.0)
+                        these = fronts & (n + e < hi) & (c + front < columns)
+                        place = line + (start + c + front) * sums_step
+                        first += tl.load(place, mask=these, other=0.0)
                         if MOMENTS:
-                            second += tl.load(line + whole + (start + c + front) * sums_step, mask=there, other=0.0)
+                            second += tl.load(place + whole, mask=these, other=0.0)
             # From the plane's sample to this strip's.
             by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
             by = shift - by
             d2 -= 2 * by * d1
             if not HEADS:
+                # Terms of each sum: of its columns, in its share of the blocks.
                 terms = tl.where(fronts & (front < columns), (columns - 1 - front) // FRONT + 1, 0).to(TYPE)
-                terms *= depth * size * tl.maximum(hi - lo, 0)
+                terms *= depth * size * ((tl.maximum(hi - lo, 0) + (ROWS - 1) - e) // ROWS)
                 second += by * (by * terms - 2 * first)
                 first -= by * terms
         odd = (top - s) + (s + rows - tail)
-        for n in range(0, odd):
-            r = tl.where(n < top - s, s + n, tail + (n - (top - s)))
+        for n in range(0, odd, ROWS):
+            r = tl.where(n + e < top - s, s + n + e, tail + (n + e - (top - s)))
+            now = n + e < odd
             for q in range(depth):
                 line = at + r * row_step + q * channel_step
                 change, squares, value, square = _changes(
-                    line, line, j, front, right, left, within, from_right, from_left, fronts, start, columns, ahead,
-                    behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT, False,
+                    line, line, j, front, right & now, left & now, within, from_right, from_left, fronts & now,
+                    start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT, False,
                 )  # fmt: skip
                 d1 += change
                 first += value
                 if MOMENTS:
                     d2 += squares
                     second += square
-        f1, f2 = tl.sum(first, 0, keep_dims=True), tl.sum(second, 0, keep_dims=True)
+        d1, d2 = _of_rows(d1, LAST), _of_rows(d2, LAST)
+        f1, f2 = _of_rows(_along(first, LAST), LAST), _of_rows(_along(second, LAST), LAST)
         head = heads + ((image * groups + group) * segments + segment) * height
         head_step = 1
         if LAST:
@@ -589,54 +610,65 @@ def local_statistics(
             for n in range(0, rows, COLUMNS):
                 there = known & (n + lane < rows)
                 place = head + (s + n + lane) * head_step
-                f1 += tl.sum(tl.load(place, mask=there, other=0.0), 0, keep_dims=True)
+                f1 += _along(tl.load(place, mask=there, other=0.0), LAST)
                 if MOMENTS:
-                    f2 += tl.sum(tl.load(place + squared, mask=there, other=0.0), 0, keep_dims=True)
-            terms = by * (((tl.zeros([1], TYPE) + depth) * rows) * columns)
+                    f2 += _along(tl.load(place + squared, mask=there, other=0.0), LAST)
+            terms = by * (((tl.zeros([1, 1], TYPE) + depth) * rows) * columns)
             f2 += by * (terms - 2 * f1)
             f1 -= terms
 
-        share = 1 / (((tl.zeros([1], TYPE) + depth) * rows) * columns)
-        for i in range(i_first, i_stop):
-            s = window_start(i, before, height - rows)
-            if (i > i_first) & (s > window_start(i - 1, before, height - rows)):
-                first = none
-                second = none
+        share = 1 / (((tl.zeros([1, 1], TYPE) + depth) * rows) * columns)
+        for n in range(i_first, i_stop, ROWS):
+            i = n + e
+            begin = window_start(i, before, height - rows)
+            d1s, d2s = zero, zero
+            f1s, f2s = _along(none, LAST), _along(none, LAST)
+            # Where none of the windows moves on, there is nothing to read.
+            if window_start(n + ROWS - 1, before, height - rows) > window_start(n - 1, before, height - rows):
+                first, second = none, none
+                moves = (i > i_first) & (i < i_stop) & (begin > window_start(i - 1, before, height - rows))
                 for q in range(depth):
-                    entering = at + (s + rows - 1) * row_step + q * channel_step
+                    entering = at + (begin + rows - 1) * row_step + q * channel_step
                     change, squares, value, square = _changes(
-                        entering, entering - rows * row_step, j, front, right, left, within, from_right, from_left,
-                        fronts, start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT,
-                        True,
+                        entering, entering - rows * row_step, j, front, right & moves, left & moves, within,
+                        from_right, from_left, fronts & moves, start, columns, ahead, behind, column_stride, raw,
+                        shift, TYPE, ONE, HEADS, FRONT, True,
                     )  # fmt: skip
-                    d1 += change
+                    d1s += change
                     first += value
                     if MOMENTS:
-                        d2 += squares
+                        d2s += squares
                         second += square
                 if HEADS:
-                    place = head + (s + rows - 1) * head_step
-                    gone = head + (s - 1) * head_step
-                    value = tl.load(place, mask=present, other=0.0) - tl.load(gone, mask=present, other=0.0)
-                    f1 += value
+                    place = head + (begin + rows - 1) * head_step
+                    gone = head + (begin - 1) * head_step
+                    there = moves & (group + e * 0 < groups)
+                    f1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
                     if MOMENTS:
-                        square = tl.load(place + squared, mask=present, other=0.0)
-                        square -= tl.load(gone + squared, mask=present, other=0.0)
-                        f2 += square - 2 * by * value
+                        f2s = tl.load(place + squared, mask=there, other=0.0)
+                        f2s -= tl.load(gone + squared, mask=there, other=0.0)
+                        f2s -= 2 * by * f1s
                 else:
-                    f1 += tl.sum(first, 0, keep_dims=True)
+                    f1s = _along(first, LAST)
                     if MOMENTS:
-                        f2 += tl.sum(second, 0, keep_dims=True)
-            mean = (_running(d1, WINDOWS) + f1) * share
+                        f2s = _along(second, LAST)
+            mean = _running(d1 + _down(d1s, LAST, ROWS), WINDOWS, LAST)
+            # (As blocks: Triton has no running sums over a column of one position.)
+            mean = (mean + (f1 + _down(f1s + zero, LAST, ROWS))) * share
+            d1 += _of_rows(d1s, LAST)
+            f1 += _of_rows(f1s, LAST)
             var = mean
             if MOMENTS:
-                var = (_running(d2, WINDOWS) + f2) * share - mean * mean
+                var = _running(d2 + _down(d2s, LAST, ROWS), WINDOWS, LAST)
+                var = (var + (f2 + _down(f2s + zero, LAST, ROWS))) * share - mean * mean
+                d2 += _of_rows(d2s, LAST)
+                f2 += _of_rows(f2s, LAST)
             spoiled += var * 0
             var = tl.maximum(var, 0.0)
             _write(
-                at, correction, weight, bias, out, variances, image, group, i + number * 0, s, j, present, known,
-                mean, var, raw, shift, gain, offset, depth, height, width, groups, channel_step, row_step,
-                column_stride, rows, columns, before, behind, out_height, out_width, step, eps, eps_rest,
+                at, correction, weight, bias, out, variances, image, group, i + number * 0, begin, j, present,
+                known, mean, var, raw, shift, gain, offset, i_stop, depth, height, width, groups, channel_step,
+                row_step, column_stride, rows, columns, before, behind, out_height, out_width, step, eps, eps_rest,
                 TYPE, MOMENTS, NORMALISE, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE,
             )  # fmt: skip
         repair = tl.sum(spoiled) != 0
@@ -648,5 +680,6 @@ def local_statistics(
             at, correction, weight, bias, out, variances, image, group, i_first + number * 0, i_stop + number * 0,
             j, lane, inner, present, known, start, raw, shift, gain, offset, depth, height, width, groups,
             channel_step, row_step, column_stride, rows, columns, before, ahead, behind, out_height, out_width,
-            step, eps, eps_rest, MOMENTS, NORMALISE, WINDOWS, CORRECTED, WEIGHT, BIAS, OUT_LAST, SINGLE, COLUMNS,
+            step, eps, eps_rest,
+            MOMENTS, NORMALISE, WINDOWS, CORRECTED, WEIGHT, BIAS, LAST, OUT_LAST, SINGLE, COLUMNS,
         )  # fmt: skip

@@ -20,6 +20,8 @@ WARPS = 132 * 48
 PER_THREAD, MOST_WARPS, MOST_COLUMNS = 8, 16, 256
 # The same where channels come last.
 MOST_COLUMNS_LAST = 2048
+# Positions that a program works on at once, in several rows where these are short; no more rows than that.
+TOGETHER, MOST_TOGETHER = 512, 8
 # Channels that are taken together where they are neighbours: a sector of half types, 32 bytes.
 NEIGHBOURS = 16
 FEWEST_ROWS, MOST_ROWS = 8, 128
@@ -44,6 +46,7 @@ class Strips:
 
     columns: int
     front: int  # columns of the first window that are read at once
+    rows: int  # rows that are worked on at once
     channels: int
     one: bool
     segments: int
@@ -88,14 +91,14 @@ def strips(
     most = MOST_COLUMNS_LAST // channels if last else MOST_COLUMNS
     lanes = min(most, _power(max(out_width, columns)))
     segments = _ceil(out_width, lanes)
-    one = segments == 1 and columns <= lanes
     warps = max(1, min(MOST_WARPS, lanes * channels // (32 * PER_THREAD)))
     channel_tiles = _ceil(groups, channels)
     planes = images * (channel_tiles if last else groups)
     # Few programs do not fill the GPU; many short strips start too often.
     strip = _ceil(planes * segments * out_height, max(1, WARPS // warps))
     strip = min(MOST_ROWS, max(FEWEST_ROWS, strip))
-    direct = rows <= max(DIRECT, 2 * strip)
+    direct = rows <= DIRECT
+    one = direct and segments == 1 and columns <= lanes
     strip = _ceil(strip, 8 if direct else 16) * (8 if direct else 16)
     above = 0 if windows else before(rows)
     count = _ceil(out_height + (strip - above % strip) % strip, strip) if not windows else _ceil(out_height, strip)
@@ -108,9 +111,11 @@ def strips(
     block_planes = images * (block_channel_tiles if last else groups)
     heads = size > 0 and not one
     per_plane = blocks * tiles + (segments * _ceil(height, 16) if heads else 0)
+    together = 1 if last else max(1, min(MOST_TOGETHER, TOGETHER // lanes))
     front = lanes if one else min(lanes, _power(columns))
     return Strips(
-        lanes, front, channels, one, segments, channel_tiles, count, strip, warps, planes * count * segments,
+        lanes, front, together, channels, one, segments, channel_tiles, count, strip, warps,
+        planes * count * segments,
         ("only",) if lanes * channels <= ALONE else ("first", "repair"),
         size, blocks, block_columns, block_channels, tiles, block_channel_tiles, block_planes * per_plane,
         per_plane, heads,

@@ -154,8 +154,8 @@ def _exact(
         launch(
             local_statistics, how.programs, (x, sums, factors, weight, bias, out, variances), numbers,
             (kind, moments, normalise, step > 0, correction is not None, weight is not None, bias is not None,
-             how.size > 0, how.heads, last, out_last, how.one, depth == 1, how.columns, how.front, how.channels,
-             1 if stage == "repair" else align, stage),
+             how.size > 0, how.heads, last, out_last, how.one, depth == 1, how.columns, how.front, how.rows,
+             how.channels, 1 if stage == "repair" else align, stage),
             how.warps,
         )  # fmt: skip
     return out, variances
@@ -270,9 +270,7 @@ def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:
 
 
 @lru_cache(maxsize=4096)
-def _shared_power(
-    size: int, columns: int, windows: bool, side: int, last: bool, strides: tuple[int, ...]
-) -> int:
+def _shared_power(size: int, columns: int, windows: bool, side: int, last: bool, strides: tuple[int, ...]) -> int:
     """The power of two up to 16 bytes' worth of elements of ``size`` bytes that divides all that loads go by.
 
     ``side``: the width, or the groups where channels come last.
