@@ -3,13 +3,17 @@
 ``uv run python -m benchmarks gpu`` takes less than four minutes on an H100 and ends with a status that is not 0
 where a check fails, or where there is no GPU. ``python -m benchmarks gpu dry`` runs all of it on the CPU with tiny
 sizes, in half a minute: its figures mean nothing. Parts: layers, gates, attention, nlm, networks; all if none.
-Times are medians between CUDA events, after a warm-up; each table is printed as soon as it is there.
+Kernels are compiled by several processes first (``warm I N``: every N-th row once). Times are medians of
+``triton.testing.do_bench``, which empties the GPU's cache before each call; each table is printed as soon as it is
+there.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
-import statistics
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -46,37 +50,30 @@ Row = list[Any]
 
 
 class Measure:
-    """Where and how often; ``dry``: on the CPU, once."""
+    """Where and how often; ``dry``: on the CPU, once. ``turn``: (i, n), every n-th row only, and once."""
 
-    def __init__(self, dry: bool) -> None:
-        self.dry = dry
+    def __init__(self, dry: bool, turn: tuple[int, int] | None = None) -> None:
+        self.dry, self.turn, self.rows = dry, turn, 0
         self.device = "cpu" if dry else "cuda"
 
-    def ms(self, function: Callable[[], Any], seconds: float = 0.15) -> float:
-        """Median time of one call, in milliseconds."""
-        function()
-        if self.dry:
+    def skips(self) -> bool:
+        """Whether another process runs this row."""
+        self.rows += 1
+        return self.turn is not None and self.rows % self.turn[1] != self.turn[0]
+
+    def ms(self, function: Callable[[], Any], longest: float = 25.0) -> float:
+        """Median time of one call, in milliseconds, within about ``longest`` of them (at least one call)."""
+        if self.dry or self.turn is not None:
             start = time.perf_counter()
             function()
             return (time.perf_counter() - start) * 1e3
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        rounds = max(3, min(100, int(seconds / max(1e-5, time.perf_counter() - start))))
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)
-        ]
-        for first, second in events:
-            first.record()
-            function()
-            second.record()
-        torch.cuda.synchronize()
-        return statistics.median(first.elapsed_time(second) for first, second in events)
+        from triton.testing import do_bench
+
+        return float(do_bench(function, warmup=longest / 5, rep=longest, return_mode="median"))
 
     def extra(self, function: Callable[[], Any]) -> float:
         """Peak of memory beyond what there was before, without the result, in MiB."""
-        if self.dry:
+        if self.dry or self.turn is not None:
             return 0.0
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -88,8 +85,11 @@ class Measure:
 
 
 def main(parts: list[str]) -> None:
-    dry = "dry" in parts
     tables = {"layers": layers, "gates": gates, "attention": attending, "nlm": denoising, "networks": networks}
+    if parts[:1] == ["warm"]:
+        warm(Measure(False, (int(parts[1]), int(parts[2]))), [tables[part] for part in parts[3:]])
+        return
+    dry = "dry" in parts
     chosen = [part for part in parts if part != "dry"] or list(tables)
     for part in chosen:
         if part not in tables:
@@ -97,25 +97,41 @@ def main(parts: list[str]) -> None:
     if not dry and not torch.cuda.is_available():
         sys.exit(f"no NVIDIA GPU that PyTorch {torch.__version__} can use: nothing was measured")
     start = time.perf_counter()
-    measure = Measure(dry)
     device = "a dry run on the CPU: no figure means anything" if dry else torch.cuda.get_device_name()
     lines = [f"{date.today()}, {device}, PyTorch {torch.__version__}.", str(tlsc.backends())]
     print(*lines, sep="\n")
+    others = [] if dry else compiling(chosen)
+    measure = Measure(dry)
     with tlsc.backend("torch" if dry else "auto"):  # kernels for the CPU would be compiled for nothing
         wrong = check(measure.device, 24 if dry else 160)
+    for other in others:
+        other.wait()
+    print(f"compiled after {time.perf_counter() - start:.0f} s", flush=True)
     for part in chosen:
         with tlsc.backend("torch" if dry else "auto"):
             title, headers, rows = tables[part](measure)
         table = f"## {title}\n\n" + tabulate(rows, headers=headers, tablefmt="github", floatfmt=".3g")
         lines.append(table)
         print(f"\n{table}", flush=True)
+        if not dry:
+            out = Path(__file__).parent / "out"
+            out.mkdir(exist_ok=True)
+            (out / "gpu.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     print(f"\n{time.perf_counter() - start:.0f} s")
-    if not dry:
-        out = Path(__file__).parent / "out"
-        out.mkdir(exist_ok=True)
-        (out / "gpu.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     if wrong:
         sys.exit(f"wrong: {', '.join(wrong)}")
+
+
+def compiling(parts: list[str]) -> list[subprocess.Popen[bytes]]:
+    """Processes that call everything once, so that Triton finds it in its cache."""
+    n = min(12, max(1, (os.cpu_count() or 2) - 2))
+    command = [sys.executable, "-m", "benchmarks", "gpu", "warm"]
+    return [subprocess.Popen([*command, str(i), str(n), *parts]) for i in range(n)]
+
+
+def warm(measure: Measure, tables: list[Callable[[Measure], Any]]) -> None:
+    for table in tables:
+        table(measure)
 
 
 def _name(shape: tuple[int, ...]) -> str:
@@ -130,6 +146,8 @@ def layers(measure: Measure) -> tuple[str, list[str], list[Row]]:
     rows = []
     for shape, window in TINY if measure.dry else SHAPES:
         for dtype, last in ((torch.float32, False), (torch.float16, False), (torch.float16, True)):
+            if measure.skips():
+                continue
             x = torch.randn(shape, device=measure.device).to(dtype)
             x = x.contiguous(memory_format=torch.channels_last) if last else x
             room = torch.empty_like(x)
@@ -162,6 +180,8 @@ def gates(measure: Measure) -> tuple[str, list[str], list[Row]]:
         block = gate(shape[1]).eval().to(measure.device)
         ms = {"global": measure.ms(lambda b=block, x=x: b(x))}
         for stride in (1, 8):
+            if measure.skips():
+                continue
             model = gate(shape[1]).eval()
             example = lambda h, w, c=shape[1]: (torch.zeros(1, c, h, w),)  # noqa: E731
             tlsc.convert(model, window, stride=stride, example_input=example)
@@ -228,24 +248,31 @@ def networks(measure: Measure) -> tuple[str, list[str], list[Row]]:
     height, width, base = (32, 48, 16) if measure.dry else (720, 1280, 384)
     kinds = [("float32", torch.float32, False), ("float16", torch.float16, False)]
     kinds += [("bfloat16", torch.bfloat16, False), ("float16 last", torch.float16, True)]
-    rows = []
+    rows: list[Row] = []
     for name, make, strides in made(measure.dry):
-        for kind, dtype, last in kinds if not measure.dry else kinds[:1]:
-            layout = torch.channels_last if last else torch.contiguous_format
-            x = torch.rand(1, 3, height, width, device=measure.device, dtype=dtype).contiguous(memory_format=layout)
-            before = float("nan")
-            for stride in (0, *strides):
-                model = make().eval()
-                if stride:
-                    tlsc.convert(model, base, stride=stride)
-                model.to(measure.device, dtype, memory_format=layout)
+        before: dict[str, float] = {}
+        for stride in (0, *strides):
+            if measure.skips():
+                continue
+            converted = make().eval()
+            if stride:
+                tlsc.convert(converted, base, stride=stride)
+            way = f"stride {stride}" if stride > 1 else "exact" if stride else "original"
+            for kind, dtype, last in kinds if not measure.dry else kinds[:1]:
+                layout = torch.channels_last if last else torch.contiguous_format
+                x = torch.rand(1, 3, height, width, device=measure.device, dtype=dtype).contiguous(
+                    memory_format=layout
+                )
+                model = copy.deepcopy(converted).to(measure.device, dtype, memory_format=layout)
                 try:
-                    taken = measure.ms(lambda m=model, x=x: m(x), 0.5)
+                    taken = measure.ms(lambda m=model, x=x: m(x), 200.0)
                     extra = measure.extra(lambda m=model, x=x: m(x))
                 except Exception as error:  # one network that fails leaves the others to be measured
-                    rows.append([name, kind, stride or "original", f"{type(error).__name__}", None, None])
+                    rows.append([name, kind, way, f"{type(error).__name__}", None, None])
                     continue
-                before = before if stride else taken
-                way = f"stride {stride}" if stride > 1 else "exact" if stride else "original"
-                rows.append([name, kind, way, taken, taken / before, extra])
+                before.setdefault(kind, taken)
+                rows.append([name, kind, way, taken, taken / before[kind], extra])
+                if measure.turn is None:
+                    print(*rows[-1], flush=True)
+    rows.sort(key=lambda row: [row[0], row[1]])
     return f"Networks, {height}×{width}", ["network", "type", "way", "ms", "ratio", "extra MiB"], rows

@@ -77,7 +77,7 @@ def local_var_mean(x: Tensor, window: int | tuple[int, int]) -> tuple[Tensor, Te
     """
     check_map(x)
     size = as_pair(window, "window")
-    if _graph.applies():
+    if _graph.applies_to(x):
         return _dispatch.local_var_mean(x, size)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone(), x.clone()
@@ -160,7 +160,7 @@ def _local_mean(
     x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
 ) -> Tensor:
     check_map(x)
-    if _graph.applies():
+    if _graph.applies_to(x):
         return _dispatch.local_mean(x, window, stride, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
@@ -185,7 +185,7 @@ def _local_group_norm(
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
     groups = x.shape[1] if num_groups is None else num_groups
-    if _graph.applies():
+    if _graph.applies_to(x):
         return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()

@@ -107,6 +107,10 @@ def _is_number(now: Any) -> bool:
     return type(now) is tuple and now[0] in (int, float)
 
 
+# What :func:`.arguments.flattened` says of a call with one tensor, the most usual.
+_ONE = flattened(((torch.zeros(()),), {}), [])
+
+
 class Recipe:
     """How a forward is recorded anew.
 
@@ -155,7 +159,11 @@ class Forms:
     def run(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What a call of the module returns."""
         leaves: list[Any] = []
-        structure = flattened((args, kwargs), leaves)
+        structure: Any = _ONE
+        if not kwargs and len(args) == 1 and type(args) is tuple and type(args[0]) is Tensor:
+            leaves.append(args[0])
+        else:
+            structure = flattened((args, kwargs), leaves)
         if _graph.applies():
             return self._in_graph(module, structure, leaves, args, kwargs)(module, *leaves)
         if self._is_covered(module, structure, leaves):

@@ -27,9 +27,11 @@ from torch import Tensor
 from .._windows import Axis, Windows
 from .._windows import smaller as _smaller
 from .correction import Correction
+from .reference import is_traced
 
 __all__ = [
     "applies",
+    "applies_to",
     "grid_maxima",
     "grid_means",
     "grid_moments",
@@ -51,6 +53,11 @@ _AXES = ((-2, 0), (-1, 1))
 def applies() -> bool:
     """Whether what runs is being traced into a graph: sizes may be free then, which Dynamo does not tell."""
     return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _is_jit_traced()
+
+
+def applies_to(x: Tensor) -> bool:
+    """The same of what is done to ``x``: a tensor with values is in no graph, which is told sooner."""
+    return is_traced(x) and applies()
 
 
 def leaves() -> bool:

@@ -36,7 +36,7 @@ def _local_mean(by: Any, x: Tensor, correction: Tensor | None, rows: int, column
 
 def local_mean(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
     """See :func:`tlsc._statistics.reference.local_mean`; so for the others."""
-    out: Tensor = _local_mean(x, _rows(correction, x), *window, _step(stride, x.shape[-2:]))
+    out: Tensor = _local_mean(x, _rows(correction, x), *window, _step(stride, x.shape[-2:], x))
     return out
 
 
@@ -87,7 +87,7 @@ def _grid_means(by: Any, x: Tensor, correction: Tensor | None, rows: int, column
 
 
 def grid_means(x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None) -> Tensor:
-    out: Tensor = _grid_means(x, _rows(correction, x), *window, _step(stride, x.shape[-2:]))
+    out: Tensor = _grid_means(x, _rows(correction, x), *window, _step(stride, x.shape[-2:], x))
     return out
 
 
@@ -102,7 +102,7 @@ def _grid_moments(
 def grid_moments(
     x: Tensor, window: tuple[int, int], stride: int = 1, correction: Correction | None = None
 ) -> tuple[Tensor, Tensor]:
-    var, mean = _grid_moments(x, _rows(correction, x), *window, _step(stride, x.shape[-2:]))
+    var, mean = _grid_moments(x, _rows(correction, x), *window, _step(stride, x.shape[-2:], x))
     return var, mean
 
 
@@ -113,7 +113,7 @@ def _grid_maxima(by: Any, x: Tensor, rows: int, columns: int, stride: int) -> Te
 
 
 def grid_maxima(x: Tensor, window: tuple[int, int], stride: int = 1) -> Tensor:
-    out: Tensor = _grid_maxima(x, *window, _step(stride, x.shape[-2:]))
+    out: Tensor = _grid_maxima(x, *window, _step(stride, x.shape[-2:], x))
     return out
 
 
@@ -124,7 +124,7 @@ def _place(by: Any, grid: Tensor, rows: int, columns: int, stride: int, height: 
 
 
 def place(grid: Tensor, window: tuple[int, int], stride: int, height: int, width: int) -> Tensor:
-    out: Tensor = _place(grid, *window, _step(stride, (height, width)), height, width)
+    out: Tensor = _place(grid, *window, _step(stride, (height, width), grid), height, width)
     return out
 
 
@@ -135,16 +135,16 @@ def _meet(by: Any, x: Tensor, grid: Tensor, rows: int, columns: int, stride: int
 
 
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
-    out: Tensor = _meet(x, grid, *window, _step(stride, x.shape[-2:]), operation)
+    out: Tensor = _meet(x, grid, *window, _step(stride, x.shape[-2:], x), operation)
     return out
 
 
-def _step(stride: int, sizes: Sequence[int]) -> int:
+def _step(stride: int, sizes: Sequence[int], x: Tensor) -> int:
     """A stride no larger than the map: from there on there is only the first and the last window of an axis.
 
     Room is taken in proportion to it. In a graph sizes must not be asked.
     """
-    return stride if any_size.applies() else min(stride, max(1, *sizes))
+    return stride if stride == 1 or any_size.applies_to(x) else min(stride, max(1, *sizes))
 
 
 def _rows(correction: Correction | None, x: Tensor) -> Tensor | None:

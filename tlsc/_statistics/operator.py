@@ -154,11 +154,9 @@ def operation(
 
 
 def _call(own: Operation, arguments: tuple[Any, ...]) -> Any:
-    if any_size.applies():
-        return _call_of_any_size(own, arguments)
     x = arguments[own.map]
     if reference.is_traced(x):
-        return own.run(reference, *arguments)
+        return _call_of_any_size(own, arguments) if any_size.applies() else own.run(reference, *arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in own.tensors(arguments)):
         return getattr(torch.ops.tlsc, own.name)(*arguments)
     return backends.answer(own.name, x, lambda by: own.run(by, *arguments))

@@ -112,7 +112,7 @@ def block_sums(
     x, sums, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
     size, count, tiles, channel_tiles, columns, behind, segments, programs,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    HEADS: tl.constexpr, SEGMENT: tl.constexpr, ALIGN: tl.constexpr,
+    HEADS: tl.constexpr, SEGMENT: tl.constexpr, FRONT: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Sums, and sums of squares, of ``size`` rows down every column, relative to the plane's sample.
 
@@ -149,7 +149,7 @@ def block_sums(
         _heads(
             at, heads, image, group, within - count * tiles, planes, depth, height, width, groups, row_step,
             channel_step, column_stride, columns, behind, segments, raw, shift,
-            TYPE, MOMENTS, LAST, SEGMENT, ALIGN,
+            TYPE, MOMENTS, LAST, SEGMENT, FRONT, ALIGN,
         )  # fmt: skip
     else:
         there = (group + j * 0 < groups) & (j < width)
@@ -171,7 +171,8 @@ def block_sums(
 def _heads(
     at, heads, image, group, within, planes, depth, height, width, groups, row_step, channel_step, column_stride,
     columns, behind, segments, raw, shift,
-    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, SEGMENT: tl.constexpr, ALIGN: tl.constexpr,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, SEGMENT: tl.constexpr, FRONT: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
     """What sixteen rows add to the first window of a segment.
 
@@ -202,14 +203,14 @@ def _heads(
             if MOMENTS:
                 tl.store(out + whole, tl.sum(second, 0, keep_dims=True), mask=group < groups)
     else:
-        lane = tl.arange(0, SEGMENT)[None, :]
+        lane = tl.arange(0, FRONT)[None, :]
         line = block * 16 + tl.arange(0, 16)
         r = line[:, None]
-        first = tl.zeros([16, SEGMENT], TYPE)
+        first = tl.zeros([16, FRONT], TYPE)
         second = first
         for d in range(depth):
             row = at + d * channel_step + r * row_step
-            for c in range(0, columns, SEGMENT):
+            for c in range(0, columns, FRONT):
                 there = (c + lane < columns) & (r < height)
                 value = tl.load(row + (start + c + lane) * column_stride, mask=there, other=raw).to(TYPE) - shift
                 first += value
@@ -226,15 +227,15 @@ def _heads(
 
 @triton.jit
 def _pair(entering, leaving, mask, raw, shift, TYPE: tl.constexpr, BOTH: tl.constexpr):
-    """What one row adds, less what another takes away (BOTH): values, and squares."""
-    value = tl.load(entering, mask=mask, other=raw).to(TYPE) - shift
+    """What one row adds, less what another takes away (BOTH): values, and squares; 0 where nothing is read."""
     if BOTH:
-        gone = tl.load(leaving, mask=mask, other=raw).to(TYPE) - shift
+        value = tl.load(entering, mask=mask, other=0.0).to(TYPE) - shift
+        gone = tl.load(leaving, mask=mask, other=0.0).to(TYPE) - shift
         change = value - gone
         square = change * (value + gone)
     else:
-        change = value
-        square = value * value
+        change = tl.load(entering, mask=mask, other=raw).to(TYPE) - shift
+        square = change * change
     return change, square
 
 
@@ -313,6 +314,23 @@ def _of_rows(values, LAST: tl.constexpr):
 def _down(values, LAST: tl.constexpr, ROWS: tl.constexpr):
     """Running sums from row to row."""
     return tl.cumsum(values, 0) if ROWS > 1 and not LAST else values
+
+
+@triton.jit
+def _down_column(values, e, LAST: tl.constexpr, ROWS: tl.constexpr):
+    """:func:`_down` of a column, of which Triton has no running sums."""
+    if ROWS == 1 or LAST:
+        total = values
+    else:
+        earlier = tl.arange(0, ROWS)[None, :]
+        total = tl.sum(tl.where(earlier <= e, tl.trans(values), 0.0), 1, keep_dims=True)
+    return total
+
+
+@triton.jit
+def _lowest(values, e, LAST: tl.constexpr, ROWS: tl.constexpr):
+    """The last of the rows."""
+    return values if ROWS == 1 or LAST else tl.sum(tl.where(e == ROWS - 1, values, 0.0), 0, keep_dims=True)
 
 
 @triton.jit
@@ -566,7 +584,12 @@ def local_statistics(
                 if MOMENTS:
                     d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=there, other=0.0)
                     d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=there, other=0.0)
-                if not HEADS:
+                if ONE:
+                    these = fronts & (n + e < hi) & (front < columns)
+                    first += tl.load(line + front * sums_step, mask=these, other=0.0)
+                    if MOMENTS:
+                        second += tl.load(line + whole + front * sums_step, mask=these, other=0.0)
+                elif not HEADS:
                     for c in range(0, columns, FRONT):
                         these = fronts & (n + e < hi) & (c + front < columns)
                         place = line + (start + c + front) * sums_step
@@ -622,7 +645,7 @@ def local_statistics(
             i = n + e
             begin = window_start(i, before, height - rows)
             d1s, d2s = zero, zero
-            f1s, f2s = _along(none, LAST), _along(none, LAST)
+            f1s, f2s = f1 + e * 0, f2 + e * 0
             # Where none of the windows moves on, there is nothing to read.
             if window_start(n + ROWS - 1, before, height - rows) > window_start(n - 1, before, height - rows):
                 first, second = none, none
@@ -634,35 +657,38 @@ def local_statistics(
                         from_right, from_left, fronts & moves, start, columns, ahead, behind, column_stride, raw,
                         shift, TYPE, ONE, HEADS, FRONT, True,
                     )  # fmt: skip
-                    d1s += change
-                    first += value
-                    if MOMENTS:
+                    if SINGLE:  # adding to 0 is work
+                        d1s, d2s, first, second = change, squares, value, square
+                    else:
+                        d1s += change
                         d2s += squares
+                        first += value
                         second += square
                 if HEADS:
                     place = head + (begin + rows - 1) * head_step
                     gone = head + (begin - 1) * head_step
                     there = moves & (group + e * 0 < groups)
-                    f1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
+                    g1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
+                    f1s += _down_column(g1s, e, LAST, ROWS)
                     if MOMENTS:
-                        f2s = tl.load(place + squared, mask=there, other=0.0)
-                        f2s -= tl.load(gone + squared, mask=there, other=0.0)
-                        f2s -= 2 * by * f1s
+                        g2s = tl.load(place + squared, mask=there, other=0.0)
+                        g2s -= tl.load(gone + squared, mask=there, other=0.0)
+                        g2s -= 2 * by * g1s
+                        f2s += _down_column(g2s, e, LAST, ROWS)
                 else:
-                    f1s = _along(first, LAST)
+                    f1s += _along(_down(first, LAST, ROWS), LAST)
                     if MOMENTS:
-                        f2s = _along(second, LAST)
-            mean = _running(d1 + _down(d1s, LAST, ROWS), WINDOWS, LAST)
-            # (As blocks: Triton has no running sums over a column of one position.)
-            mean = (mean + (f1 + _down(f1s + zero, LAST, ROWS))) * share
-            d1 += _of_rows(d1s, LAST)
-            f1 += _of_rows(f1s, LAST)
+                        f2s += _along(_down(second, LAST, ROWS), LAST)
+                f1 = _lowest(f1s, e, LAST, ROWS)
+                f2 = _lowest(f2s, e, LAST, ROWS)
+            d1s = d1 + _down(d1s, LAST, ROWS)
+            d1 = _lowest(d1s, e, LAST, ROWS)
+            mean = (_running(d1s, WINDOWS, LAST) + f1s) * share
             var = mean
             if MOMENTS:
-                var = _running(d2 + _down(d2s, LAST, ROWS), WINDOWS, LAST)
-                var = (var + (f2 + _down(f2s + zero, LAST, ROWS))) * share - mean * mean
-                d2 += _of_rows(d2s, LAST)
-                f2 += _of_rows(f2s, LAST)
+                d2s = d2 + _down(d2s, LAST, ROWS)
+                d2 = _lowest(d2s, e, LAST, ROWS)
+                var = (_running(d2s, WINDOWS, LAST) + f2s) * share - mean * mean
             spoiled += var * 0
             var = tl.maximum(var, 0.0)
             _write(

@@ -14,19 +14,24 @@ from ..._windows import before
 
 __all__ = ["Cells", "Strips", "Tiles", "cells", "strips", "tiles"]
 
-# Warps that are to be in flight: 132 processors (H100), 48 of the 64 that each could hold.
-WARPS = 132 * 48
-# Elements of a thread; warps of a program; positions of a program where rows are contiguous.
-PER_THREAD, MOST_WARPS, MOST_COLUMNS = 8, 16, 256
-# The same where channels come last.
-MOST_COLUMNS_LAST = 2048
+# Warps that keep an H100 busy where each has rows enough: 8 on each of its 132 processors.
+BUSY = 132 * 8
+# Elements of a thread; warps, and positions, of a program; where channels come last, positions × channels.
+PER_THREAD, MOST_WARPS, MOST_COLUMNS, MOST_COLUMNS_LAST = 8, 16, 256, 2048
 # Positions that a program works on at once, in several rows where these are short; no more rows than that.
 TOGETHER, MOST_TOGETHER = 512, 8
 # Channels that are taken together where they are neighbours: a sector of half types, 32 bytes.
 NEIGHBOURS = 16
+# Rows of a strip that adds up the rows of its first window itself, and of one that starts from sums of blocks:
+# so many where work is plenty, for planes then follow each other through the cache.
 FEWEST_ROWS, MOST_ROWS = 8, 128
+FEWEST_BLOCKED, BLOCKED, MOST_BLOCKED, PLENTY = 16, 32, 48, 250_000
 # Up to this window a strip adds the rows of its first window itself; a launch costs more.
 DIRECT = 64
+# Whether the first window is looked for among the lanes of a row that fits them, also where blocks are summed.
+IN_LANES = True
+# Columns of a first window that are added up at once, where that has programs of its own.
+HEAD = 128
 # Up to so many positions a program has registers enough to repair its own strip.
 ALONE = 128
 
@@ -66,6 +71,8 @@ class Strips:
     block_programs: int
     per_plane: int
     heads: bool
+    head: int
+    block_warps: int
 
 
 @lru_cache(maxsize=4096)
@@ -94,12 +101,9 @@ def strips(
     warps = max(1, min(MOST_WARPS, lanes * channels // (32 * PER_THREAD)))
     channel_tiles = _ceil(groups, channels)
     planes = images * (channel_tiles if last else groups)
-    # Few programs do not fill the GPU; many short strips start too often.
-    strip = _ceil(planes * segments * out_height, max(1, WARPS // warps))
-    strip = min(MOST_ROWS, max(FEWEST_ROWS, strip))
     direct = rows <= DIRECT
-    one = direct and segments == 1 and columns <= lanes
-    strip = _ceil(strip, 8 if direct else 16) * (8 if direct else 16)
+    one = segments == 1 and columns <= lanes and (direct or IN_LANES)
+    strip = _strip(planes * segments * out_height * warps, direct)
     above = 0 if windows else before(rows)
     count = _ceil(out_height + (strip - above % strip) % strip, strip) if not windows else _ceil(out_height, strip)
     size = 0 if direct else 32 if strip % 32 == rows % 32 == 0 else 16
@@ -111,15 +115,29 @@ def strips(
     block_planes = images * (block_channel_tiles if last else groups)
     heads = size > 0 and not one
     per_plane = blocks * tiles + (segments * _ceil(height, 16) if heads else 0)
-    together = 1 if last else max(1, min(MOST_TOGETHER, TOGETHER // lanes))
+    together = max(1, min(MOST_TOGETHER, TOGETHER // lanes)) if one and direct and not last else 1
     front = lanes if one else min(lanes, _power(columns))
+    block_warps = 4 if heads else max(1, min(4, block_columns * block_channels // 256))
     return Strips(
         lanes, front, together, channels, one, segments, channel_tiles, count, strip, warps,
         planes * count * segments,
         ("only",) if lanes * channels <= ALONE else ("first", "repair"),
         size, blocks, block_columns, block_channels, tiles, block_channel_tiles, block_planes * per_plane,
-        per_plane, heads,
+        per_plane, heads, min(HEAD, _power(columns)), block_warps,
     )  # fmt: skip
+
+
+def _strip(work: int, direct: bool) -> int:
+    """Rows of a strip: few programs do not fill the GPU, and many short strips start too often.
+
+    Args:
+        work: rows of all planes, times the warps of each.
+        direct: a strip adds up its first window itself.
+    """
+    even = _ceil(work, BUSY)
+    if direct:
+        return _ceil(min(MOST_ROWS, max(FEWEST_ROWS, even)), 8) * 8
+    return min(BLOCKED if work < PLENTY else MOST_BLOCKED, max(FEWEST_BLOCKED, _ceil(even, 16) * 16))
 
 
 @dataclass(frozen=True)

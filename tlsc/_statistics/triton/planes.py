@@ -143,7 +143,8 @@ def _exact(
             block_sums, how.block_programs, (x, sums),
             (*sizes, how.size, how.count, how.tiles, how.block_channel_tiles, columns,
              0 if step else columns - columns // 2, how.segments, how.per_plane),
-            (kind, moments, last, how.block_columns, how.block_channels, how.heads, how.columns, align),
+            (kind, moments, last, how.block_columns, how.block_channels, how.heads, how.columns, how.head, align),
+            how.block_warps,
         )  # fmt: skip
     numbers = (
         *sizes, rows, columns, max(step, 1), how.strips, how.strip, how.segments, how.channel_tiles, how.size or 1,
