@@ -22,14 +22,11 @@ PER_THREAD, MOST_WARPS, MOST_COLUMNS, MOST_COLUMNS_LAST = 8, 16, 256, 2048
 TOGETHER, MOST_TOGETHER = 512, 8
 # Channels that are taken together where they are neighbours: a sector of half types, 32 bytes.
 NEIGHBOURS = 16
-# Rows of a strip that adds up the rows of its first window itself, and of one that starts from sums of blocks:
-# so many where work is plenty, for planes then follow each other through the cache.
-FEWEST_ROWS, MOST_ROWS = 8, 128
-FEWEST_BLOCKED, BLOCKED, MOST_BLOCKED, PLENTY = 16, 32, 48, 250_000
+# Rows of a strip that adds up the rows of its first window itself; and of one that starts from sums of blocks: the
+# fewer, the shorter it takes to start, and planes then follow each other through the cache.
+FEWEST_ROWS, MOST_ROWS, FEWEST_BLOCKED, MOST_BLOCKED = 8, 128, 16, 32
 # Up to this window a strip adds the rows of its first window itself; a launch costs more.
 DIRECT = 64
-# Whether the first window is looked for among the lanes of a row that fits them, also where blocks are summed.
-IN_LANES = True
 # Columns of a first window that are added up at once, where that has programs of its own.
 HEAD = 128
 # Up to so many positions a program has registers enough to repair its own strip.
@@ -102,8 +99,8 @@ def strips(
     channel_tiles = _ceil(groups, channels)
     planes = images * (channel_tiles if last else groups)
     direct = rows <= DIRECT
-    one = segments == 1 and columns <= lanes and (direct or IN_LANES)
-    strip = _strip(planes * segments * out_height * warps, direct)
+    one = direct and segments == 1 and columns <= lanes
+    strip = _strip(planes * segments * out_height * warps, rows, direct)
     above = 0 if windows else before(rows)
     count = _ceil(out_height + (strip - above % strip) % strip, strip) if not windows else _ceil(out_height, strip)
     size = 0 if direct else 32 if strip % 32 == rows % 32 == 0 else 16
@@ -115,7 +112,7 @@ def strips(
     block_planes = images * (block_channel_tiles if last else groups)
     heads = size > 0 and not one
     per_plane = blocks * tiles + (segments * _ceil(height, 16) if heads else 0)
-    together = max(1, min(MOST_TOGETHER, TOGETHER // lanes)) if one and direct and not last else 1
+    together = max(1, min(MOST_TOGETHER, TOGETHER // lanes)) if one and not last else 1
     front = lanes if one else min(lanes, _power(columns))
     block_warps = 4 if heads else max(1, min(4, block_columns * block_channels // 256))
     return Strips(
@@ -127,7 +124,7 @@ def strips(
     )  # fmt: skip
 
 
-def _strip(work: int, direct: bool) -> int:
+def _strip(work: int, window_rows: int, direct: bool) -> int:
     """Rows of a strip: few programs do not fill the GPU, and many short strips start too often.
 
     Args:
@@ -137,7 +134,8 @@ def _strip(work: int, direct: bool) -> int:
     even = _ceil(work, BUSY)
     if direct:
         return _ceil(min(MOST_ROWS, max(FEWEST_ROWS, even)), 8) * 8
-    return min(BLOCKED if work < PLENTY else MOST_BLOCKED, max(FEWEST_BLOCKED, _ceil(even, 16) * 16))
+    most = min(MOST_BLOCKED, window_rows // 12 // 16 * 16)
+    return max(FEWEST_BLOCKED, min(most, _ceil(even, 16) * 16))
 
 
 @dataclass(frozen=True)
