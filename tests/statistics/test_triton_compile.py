@@ -140,15 +140,13 @@ def test_in_the_selection_every_two_choices_meet() -> None:
 
 FAULTS = {
     "a loop's counter becomes a block": (
-        "    start = window_start(segment * COLUMNS, behind - 1, width - columns)\n",
+        "    start = window_start(segment * COLUMNS, behind, width - columns)\n",
         "    for start in range(0, 2):\n        raw_ = start\n    for _ in range(2):\n"
-        "        start = window_start(segment * COLUMNS, behind - 1, width - columns) + lane\n",
+        "        start = window_start(segment * COLUMNS, behind, width - columns) + lane\n",
     ),
     "an argument that may be 1 has no .to": (
-        "    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride\n    if LAST:\n"
-        "        image = plane // channel_tiles\n        lane =",
-        "    row_step, channel_step = row_stride.to(tl.int64), channel_stride.to(tl.int64)\n    if LAST:\n"
-        "        image = plane // channel_tiles\n        lane =",
+        "above // strips\n    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride\n",
+        "above // strips\n    row_step, channel_step = row_stride.to(tl.int64), channel_stride.to(tl.int64)\n",
     ),
 }
 
@@ -210,13 +208,14 @@ def test_gates_take_four_launches_and_never_wait(stride: int) -> None:
 
 
 def test_the_main_kernels_keep_to_their_registers() -> None:
-    """1×64×720×1280, window 384: nothing spilled, three programs of a norm on one processor, loads of 16 bytes."""
+    """1×64×720×1280, window 384: nothing spilled, 16 programs of a norm (a warp) on one processor, wide loads."""
     x = made(64, 720, 1280, torch.float32, False)
     weight = torch.ones(64)
     seen = _seen(lambda: planes.local_group_norm(x, (384, 384), 64, weight, weight))
     blocks, main, repair = (launch.compiled for launch in seen.launches)
     assert [one.spilled for one in (blocks, main, repair)] == [0, 0, 0]
-    assert main.registers <= 96
+    assert main.registers <= 128
+    assert main.warps == 1
     assert main.widest_load == blocks.widest_load == 16
     narrow = sum(count for width, count in main.loads if width < 16)
-    assert narrow <= 10  # samples and parameters
+    assert narrow <= 40  # samples, parameters, and sums of the first window

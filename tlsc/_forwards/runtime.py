@@ -116,14 +116,15 @@ def evaluate(
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction, corrections, number)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
     corrected = _found(corrections, number, x, operation, window)
-    if not _graph.applies() and window[0] >= height and window[1] >= width:
+    if not _graph.applies_to(x) and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
+    if operation == "mean":
+        return _dispatch.grid_means(x, window, stride, corrected)
     positions = _graph.positions(x, window)
     if x.dim() == 5:
         positions *= x.shape[2]
-    if operation in ("mean", "sum"):
-        mean = _dispatch.grid_means(x, window, stride, corrected)
-        return mean if operation == "mean" else mean * positions
+    if operation == "sum":
+        return _dispatch.grid_means(x, window, stride, corrected) * positions
     if operation == "norm":
         return _norms(x, window, stride, order, positions)
     if operation == "logsumexp":
@@ -227,7 +228,7 @@ def spread(
 
     ``depth``: how many channels are one dimension with the positions, where some are (label M).
     """
-    if _graph.applies() or grid.shape[-2] > 1 or grid.shape[-1] > 1:
+    if _graph.applies_to(grid) or grid.shape[-2] > 1 or grid.shape[-1] > 1:
         grid = _dispatch.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
@@ -235,7 +236,7 @@ def spread(
     x = grid.reshape(grid.shape[0], *(item[d - 1] for d in others), *grid.shape[2:])
     if "P" in labels or "M" in labels:
         x = x.flatten(-2)
-    if depth > 1 and (_graph.applies() or x.shape[-1] > 1):
+    if depth > 1 and (_graph.applies_to(x) or x.shape[-1] > 1):
         x = x.unsqueeze(-2).expand(*x.shape[:-1], depth, x.shape[-1]).flatten(-2)
     after = 1 + len(others)
     source = {"N": 0, "H": after, "W": after + 1, "P": after, "M": after}
@@ -245,7 +246,7 @@ def spread(
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
     """``x`` "mul", "add" or "sub" the value of each position's window, without a map of these values."""
     height, width = x.shape[-2:]
-    whole = not _graph.applies() and window[0] >= height and window[1] >= width
+    whole = not _graph.applies_to(x) and window[0] >= height and window[1] >= width
     alike = x.dim() == grid.dim() == 4 and x.shape[0] == grid.shape[0] and x.dtype == grid.dtype
     if whole or not alike or grid.shape[1] not in (1, x.shape[1]) or not x.is_floating_point() or x.numel() == 0:
         values = grid if whole else _dispatch.place(grid, window, stride, height, width)

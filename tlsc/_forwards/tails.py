@@ -38,8 +38,9 @@ PIECE = 2**18
 
 def in_pieces(modules: tuple[nn.Module, ...], grid: Tensor) -> Tensor:
     """Modules that treat each position alike, one behind the other, on a grid (N, K, h, w), some rows at a time."""
-    plain = grid.dim() == 4 and not _reference.is_traced(grid) and not torch.is_grad_enabled()
-    plain = plain and grid.numel() > 0
+    # Elsewhere than on the CPU there is no cache to stay in, and the device has its own precision and layouts.
+    plain = grid.device.type == "cpu" and grid.dim() == 4 and grid.numel() > 0
+    plain = plain and not _reference.is_traced(grid) and not torch.is_grad_enabled()
     if not plain or any(is_hooked(part) for module in modules for part in module.modules()):
         for module in modules:
             grid = module(grid)
