@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .kernels import aligned, before_own, clip, inside, sample, window_start
+from .parts import aligned, before_own, clip, inside, sample, window_start
 
 __all__ = ["cell_sums", "grid_statistics", "place"]
 

@@ -1,11 +1,12 @@
-"""Kernels of exact local statistics: sums of blocks, and one pass that slides, sums along rows and writes.
+"""Kernel of exact local statistics: one pass that slides, sums along rows and writes.
 
-A program of :func:`local_statistics` holds one row of positions of one plane, lane by lane, and walks down a strip
-of rows. Of every position it keeps ``D``, the sum down the column that its window enters less that of the column
-that its window leaves; one row further down, each ``D`` changes by four values. Along the row the windows' sums are
-then that of the first window, ``F``, plus the running sum of ``D``: nothing is stored but the result. Where a strip
-starts, ``D`` and ``F`` come from sums of blocks (:func:`block_sums`) and the rows left over, so that rounding never
-grows beyond one strip. Values are taken relative to one sample near the strip's middle.
+A program of :func:`local_statistics` holds a row of positions of one plane, or a segment of one, lane by lane, and
+walks down a strip of rows; where rows are short, several at once. Of every position it keeps ``D``, the sum down the
+column that its window enters less that of the column that its window leaves; one row further down, each ``D`` changes
+by four values. Along the row the windows' sums are then that of the first window, ``F``, plus the running sum of
+``D``: nothing is stored but the result. Where a strip starts, ``D`` and ``F`` come from sums of blocks and of rows
+(:mod:`.sums`) and the rows left over, so that rounding never grows beyond one strip. Values are taken relative to one
+sample near the strip's middle.
 
 A NaN, an infinity or a sum too large shows in the strip's own results. Such a strip is computed again at once, by
 the same program, in float64 and with what is not finite counted instead of added (:func:`_again`).
@@ -16,213 +17,12 @@ keep its type; in the interpreter loop counters are Python's.
 
 from __future__ import annotations
 
-from types import FunctionType
-
 import triton
 import triton.language as tl
 
-from ... import _windows
+from .parts import aligned, before_own, clip, inside, narrowed, padded, sample, widened, window_start
 
-__all__ = [
-    "aligned",
-    "before_own",
-    "block_sums",
-    "clip",
-    "inside",
-    "local_statistics",
-    "narrowed",
-    "padded",
-    "sample",
-    "widened",
-    "window_start",
-]
-
-
-# The one definition, among this file's globals: Triton's interpreter looks for its language there.
-before_own = triton.jit(FunctionType(_windows.before.__code__, globals(), "before"))
-
-
-@triton.jit
-def sample(at, row, spread, width, row_stride, column_stride, there, TYPE: tl.constexpr):
-    """One value of a plane near its mean, as it is stored: the median of three, ``spread`` rows apart.
-
-    One odd value, or one NaN, does not decide.
-    """
-    a = tl.load(at + (row - spread) * row_stride + (width // 4) * column_stride, mask=there, other=0.0).to(TYPE)
-    b = tl.load(at + row * row_stride + (width // 2) * column_stride, mask=there, other=0.0).to(TYPE)
-    far = width - 1 - width // 4
-    c = tl.load(at + (row + spread) * row_stride + far * column_stride, mask=there, other=0.0).to(TYPE)
-    return tl.maximum(tl.minimum(a, b), tl.minimum(tl.maximum(a, b), c)).to(at.dtype.element_ty)
-
-
-@triton.jit
-def padded(number):
-    """How many elements are set aside for ``number``: what stands behind them starts a line of memory anew."""
-    return (number + 15) // 16 * 16
-
-
-@triton.jit
-def aligned(number, ALIGN: tl.constexpr):
-    """The number, which ALIGN divides, so that the compiler knows it."""
-    return number // ALIGN * ALIGN
-
-
-@triton.jit
-def window_start(position, before, last):
-    """Where the window of a position starts: shifted to stay inside."""
-    return tl.minimum(tl.maximum(position - before, 0), last)
-
-
-@triton.jit
-def widened(value, TYPE: tl.constexpr):
-    """What was loaded, as TYPE; half types by way of float32, for the interpreter knows no other."""
-    if value.dtype != tl.float64:
-        value = value.to(tl.float32)
-    return value.to(TYPE)
-
-
-@triton.jit
-def narrowed(value, at):
-    """What is to be stored at a pointer, in its type; likewise."""
-    if at.dtype.element_ty != tl.float64:
-        value = value.to(tl.float32)
-    return value.to(at.dtype.element_ty)
-
-
-@triton.jit
-def clip(value, low, high):
-    """Within limits; NaN stays."""
-    value = tl.where(value < low, low, value)
-    return tl.where(value > high, high, value)
-
-
-@triton.jit
-def inside(s, t, last_row, last_column, rows, columns, TYPE: tl.constexpr):
-    """The share of a window's outline that lies inside the map; the window starts at (s, t)."""
-    down = tl.where(s == 0, 1.0, 0.0) + tl.where(s == last_row, 1.0, 0.0)
-    across = tl.where(t == 0, 1.0, 0.0) + tl.where(t == last_column, 1.0, 0.0)
-    return 1 - (columns * down.to(TYPE) + rows * across.to(TYPE)) / (tl.zeros([1], TYPE) + 2 * (rows + columns))
-
-
-# ------------------------------------------------------------------------------------------------ sums of blocks
-
-
-@triton.jit
-def block_sums(
-    x, sums, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
-    size, count, tiles, channel_tiles, columns, behind, segments, programs,
-    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    HEADS: tl.constexpr, SEGMENT: tl.constexpr, FRONT: tl.constexpr, ALIGN: tl.constexpr,
-):  # fmt: skip
-    """Sums, and sums of squares, of ``size`` rows down every column, relative to the plane's sample.
-
-    ``sums``: (1 or 2, N, K, count, W), or (1 or 2, N, count, W, K) where channels come last. ``programs`` a plane;
-    those beyond its blocks sum up the heads of its rows (HEADS: :func:`_heads`), which stand behind.
-    """
-    number = tl.program_id(0).to(tl.int64)
-    heads = sums + padded((2 if MOMENTS else 1) * (number * 0 + planes) * count * width)
-    plane, within = number // programs, (number % programs).to(tl.int32)
-    tile, block = within % tiles, (within // tiles).to(tl.int64)
-    lane = tl.arange(0, COLUMNS)
-    row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
-    if ALIGN > 1:
-        row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
-        if LAST:
-            groups, column_stride = aligned(groups, ALIGN), aligned(column_stride, ALIGN)
-        else:
-            channel_step = aligned(channel_step, ALIGN)
-            width, columns = aligned(width, ALIGN), aligned(columns, ALIGN)
-    if LAST:
-        image = plane // channel_tiles
-        j = (tile * COLUMNS + lane)[:, None]
-        group = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
-        out = sums + (image * count + block) * width * groups + j * groups + group
-    else:
-        image = plane // groups
-        j = tile * COLUMNS + lane
-        group = plane % groups
-        out = sums + plane * count * width + block * width + j
-    at = x + image * image_stride + group * (depth * channel_step)
-    raw = sample(at, height // 2, height // 4, width, row_step, column_stride, group < groups, TYPE)
-    shift = raw.to(TYPE)
-    if HEADS and within >= count * tiles:
-        _heads(
-            at, heads, image, group, within - count * tiles, planes, depth, height, width, groups, row_step,
-            channel_step, column_stride, columns, behind, segments, raw, shift,
-            TYPE, MOMENTS, LAST, SEGMENT, FRONT, ALIGN,
-        )  # fmt: skip
-    else:
-        there = (group + j * 0 < groups) & (j < width)
-        first = tl.where(there, 0.0, 0.0).to(TYPE)
-        second = first
-        for d in range(depth):
-            column = at + d * channel_step + block * size * row_step + j * column_stride
-            for r in tl.range(0, tl.minimum(size, height - block * size).to(tl.int32), loop_unroll_factor=8):
-                value = tl.load(column + r * row_step, mask=there, other=raw).to(TYPE) - shift
-                first += value
-                if MOMENTS:
-                    second += value * value
-        tl.store(out, first, mask=there)
-        if MOMENTS:
-            tl.store(out + (number * 0 + planes) * count * width, second, mask=there)
-
-
-@triton.jit
-def _heads(
-    at, heads, image, group, within, planes, depth, height, width, groups, row_step, channel_step, column_stride,
-    columns, behind, segments, raw, shift,
-    TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, SEGMENT: tl.constexpr, FRONT: tl.constexpr,
-    ALIGN: tl.constexpr,
-):  # fmt: skip
-    """What sixteen rows add to the first window of a segment.
-
-    ``heads``: (1 or 2, N, K, segments, H), or (1 or 2, N, segments, H, K) where channels come last.
-    """
-    segment, block = within % segments, within // segments
-    start = window_start(segment * SEGMENT, behind, width - columns)
-    if ALIGN > 1 and not LAST:
-        start = aligned(start, ALIGN)
-    whole = (image * 0 + planes) * segments * height
-    if LAST:
-        lane = tl.arange(0, 64)[:, None]
-        known = group + lane * 0 < groups
-        for r in range(block * 16, tl.minimum(block * 16 + 16, height)):
-            first = tl.where(known, 0.0, 0.0).to(TYPE)
-            second = first
-            for d in range(depth):
-                row = at + d * channel_step + r * row_step
-                for c in range(0, columns, 64):
-                    there = known & (c + lane < columns)
-                    place = row + (start + c + lane) * column_stride
-                    value = tl.load(place, mask=there, other=raw).to(TYPE) - shift
-                    first += value
-                    if MOMENTS:
-                        second += value * value
-            out = heads + ((image * segments + segment) * height + r) * groups + group
-            tl.store(out, tl.sum(first, 0, keep_dims=True), mask=group < groups)
-            if MOMENTS:
-                tl.store(out + whole, tl.sum(second, 0, keep_dims=True), mask=group < groups)
-    else:
-        lane = tl.arange(0, FRONT)[None, :]
-        line = block * 16 + tl.arange(0, 16)
-        r = line[:, None]
-        first = tl.zeros([16, FRONT], TYPE)
-        second = first
-        for d in range(depth):
-            row = at + d * channel_step + r * row_step
-            for c in range(0, columns, FRONT):
-                there = (c + lane < columns) & (r < height)
-                value = tl.load(row + (start + c + lane) * column_stride, mask=there, other=raw).to(TYPE) - shift
-                first += value
-                if MOMENTS:
-                    second += value * value
-        out = heads + ((image * groups + group) * segments + segment) * height + line
-        tl.store(out, tl.sum(first, 1), mask=line < height)
-        if MOMENTS:
-            tl.store(out + whole, tl.sum(second, 1), mask=line < height)
-
-
-# --------------------------------------------------------------------------------------------------- one strip
+__all__ = ["local_statistics"]
 
 
 @triton.jit

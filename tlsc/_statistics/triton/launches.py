@@ -44,7 +44,7 @@ def _ceil(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Strips:
-    """Launches of exact statistics: :func:`.kernels.block_sums`, where ``size`` is not 0, and one pass."""
+    """Launches of exact statistics: :func:`.sums.block_sums`, where ``size`` is not 0, and one pass."""
 
     columns: int
     front: int  # columns of the first window that are read at once

@@ -21,8 +21,9 @@ from torch import Tensor
 from ..correction import Correction
 from . import launches
 from .grid_kernels import cell_sums, grid_statistics, place
-from .kernels import block_sums, local_statistics
+from .kernels import local_statistics
 from .launching import launch
+from .sums import block_sums
 
 __all__ = [
     "grid_means",
@@ -283,7 +284,7 @@ def _shared_power(size: int, columns: int, windows: bool, side: int, last: bool,
 
 
 def _padded(number: int) -> int:
-    """As :func:`.kernels.padded`."""
+    """As :func:`.parts.padded`."""
     return (number + 15) // 16 * 16
 
 
