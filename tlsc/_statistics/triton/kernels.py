@@ -1,12 +1,12 @@
 """Kernel of exact local statistics: one pass that slides, sums along rows and writes.
 
 A program of :func:`local_statistics` holds a row of positions of one plane, or a segment of one, lane by lane, and
-walks down a strip of rows; where rows are short, several at once. Of every position it keeps ``D``, the sum down the
-column that its window enters less that of the column that its window leaves; one row further down, each ``D`` changes
-by four values. Along the row the windows' sums are then that of the first window, ``F``, plus the running sum of
-``D``: nothing is stored but the result. Where a strip starts, ``D`` and ``F`` come from sums of blocks and of rows
-(:mod:`.sums`) and the rows left over, so that rounding never grows beyond one strip. Values are taken relative to one
-sample near the strip's middle.
+walks down a strip of rows; where rows are short, several at once. Of every position it keeps ``D``, the sum down
+the column that its window enters less that of the column that its window leaves; one row further down, each ``D``
+changes by four values. Along the row the windows' sums are then that of the first window, ``F``, plus the running
+sum of ``D``: nothing is stored but the result. Where a strip starts, ``D`` and ``F`` come from sums of blocks and
+of rows (:mod:`.sums`) and the rows left over, so that rounding never grows beyond one strip. Values are taken
+relative to one sample near the strip's middle.
 
 A NaN, an infinity or a sum too large shows in the strip's own results. Such a strip is computed again at once, by
 the same program, in float64 and with what is not finite counted instead of added (:func:`_again`).
