@@ -28,7 +28,8 @@ from .steps import (
     normalise,
     replicate,
     scales,
-    scales_anywhere,
+    scales_corrected,
+    scales_of_any_size,
     shift_of,
     variances,
     variances_corrected,
@@ -175,13 +176,15 @@ def norm(x, windows, affine, correcting, bands, out, spoiled, start, stop):
                 running_sums_of_two(first, second, sums, squares)
                 # No window's variance exceeds the row's sum of squares.
                 largest = squares[width] * share + affine.eps
-                if not correcting.wanted and largest < FITS and affine.eps > SMALLEST_EPS:
-                    scales(sums, squares, columns, share, shift, affine.eps, mean_line, scale_line)
-                else:
-                    scales_anywhere(
+                if correcting.wanted:
+                    scales_corrected(
                         sums, squares, columns, share, shift, affine.eps, correcting.coefficients[group],
                         correcting.across, correcting.down[at], mean_line, scale_line,
                     )  # fmt: skip
+                elif largest < FITS and affine.eps > SMALLEST_EPS:
+                    scales(sums, squares, columns, share, shift, affine.eps, mean_line, scale_line)
+                else:
+                    scales_of_any_size(sums, squares, columns, share, shift, affine.eps, mean_line, scale_line)
                 replicate(mean, left, count)
                 replicate(scale, left, count)
             for d in range(depth):

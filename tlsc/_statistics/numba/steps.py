@@ -24,7 +24,8 @@ __all__ = [
     "normalise",
     "replicate",
     "scales",
-    "scales_anywhere",
+    "scales_corrected",
+    "scales_of_any_size",
     "shift_of",
     "variances",
     "variances_corrected",
@@ -144,8 +145,19 @@ scales = compiled(_scales, estimates=True, inside=True)
 
 
 @step
-def scales_anywhere(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
-    """The same beyond the range of single precision, and with a correction."""
+def scales_of_any_size(first, second, columns, share, shift, eps, mean, scale):
+    """The same beyond the range of single precision."""
+    ends, squares = first[columns:], second[columns:]
+    for j in range(mean.shape[0]):
+        value = (ends[j] - first[j]) * share
+        var = max((squares[j] - second[j]) * share - value * value, 0.0)
+        scale[j] = 1.0 / np.sqrt(var + eps)
+        mean[j] = value + shift
+
+
+@step
+def scales_corrected(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
+    """The same with a correction."""
     ends, squares = first[columns:], second[columns:]
     for j in range(mean.shape[0]):
         value = (ends[j] - first[j]) * share
