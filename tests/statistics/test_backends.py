@@ -172,3 +172,18 @@ def test_backends_are_shown_with_version_device_and_reason() -> None:
         assert line.startswith(own.name)
         assert own.reason in line
         assert own.usable or own.reason
+
+
+def test_a_grid_that_a_kernel_writes_channels_last_is_contiguous_to_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code reads a result with the strides that it was told, which are those of contiguous grids."""
+    given = reference.grid_means
+
+    def written(*arguments: Any) -> Tensor:
+        return given(*arguments).contiguous(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(reference, "grid_means", written)
+    x = torch.randn(1, 4, 9, 11).contiguous(memory_format=torch.channels_last)
+    with tlsc.backend("torch"):
+        out = torch.ops.tlsc.grid_means(x, None, 3, 3, 1)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, given(x, (3, 3), 1), rtol=0, atol=0)

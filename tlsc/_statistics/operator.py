@@ -197,8 +197,12 @@ def _register(own: Operation, name: str, function: Callable[..., Any], free: boo
     def run(*arguments: Any) -> Any:
         detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
         out = backends.answer(name, detached[own.map], lambda by: function(by, *detached))
+        parts = out if isinstance(out, tuple) else (out,)
+        if own.result == "grid":  # as :meth:`Operation.fake` says, whatever the layout that a kernel writes best
+            parts = tuple(part.contiguous() for part in parts)
         # Autograd takes a view of a tensor that nobody else sees for one that must not be changed in place.
-        return tuple(part.data for part in out) if isinstance(out, tuple) else out.data
+        parts = tuple(part.data for part in parts)
+        return parts if own.results > 1 else parts[0]
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
