@@ -43,12 +43,12 @@ def _pair(entering, leaving, mask, raw, shift, TYPE: tl.constexpr, BOTH: tl.cons
 def _changes(
     entering, leaving, j, front, right, left, within, from_right, from_left, known, start, columns, ahead, behind,
     column_stride, raw, shift,
-    TYPE: tl.constexpr, ONE: tl.constexpr, HEADS: tl.constexpr, FRONT: tl.constexpr, BOTH: tl.constexpr,
+    TYPE: tl.constexpr, ONE: tl.constexpr, BLOCKED: tl.constexpr, FRONT: tl.constexpr, BOTH: tl.constexpr,
 ):  # fmt: skip
     """What a row that enters the windows, and one that leaves them, change in ``D`` and in the first window.
 
     Where all positions are in one program (ONE), the first window's columns are among those that are loaded anyway:
-    a position reads the column that it enters, and the one that it leaves. HEADS: they are summed elsewhere.
+    a position reads the column that it enters, and the one that it leaves. BLOCKED: they are summed elsewhere.
 
     Returns the differences of values and of squares, then values and squares (to be added up), of FRONT columns at
     once: ``known`` are those of the ``front``.
@@ -65,7 +65,7 @@ def _changes(
     else:
         first = tl.where(known, 0.0, 0.0).to(TYPE)
         second = first
-        if not HEADS:
+        if not BLOCKED:
             for c in range(0, columns, FRONT):
                 there = known & (c + front < columns)
                 column = (start + c + front) * column_stride
@@ -114,17 +114,6 @@ def _of_rows(values, LAST: tl.constexpr):
 def _down(values, LAST: tl.constexpr, ROWS: tl.constexpr):
     """Running sums from row to row."""
     return tl.cumsum(values, 0) if ROWS > 1 and not LAST else values
-
-
-@triton.jit
-def _down_column(values, e, LAST: tl.constexpr, ROWS: tl.constexpr):
-    """:func:`_down` of a column, of which Triton has no running sums."""
-    if ROWS == 1 or LAST:
-        total = values
-    else:
-        earlier = tl.arange(0, ROWS)[None, :]
-        total = tl.sum(tl.where(earlier <= e, tl.trans(values), 0.0), 1, keep_dims=True)
-    return total
 
 
 @triton.jit
@@ -267,15 +256,15 @@ def local_statistics(
     planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
     rows, columns, step, strips, strip, segments, channel_tiles, size, count, eps, eps_rest,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, NORMALISE: tl.constexpr, WINDOWS: tl.constexpr,
-    CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKED: tl.constexpr, HEADS: tl.constexpr,
+    CORRECTED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, BLOCKED: tl.constexpr,
     LAST: tl.constexpr, OUT_LAST: tl.constexpr, ONE: tl.constexpr, SINGLE: tl.constexpr, COLUMNS: tl.constexpr,
     FRONT: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, ALIGN: tl.constexpr, STAGE: tl.constexpr,
 ):  # fmt: skip
     """Every position's mean, or mean and variance, or normalised value; or those of every window (WINDOWS).
 
     Args:
-        sums: of blocks of ``size`` rows, ``count`` of them down a plane, read where BLOCKED is true; behind them,
-            as HEADS says, what each row adds to the first window of each segment; then a flag for every program.
+        sums: where BLOCKED is true, of blocks of ``size`` rows, ``count`` of them down a plane, and behind them
+            what each row adds to the first window of each segment; then a flag for every program. ROWS is 1 there.
         correction: (8, groups), read where CORRECTED is true; ``weight``, ``bias``: (groups·depth,), likewise.
         step: of the windows, those that start at its multiples are stored, and the last.
         strips, strip: how many of them, and of how many rows; ``segments``: of COLUMNS positions each.
@@ -291,7 +280,7 @@ def local_statistics(
     number = tl.program_id(0).to(tl.int64)
     each = (2 if MOMENTS else 1) * (number * 0 + planes)
     heads = sums + padded(each * count * width) if BLOCKED else sums
-    flags = heads + padded(each * segments * height) if HEADS else heads
+    flags = heads + padded(each * segments * height) if BLOCKED else heads
     segment, above = (number % segments).to(tl.int32), number // segments
     course, plane = (above % strips).to(tl.int32), above // strips
     row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
@@ -384,28 +373,10 @@ def local_statistics(
                 if MOMENTS:
                     d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=there, other=0.0)
                     d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=there, other=0.0)
-                if ONE:
-                    these = fronts & (n + e < hi) & (front < columns)
-                    first += tl.load(line + front * sums_step, mask=these, other=0.0)
-                    if MOMENTS:
-                        second += tl.load(line + whole + front * sums_step, mask=these, other=0.0)
-                elif not HEADS:
-                    for c in range(0, columns, FRONT):
-                        these = fronts & (n + e < hi) & (c + front < columns)
-                        place = line + (start + c + front) * sums_step
-                        first += tl.load(place, mask=these, other=0.0)
-                        if MOMENTS:
-                            second += tl.load(place + whole, mask=these, other=0.0)
             # From the plane's sample to this strip's.
             by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
             by = shift - by
             d2 -= 2 * by * d1
-            if not HEADS:
-                # Terms of each sum: of its columns, in its share of the blocks.
-                terms = tl.where(fronts & (front < columns), (columns - 1 - front) // FRONT + 1, 0).to(TYPE)
-                terms *= depth * size * ((tl.maximum(hi - lo, 0) + (ROWS - 1) - e) // ROWS)
-                second += by * (by * terms - 2 * first)
-                first -= by * terms
         odd = (top - s) + (s + rows - tail)
         for n in range(0, odd, ROWS):
             r = tl.where(n + e < top - s, s + n + e, tail + (n + e - (top - s)))
@@ -414,7 +385,7 @@ def local_statistics(
                 line = at + r * row_step + q * channel_step
                 change, squares, value, square = _changes(
                     line, line, j, front, right & now, left & now, within, from_right, from_left, fronts & now,
-                    start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, HEADS, FRONT, False,
+                    start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, BLOCKED, FRONT, False,
                 )  # fmt: skip
                 d1 += change
                 first += value
@@ -429,7 +400,7 @@ def local_statistics(
             head = heads + (image * segments + segment) * height * groups + group
             head_step = groups
         squared = (number * 0 + planes) * segments * height
-        if HEADS:
+        if BLOCKED:
             for n in range(0, rows, COLUMNS):
                 there = known & (n + lane < rows)
                 place = head + (s + n + lane) * head_step
@@ -455,7 +426,7 @@ def local_statistics(
                     change, squares, value, square = _changes(
                         entering, entering - rows * row_step, j, front, right & moves, left & moves, within,
                         from_right, from_left, fronts & moves, start, columns, ahead, behind, column_stride, raw,
-                        shift, TYPE, ONE, HEADS, FRONT, True,
+                        shift, TYPE, ONE, BLOCKED, FRONT, True,
                     )  # fmt: skip
                     if SINGLE:  # adding to 0 is work
                         d1s, d2s, first, second = change, squares, value, square
@@ -464,17 +435,17 @@ def local_statistics(
                         d2s += squares
                         first += value
                         second += square
-                if HEADS:
+                if BLOCKED:
                     place = head + (begin + rows - 1) * head_step
                     gone = head + (begin - 1) * head_step
                     there = moves & (group + e * 0 < groups)
                     g1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
-                    f1s += _down_column(g1s, e, LAST, ROWS)
+                    f1s += g1s
                     if MOMENTS:
                         g2s = tl.load(place + squared, mask=there, other=0.0)
                         g2s -= tl.load(gone + squared, mask=there, other=0.0)
                         g2s -= 2 * by * g1s
-                        f2s += _down_column(g2s, e, LAST, ROWS)
+                        f2s += g2s
                 else:
                     f1s += _along(_down(first, LAST, ROWS), LAST)
                     if MOMENTS:

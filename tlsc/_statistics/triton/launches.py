@@ -67,9 +67,7 @@ class Strips:
     block_channel_tiles: int
     block_programs: int
     per_plane: int
-    block_warps: int
-    heads: bool  # whether first windows have programs of their own
-    head: int  # columns that these add up at once
+    head: int  # columns of a first window that are added up at once
 
 
 @lru_cache(maxsize=4096)
@@ -104,30 +102,27 @@ def strips(
     above = 0 if windows else before(rows)
     count = _ceil(out_height + (strip - above % strip) % strip, strip) if not windows else _ceil(out_height, strip)
     size = 0 if direct else 32 if strip % 32 == rows % 32 == 0 else 16
-    heads = size > 0 and not one
     together = max(1, min(MOST_TOGETHER, TOGETHER // lanes)) if one and not last else 1
     front = lanes if one else min(lanes, _power(columns))
     return Strips(
         lanes, front, together, channels, one, segments, channel_tiles, count, strip, warps,
         planes * count * segments,
         ("only",) if lanes * channels <= ALONE else ("first", "repair"),
-        size, *_blocks(images, groups, height, width, size, segments if heads else 0, last),
-        heads, min(HEAD, _power(columns)),
+        size, *_blocks(images, groups, height, width, size, segments, last), min(HEAD, _power(columns)),
     )  # fmt: skip
 
 
 def _blocks(
     images: int, groups: int, height: int, width: int, size: int, segments: int, last: bool
-) -> tuple[int, int, int, int, int, int, int, int]:
+) -> tuple[int, int, int, int, int, int, int]:
     """Of the sums of blocks of ``size`` rows, with those of first windows for each of ``segments``."""
     count = _ceil(height, size) if size else 1
     channels = min(32, _power(groups)) if last else 1
     columns = min(1024 // channels, _power(width))
     tiles, channel_tiles = _ceil(width, columns), _ceil(groups, channels)
     programs = count * tiles + segments * _ceil(height, 16)
-    warps = 4 if segments else max(1, min(4, columns * channels // 256))
     planes = images * (channel_tiles if last else groups)
-    return count, columns, channels, tiles, channel_tiles, planes * programs, programs, warps
+    return count, columns, channels, tiles, channel_tiles, planes * programs, programs
 
 
 def _strip(work: int, window_rows: int, direct: bool) -> int:

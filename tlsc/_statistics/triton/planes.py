@@ -135,7 +135,7 @@ def _exact(
     sums = x
     each = 2 if moments else 1
     room = _padded(each * planes * how.count * width) if how.size else 0
-    room += _padded(each * planes * how.segments * height) if how.heads else 0
+    room += _padded(each * planes * how.segments * height) if how.size else 0
     if room or len(how.stages) > 1:
         sums = x.new_empty(room + how.programs, dtype=_wide(x.dtype))
     align = _shared_power(x.element_size(), columns, step > 0, groups if last else width, last, strides)
@@ -144,8 +144,7 @@ def _exact(
             block_sums, how.block_programs, (x, sums),
             (*sizes, how.size, how.count, how.tiles, how.block_channel_tiles, columns,
              0 if step else columns - columns // 2, how.segments, how.per_plane),
-            (kind, moments, last, how.block_columns, how.block_channels, how.heads, how.columns, how.head, align),
-            how.block_warps,
+            (kind, moments, last, how.block_columns, how.block_channels, how.columns, how.head, align),
         )  # fmt: skip
     numbers = (
         *sizes, rows, columns, max(step, 1), how.strips, how.strip, how.segments, how.channel_tiles, how.size or 1,
@@ -156,7 +155,7 @@ def _exact(
         launch(
             local_statistics, how.programs, (x, sums, factors, weight, bias, out, variances), numbers,
             (kind, moments, normalise, step > 0, correction is not None, weight is not None, bias is not None,
-             how.size > 0, how.heads, last, out_last, how.one, depth == 1, how.columns, how.front, how.rows,
+             how.size > 0, last, out_last, how.one, depth == 1, how.columns, how.front, how.rows,
              how.channels, 1 if stage == "repair" else align, stage),
             how.warps,
         )  # fmt: skip

@@ -15,12 +15,12 @@ def block_sums(
     x, sums, planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
     size, count, tiles, channel_tiles, columns, behind, segments, programs,
     TYPE: tl.constexpr, MOMENTS: tl.constexpr, LAST: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
-    HEADS: tl.constexpr, SEGMENT: tl.constexpr, FRONT: tl.constexpr, ALIGN: tl.constexpr,
+    SEGMENT: tl.constexpr, FRONT: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Sums, and sums of squares, of ``size`` rows down every column, relative to the plane's sample.
 
     ``sums``: (1 or 2, N, K, count, W), or (1 or 2, N, count, W, K) where channels come last. ``programs`` a plane;
-    those beyond its blocks sum up the heads of its rows (HEADS: :func:`_heads`), which stand behind.
+    those beyond its blocks sum up the heads of its rows (:func:`_heads`), which stand behind.
     """
     number = tl.program_id(0).to(tl.int64)
     heads = sums + padded((2 if MOMENTS else 1) * (number * 0 + planes) * count * width)
@@ -48,7 +48,7 @@ def block_sums(
     at = x + image * image_stride + group * (depth * channel_step)
     raw = sample(at, height // 2, height // 4, width, row_step, column_stride, group < groups, TYPE)
     shift = raw.to(TYPE)
-    if HEADS and within >= count * tiles:
+    if within >= count * tiles:
         _heads(
             at, heads, image, group, within - count * tiles, planes, depth, height, width, groups, row_step,
             channel_step, column_stride, columns, behind, segments, raw, shift,
