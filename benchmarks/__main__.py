@@ -17,6 +17,7 @@ from . import (
     nlm,
     structure,
     versions,
+    wheels,
 )
 
 BENCHMARKS = {
@@ -34,6 +35,7 @@ WITH_PARTS = {
     "kernels": kernels.main,
     "mutants": mutants.main,
     "versions": versions.main,
+    "wheels": wheels.main,
 }
 
 parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -45,7 +47,8 @@ parser.add_argument(
     "hinet, and a folder of photographs; of coverage: plans (all but what is far), names of networks; of gpu: dry "
     "(tiny, on the CPU), layers, gates, attention, nlm, networks; all if none; of fingerprint: the file to write, "
     "and one to compare with; of mutants: the file to write, and one whose mutants are run again; "
-    "of versions: kernels (compiled for GPUs, too), versions of PyTorch; the oldest, 2.11 and the newest if none",
+    "of versions: kernels (compiled for GPUs, too), versions of PyTorch; the oldest, 2.11 and the newest if none; "
+    "of wheels: versions of Python, or paths of interpreters",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tlsc._forwards", "tlsc._sites", "tlsc.modules", "tlsc.attention"),
     ("tlsc.functional",),
     ("tlsc._statistics", "tlsc._models", "tlsc._plan", "tlsc._plan_file"),
-    ("tlsc._windows", "tlsc._arguments", "tlsc._files", "tlsc.errors"),
+    ("tlsc._windows", "tlsc._arguments", "tlsc._files", "tlsc._memory", "tlsc.errors"),
 )
 
 # Modules of tlsc that are private to its users, with a promise to adapters and eval.

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from tlsc import keep_memory
 from tlsc.errors import TLSCError
 from tlsc.eval.commands import demo, evaluate, export, inspect, list, nlm, restore, shift
 from tlsc.eval.commands.parser import Parser
-from tlsc.eval.memory import keep_memory
 from tlsc.eval.telling import note, telling
 
 __all__ = ["main", "script"]

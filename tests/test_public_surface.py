@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,7 @@ NAMES = [
     "export",
     "functional",
     "influence",
+    "keep_memory",
     "plan",
     "register",
     "revert",
@@ -97,6 +100,7 @@ SIGNATURES = {
     "influence": "(model: 'nn.Module', size: 'int | tuple[int, int]', *, example_input: 'Any' = None, "
     "radius: 'int | tuple[int, int] | None' = None, output: 'int | Callable[[Any], Tensor] | None' = None, "
     "samples: 'int' = 2, seed: 'int' = 0) -> 'Influence'",
+    "keep_memory": "() -> 'bool'",
     "register": "(module_type: 'type[nn.Module]', factory: 'Callable[..., nn.Module]') -> 'Registration'",
     "functional.local_mean": f"({_MAP}, stride: 'int' = 1) -> 'Tensor'",
     "functional.local_var_mean": f"({_MAP}) -> 'tuple[Tensor, Tensor]'",
@@ -235,6 +239,14 @@ def test_errors_can_be_caught_as_python_s_own_and_as_one() -> None:
 
 
 def test_version() -> None:
+    """One version, wherever it stands."""
     from importlib.metadata import version
 
-    assert tlsc.__version__ == version("tlsc")
+    root = Path(__file__).parents[1]
+    released = re.search(
+        r"^## (\d[\d.]*) – \d{4}-\d\d-\d\d$", (root / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
+    )
+    cited = re.search(r"^version: (.*)$", (root / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert released is not None
+    assert cited is not None
+    assert tlsc.__version__ == version("tlsc") == released[1] == cited[1]

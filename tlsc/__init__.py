@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from ._memory import keep_memory
 from .errors import (
     BackendError,
     ExportError,
@@ -68,12 +69,13 @@ __all__ = [
     "export",
     "functional",
     "influence",
+    "keep_memory",
     "plan",
     "register",
     "revert",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 _MODULES = ("attention", "functional", "modules")

@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import platform
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,7 +30,7 @@ from tlsc.eval.judge.metrics import psnr as _psnr
 from tlsc.eval.run.cells import Cell
 from tlsc.eval.run.demo import PATCH_SIZES, Result, Swept, sweep
 from tlsc.eval.run.demo import variant as in_words
-from tlsc.eval.show.pictures import Curve, Row, draw_comparison, draw_curves
+from tlsc.eval.show.demo_pictures import Curve, Panel, Photograph, draw_gains, draw_photograph
 from tlsc.eval.telling import hand_over, say
 
 __all__ = ["FILES", "PATCH_SIZES", "PROTOCOL", "run"]
@@ -67,9 +68,9 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
     with replacing(out / FILES[1]) as path:
         path.write_text(json.dumps(_report(results, seed), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(out / FILES[2]) as path:
-        draw_curves(path, _curves(results), _titles(), {name: DEMO_NETWORKS[name].crop for name in swept}, PROTOCOL)
+        draw_gains(path, _panels(results))
     with replacing(out / FILES[3]) as path:
-        draw_comparison(path, _rows(swept))
+        draw_photograph(path, _photograph(swept))
     say(f"\nWritten to {out}: {', '.join(FILES)}")
     say(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.")
     hand_over(_report(results, seed))
@@ -195,38 +196,56 @@ def _report(results: list[Result], seed: int) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- what is drawn
 
 
-def _titles() -> dict[str, str]:
+def _panels(results: list[Result]) -> list[Panel]:
+    """Few curves each: as trained, with the window that the paper recommends, and calibrated."""
+    psnrs: dict[tuple[str, str], dict[int | None, list[float]]] = {}
+    for result in results:
+        own = psnrs.setdefault((result.network, result.variant), {})
+        own.setdefault(result.patch_size, []).append(result.psnr)
+    panels = []
+    for name, network in DEMO_NETWORKS.items():
+        ways = _ways(network.crop)
+        curves = [Curve(way, psnrs[name, cell]) for way, cell in ways.items() if (name, cell) in psnrs]
+        tiles = psnrs.get((name, _tiles(network.crop)), {}).get(None)
+        told = (f"{name}: {network.description}", f"on {DEGRADATIONS[network.degradation].description}")
+        title = "\n".join(textwrap.fill(line, 44) for line in told)
+        panels.append(Panel(title, network.crop, curves, tiles))
+    return panels
+
+
+def _ways(crop: int) -> dict[str, str]:
+    """The variants that pictures show, by what they are called there."""
     return {
-        name: f"{name}: {network.description}\n{DEGRADATIONS[network.degradation].description}"
-        for name, network in DEMO_NETWORKS.items()
+        "as trained": ORIGINAL,
+        "converted": in_words(Cell(crop * 3 // 2)),
+        "converted and calibrated": in_words(Cell(crop, calibrated=True)),
     }
 
 
-def _curves(results: list[Result]) -> dict[str, list[Curve]]:
-    curves: dict[str, dict[str, Curve]] = {}
-    for (network, variant, size), mean in _means(results).items():
-        curve = curves.setdefault(network, {}).setdefault(variant, Curve(variant, [], []))
-        curve.sizes.append(size)
-        curve.psnrs.append(mean)
-    return {network: list(found.values()) for network, found in curves.items()}
+def _tiles(crop: int) -> str:
+    return in_words(Cell(patch_size=crop, overlap=crop // 2))
 
 
-def _rows(swept: Mapping[str, Swept]) -> list[Row]:
-    """One photograph for each network that has sites: the one on which converting changes most."""
-    rows = []
+def _photograph(swept: Mapping[str, Swept]) -> Photograph:
+    """The network and the photograph on which converting changes most."""
+    changes: dict[tuple[str, str], float] = {}
     for name, own in swept.items():
         psnrs = {(r.variant, r.photograph): r.psnr for r in own.results if r.patch_size is None}
-        gains = {variant: gain for (_, variant), gain in _gains(own.results).items()}
-        if not gains:
-            continue
-        local = max((variant for variant in gains if variant.startswith("converted")), key=lambda v: gains[v])
-        tiles = next(variant for variant in gains if "tiles" in variant)
-        change = {p.name: abs(psnrs[local, p.name] - psnrs[ORIGINAL, p.name]) for p in own.pairs}
-        pair = max(own.pairs, key=lambda p: change[p.name])
-        states = {f"input\n{_psnr(pair.clean, pair.degraded):.2f} dB": pair.degraded}
-        for variant, picture in own.pictures((ORIGINAL, local, tiles), pair).items():
-            title = variant.replace(", ", "\n", 1)
-            states[f"{title}\n{psnrs[variant, pair.name]:.2f} dB"] = picture
-        states["truth"] = pair.clean
-        rows.append(Row(f"{name}: {DEMO_NETWORKS[name].description}", states))
-    return rows
+        local = _ways(DEMO_NETWORKS[name].crop)["converted"]
+        changes |= {
+            (name, pair.name): psnrs[local, pair.name] - psnrs[ORIGINAL, pair.name]
+            for pair in own.pairs
+            if (local, pair.name) in psnrs
+        }
+    name, photograph = max(changes, key=lambda key: changes[key])
+    network, own = DEMO_NETWORKS[name], swept[name]
+    pair = next(pair for pair in own.pairs if pair.name == photograph)
+    done = DEGRADATIONS[network.degradation].description
+    ways = {way: cell for way, cell in _ways(network.crop).items() if "calibrated" not in way}
+    ways[f"as trained, overlapping tiles of {network.crop}"] = _tiles(network.crop)
+    ways[f"converted, window of {network.crop * 3 // 2} pixels"] = ways.pop("converted")
+    states = {"input": (pair.degraded, _psnr(pair.clean, pair.degraded))}
+    for way, cell in ways.items():
+        (picture,) = own.pictures([cell], pair).values()
+        states[way] = picture, _psnr(pair.clean, picture)
+    return Photograph(f"{photograph}, {done}, restored by {name}: {network.description}", pair.clean, states)

@@ -201,7 +201,7 @@ def test_demo_writes_table_files_and_pictures(
         return [type(pair)(pair.name, pair.clean[:110, :150], pair.degraded[:110, :150])]
 
     monkeypatch.setattr(demo, "degraded_test_photographs", corner)
-    monkeypatch.setattr(demo, "PATCH_SIZES", (32, 96, None))
+    monkeypatch.setattr(demo, "PATCH_SIZES", (64, 96, None))
     assert cli.main(["demo", "--out", str(tmp_path / "new" / "out")]) == 0
     said = capsys.readouterr().out
     out = tmp_path / "new" / "out"
@@ -268,7 +268,7 @@ def test_inspect_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_s_process_keeps_what_it_frees(given: dict[str, str]) -> None:
     """New pages are faults; a tensor that is a little smaller than one before it then has next to none."""
     script = (
-        "import ctypes, resource, torch; from tlsc.eval.memory import keep_memory; print(keep_memory())\n"
+        "import ctypes, resource, torch; from tlsc import keep_memory; print(keep_memory())\n"
         "libc = ctypes.CDLL(None)\n"
         "libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p\n"
         "libc.sbrk.argtypes, libc.malloc.argtypes = [ctypes.c_long], [ctypes.c_size_t]\n"
