@@ -6,7 +6,8 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -235,22 +236,29 @@ def _document(outcome: Outcome) -> dict[str, Any]:
 def _draw(out: Path, outcome: Outcome, job: Job) -> None:
 
     shown = comparisons.shown_cells(outcome.verdict)
-    drawn = []
-    with replacing(out / "psnr.png") as new:
-        if outcome.command == "sweep":
-            plots.draw_sweep(new, outcome, job.network.crop)
-        else:
-            plots.draw_means(new, outcome)
-    caption = "Mean PSNR against the size of the patches that images are cut into; bands: 95% bootstrap interval"
-    drawn.append((caption if outcome.command == "sweep" else "Mean PSNR; lines: 95% interval", out / "psnr.png"))
-    with replacing(out / "gain.png") as new:
-        plots.draw_gains(new, outcome, shown)
-    drawn.append((f"Gain over {outcome.verdict.baseline}, image by image", out / "gain.png"))
+    if outcome.command == "sweep":
+        caption = "Mean PSNR against the size of the patches that images are cut into; bands: 95% intervals"
+        means = _plot(out / "psnr.png", lambda path: plots.draw_sweep(path, outcome, job.network.crop))
+    else:
+        caption = "Mean PSNR; lines: 95% interval"
+        means = _plot(out / "psnr.png", lambda path: plots.draw_means(path, outcome))
+    gains = _plot(out / "gain.png", lambda path: plots.draw_gains(path, outcome, shown))
+    drawn = [(caption, means), (f"Gain over {outcome.verdict.baseline}, image by image", gains)]
     found = comparisons.compare(job, outcome)
     if found:
         with replacing(out / "comparison.png") as new:
             comparisons.draw(new, found)
     write_report(out / "report.html", outcome, drawn, found)
+
+
+def _plot(target: Path, draw: Callable[[Path], None]) -> bytes:
+    """A plot as a PNG file, and as SVG for the report."""
+    with replacing(target) as new:
+        draw(new)
+    with tempfile.TemporaryDirectory() as folder:
+        drawing = Path(folder, "plot.svg")
+        draw(drawing)
+        return drawing.read_bytes()
 
 
 def _say(outcome: Outcome, out: Path) -> None:

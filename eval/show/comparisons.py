@@ -16,7 +16,7 @@ from tlsc.eval.judge.verdict import Verdict
 from tlsc.eval.run.cells import Cell, as_cell
 from tlsc.eval.run.runner import Job, restored
 from tlsc.eval.show.outputs import Outcome
-from tlsc.eval.show.pictures import Row, busiest, draw_comparison
+from tlsc.eval.show.pictures import Row, busiest, draw_comparison, error_map
 
 __all__ = ["Comparison", "compare", "draw", "shown_cells"]
 
@@ -30,12 +30,14 @@ Picture = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One image in several states, cut to where two of them differ most.
+    """One image in several states, whole and cut to where two of them differ most.
 
     Attributes:
         image: its name.
-        crops: (height, width, 3) in [0, 1] by caption: input, each way to run the network with its PSNR, target.
-        views: the same, larger.
+        crops: (height, width, 3) in [0, 1] by caption: input, each way to run the network with its PSNR, target,
+            and how far each result is from that.
+        views: the same, larger, without the errors.
+        whole: the same as ``crops`` of the whole image, made smaller where that is large.
         place: left, top, width and height of the crops in pixels of the target.
         before, after: captions of the two that differ most.
     """
@@ -43,6 +45,7 @@ class Comparison:
     image: str
     crops: dict[str, Picture]
     views: dict[str, Picture]
+    whole: dict[str, Picture]
     place: tuple[int, int, int, int]
     before: str
     after: str
@@ -119,7 +122,18 @@ def _comparison(
     y = min(max(0, top + side // 2 - high // 2), height - high)
     x = min(max(0, left + side // 2 - wide // 2), width - wide)
     views = {name: picture[y : y + high, x : x + wide] for name, picture in states.items()}
-    return Comparison(pair.name, crops, views, (left, top, side, side), names[baseline], names[best])
+    whole = {name: _smaller(picture) for name, picture in states.items()}
+    for part in (crops, whole):
+        part |= {f"error of {name}": error_map(part[name], part["target"]) for name in names.values()}
+    return Comparison(pair.name, crops, views, whole, (left, top, side, side), names[baseline], names[best])
+
+
+def _smaller(picture: Picture) -> Picture:
+    """Each side at most :data:`_VIEW`; a pixel is the mean of a square of them."""
+    factor = -(-max(picture.shape[:2]) // _VIEW)
+    height, width = (side // factor for side in picture.shape[:2])
+    squares = picture[: height * factor, : width * factor].reshape(height, factor, width, factor, 3)
+    return np.asarray(squares.mean((1, 3)), dtype=np.float32)
 
 
 def _shown(pixels: Pixels, shape: Sequence[int]) -> Picture:

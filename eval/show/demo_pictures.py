@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from tlsc.eval.show.pictures import CALIBRATED, COLOURS, MARKERS, new_figure, save
+from tlsc.eval.show.pictures import CALIBRATED, COLOURS, ERROR, ERRORS, MARKERS, errors, new_figure, save
 
 __all__ = ["Curve", "Panel", "Photograph", "draw_gains", "draw_photograph"]
 
@@ -18,7 +18,6 @@ Pixels = NDArray[np.float32]
 
 STYLES = {"as trained": COLOURS[0], "converted": COLOURS[1], "converted and calibrated": CALIBRATED}
 TILES = "#777777"
-ERROR = 0.25  # white in the pictures of errors: a quarter of the range
 WIDTH = 16.0  # inches
 
 
@@ -103,8 +102,8 @@ def draw_photograph(path: Path, shown: Photograph) -> None:
     for (above, below), (caption, (picture, psnr)) in zip(grid.T, shown.states.items(), strict=False):
         above.imshow(picture, interpolation="lanczos")
         above.set_title(f"{caption}\n{psnr:.2f} dB", fontsize=11)
-        error = np.abs(picture - shown.truth).mean(-1)
-        drawn = below.imshow(error, cmap="magma", norm=Normalize(0, ERROR), interpolation="lanczos")
+        error = errors(picture, shown.truth)
+        drawn = below.imshow(error, cmap=ERRORS, norm=Normalize(0, ERROR), interpolation="lanczos")
     grid[0, -1].imshow(shown.truth, interpolation="lanczos")
     grid[0, -1].set_title("truth\n", fontsize=11)
     for axes in grid.flat:

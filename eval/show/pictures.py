@@ -5,13 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-__all__ = ["CALIBRATED", "COLOURS", "MARKERS", "Row", "busiest", "draw_comparison", "new_figure", "save"]
+__all__ = [
+    "CALIBRATED",
+    "COLOURS",
+    "ERROR",
+    "ERRORS",
+    "MARKERS",
+    "Row",
+    "busiest",
+    "draw_comparison",
+    "error_map",
+    "errors",
+    "new_figure",
+    "save",
+]
 
 
 @dataclass
@@ -24,6 +38,8 @@ class Row:
 
 COLOURS = ("#222222", "#0b6fb8", "#22a06b", "#d98200", "#b03a9a")
 MARKERS = "osD^v"
+ERROR, ERRORS = 0.25, "magma"
+"""The brightest of the colours that errors are shown in, as a part of the range; and their name."""
 CALIBRATED = "#a01840"
 """The colour of what is calibrated, the same in every plot."""
 
@@ -49,6 +65,17 @@ def draw_comparison(path: Path, rows: list[Row]) -> None:
             axes.set_xticks([])
             axes.set_yticks([])
     save(figure, path)
+
+
+def errors(picture: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far a picture is from the truth, (height, width): the mean of the channels."""
+    return np.asarray(np.abs(picture - truth).mean(-1), dtype=np.float32)
+
+
+def error_map(picture: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """:func:`errors` as a picture: black where there is none, brightest from :data:`ERROR` on."""
+    shown = matplotlib.colormaps[ERRORS](np.clip(errors(picture, truth) / ERROR, 0, 1))
+    return np.asarray(shown[..., :3], dtype=np.float32)
 
 
 def busiest(difference: NDArray[np.float32], side: int) -> tuple[int, int]:

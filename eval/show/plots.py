@@ -17,6 +17,9 @@ from tlsc.eval.show.pictures import COLOURS, MARKERS, new_figure, save
 
 __all__ = ["draw_gains", "draw_means", "draw_sweep"]
 
+_NAMED = 24
+"""As many images have room for their names."""
+
 
 def _psnrs(outcome: Outcome, cell: Cell) -> list[float]:
     """PSNR of the images that all ways restored, where it is finite."""
@@ -98,6 +101,7 @@ def draw_gains(path: Path, outcome: Outcome, cells: Sequence[Cell]) -> None:
     figure = new_figure(9.5, 4.6)
     axes = figure.add_subplot()
     gains = outcome.verdict.gain_table
+    order = np.arange(len(outcome.verdict.images))
     if cells:
         order = np.argsort(np.nan_to_num(np.array(gains[cells[0]]), posinf=1e9, neginf=-1e9), kind="stable")
         for number, cell in enumerate(cells):
@@ -113,7 +117,12 @@ def draw_gains(path: Path, outcome: Outcome, cells: Sequence[Cell]) -> None:
                 label=str(cell),
             )
     axes.axhline(0, color="#222222", linewidth=1, label=str(outcome.verdict.baseline))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    images = [outcome.verdict.images[place] for place in order]
+    if len(images) <= _NAMED:
+        names = [name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}" for name in images]
+        axes.set_xticks(np.arange(1, len(images) + 1), names, rotation=30, ha="right", fontsize=8)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"images, ordered by the gain of {cells[0]}" if cells else "images")
     axes.set_ylabel("gain in PSNR, dB")
     _finish(figure, axes, outcome, "Gain per image", ylabel=False)

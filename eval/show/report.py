@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +16,15 @@ from numpy.typing import NDArray
 from tlsc.eval.files import replacing
 from tlsc.eval.show.comparisons import Comparison
 from tlsc.eval.show.outputs import Outcome, best_row, filled, head, sweep_table
+from tlsc.eval.show.pictures import ERROR
 
 __all__ = ["write_report"]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --accent: #0b6fb8; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
+h1 { font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
+li { overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .verdict { border-left: .4rem solid var(--accent); padding: .6rem 1rem; font-size: 1.1rem; background: #8881; }
 .small { font-size: .85rem; opacity: .8; }
 .scroll { overflow-x: auto; max-height: 36rem; }
@@ -29,9 +32,12 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.best td { font-weight: 700; }
-img.plot { max-width: 100%; background: #fff; }
+img.plot { width: 100%; max-width: 58rem; background: #fff; }
+@media (prefers-color-scheme: dark) { img.plot { filter: invert(1) hue-rotate(180deg); } }
+@media (max-width: 30rem) { body { margin: 1rem auto; } .choose { flex-wrap: wrap; } }
 figure { margin: 1.5rem 0; }
-.compare { position: relative; display: inline-block; width: 100%; max-width: 40rem; line-height: 0; --at: 50%; }
+.zoom { max-width: 40rem; max-height: 90vh; overflow: auto; }
+.compare { position: relative; width: calc(100% * var(--zoom)); line-height: 0; --at: 50%; --zoom: 1; }
 .compare img { width: 100%; image-rendering: pixelated; display: block; }
 .compare .before { position: absolute; inset: 0; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
 .compare .bar { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px;
@@ -39,8 +45,8 @@ figure { margin: 1.5rem 0; }
 .compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0;
   cursor: ew-resize; }
 .compare input:focus-visible ~ .bar { outline: 2px solid var(--accent); }
-.choose { display: flex; justify-content: space-between; max-width: 40rem; gap: 1rem; margin-bottom: .3rem; }
-.choose select { max-width: 100%; font: inherit; font-size: .85rem; }
+.choose { display: flex; justify-content: space-between; max-width: 40rem; gap: .5rem; margin-bottom: .3rem; }
+.choose select { min-width: 0; max-width: 100%; font: inherit; font-size: .85rem; }
 .store { display: none; }
 """
 
@@ -51,26 +57,32 @@ for (const figure of document.querySelectorAll("figure.pair")) {
   const move = () => box.style.setProperty("--at", range.value + "%");
   range.addEventListener("input", move);
   move();
-  const stored = figure.querySelectorAll(".store img");
-  for (const side of ["before", "after"]) {
-    const select = figure.querySelector("select." + side);
-    const show = () => { box.querySelector("img." + side).src = stored[select.value].src; };
+  const view = figure.querySelector("select.view");
+  const show = () => {
+    const stored = figure.querySelectorAll(".store[data-view=" + view.value + "] img");
+    for (const side of ["before", "after"]) {
+      box.querySelector("img." + side).src = stored[figure.querySelector("select." + side).value].src;
+    }
+  };
+  for (const select of figure.querySelectorAll("select.before, select.after, select.view")) {
     select.addEventListener("change", show);
-    show();
   }
+  show();
+  const zoom = figure.querySelector("select.zoomed");
+  zoom.addEventListener("change", () => box.style.setProperty("--zoom", zoom.value));
 }
 """
 
 
 def write_report(
-    path: Path, outcome: Outcome, plots: Sequence[tuple[str, Path]], comparisons: Sequence[Comparison]
+    path: Path, outcome: Outcome, plots: Sequence[tuple[str, bytes]], comparisons: Sequence[Comparison]
 ) -> None:
     """Write the page. Its content security policy allows its own style and script, by hash, and inline images.
 
     Args:
         path: of the file.
         outcome: what to show.
-        plots: caption and PNG file of each.
+        plots: caption and SVG of each.
         comparisons: for the sliders.
     """
     verdict = outcome.verdict
@@ -90,15 +102,16 @@ def write_report(
     ]
     if outcome.command == "sweep":
         parts += ["<h2>PSNR by patch size</h2>", _table(*sweep_table(outcome))]
-    for caption, file in plots:
-        source = base64.b64encode(file.read_bytes()).decode()
+    for caption, drawing in plots:
+        source = base64.b64encode(drawing).decode()
         parts.append(
-            f'<figure><img class="plot" alt="{escape(caption)}" src="data:image/png;base64,{source}">'
+            f'<figure><img class="plot" alt="{escape(caption)}" src="data:image/svg+xml;base64,{source}">'
             f'<figcaption class="small">{escape(caption)}</figcaption></figure>'
         )
     if comparisons:
         parts.append("<h2>Where the results differ most</h2>")
-        parts.append('<p class="small">Drag, or use the arrow keys. Choose what stands left and right.</p>')
+        how = "Drag, or use the arrow keys. Choose what stands left and right, the part, and how large it is."
+        parts.append(f'<p class="small">{how}</p>')
         parts += [_pair(number, found) for number, found in enumerate(comparisons)]
     parts += [_bad(outcome), _per_image(outcome)]
     with replacing(path) as new:
@@ -146,35 +159,57 @@ def _cells_table(outcome: Outcome) -> str:
 def _pair(number: int, found: Comparison) -> str:
     names = list(found.crops)
     stored = "".join(
-        f'<img alt="{escape(name)}" src="{_inline(picture)}">' for name, picture in found.crops.items()
+        f'<div class="store" data-view="{view}">'
+        + "".join(f'<img alt="{escape(name)}" src="{source(own[name])}">' for name in names)
+        + "</div>"
+        for view, own, source in (("detail", found.crops, _exact), ("whole", found.whole, _small))
     )
     left, top, width, height = found.place
-    selects = "".join(
-        f'<select class="{side}" aria-label="{side}, image {number + 1}">'
-        + "".join(
-            f'<option value="{i}"{" selected" if name == chosen else ""}>{escape(name)}</option>'
-            for i, name in enumerate(names)
-        )
-        + "</select>"
+    options = list(enumerate(names))
+    before, after = (
+        _select(side, f"{side}, image {number + 1}", options, names.index(chosen))
         for side, chosen in (("before", found.before), ("after", found.after))
     )
-    caption = f"{found.image}: {width}×{height} pixels at ({left}, {top})"
+    views = _select(
+        "view", f"part of image {number + 1}", [("detail", "detail"), ("whole", "whole image")], "detail"
+    )
+    zooms = _select("zoomed", f"zoom of image {number + 1}", [(n, f"{n}×") for n in (1, 2, 4, 8)], 1)
+    caption = (
+        f"{found.image}: {width}×{height} pixels at ({left}, {top}), sample for sample, or all of it, compressed. "
+        f"Errors: mean of the channels, brightest from {ERROR:g} of the range on."
+    )
     return (
-        f'<figure class="pair"><div class="choose">{selects}</div><div class="compare">'
+        f'<figure class="pair"><div class="choose">{before}{after}</div><div class="zoom"><div class="compare">'
         f'<img class="after" alt="right: {escape(found.image)}">'
         f'<img class="before" alt="left: {escape(found.image)}">'
         '<input type="range" min="0" max="100" value="50" step="any" aria-label="where left ends and right begins">'
-        f'<div class="bar"></div></div><div class="store">{stored}</div>'
+        f'<div class="bar"></div></div></div><div class="choose">{views}{zooms}</div>{stored}'
         f'<figcaption class="small">{escape(caption)}</figcaption></figure>'
     )
 
 
-def _inline(picture: NDArray[np.float32]) -> str:
+def _select(name: str, label: str, options: Sequence[tuple[object, str]], chosen: object) -> str:
+    listed = "".join(
+        f'<option value="{value}"{" selected" if value == chosen else ""}>{escape(text)}</option>'
+        for value, text in options
+    )
+    return f'<select class="{name}" aria-label="{escape(label)}">{listed}</select>'
+
+
+def _exact(picture: NDArray[np.float32]) -> str:
+    return _inline(picture, "PNG", optimize=True)
+
+
+def _small(picture: NDArray[np.float32]) -> str:
+    return _inline(picture, "WEBP", quality=92)
+
+
+def _inline(picture: NDArray[np.float32], kind: str, **settings: Any) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(buffer, kind, **settings)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _bad(outcome: Outcome) -> str:

@@ -146,13 +146,16 @@ def _draw(
         own = [one for one in found if one.statistic == statistic]
         axes = figure.add_subplot(grid[0, column])
         places = np.arange(len(own))
-        axes.bar(places - 0.2, [one.whole for one in own], 0.4, color=COLOURS[3], label=CONDITIONS[1])
-        axes.bar(places + 0.2, [one.local for one in own], 0.4, color=COLOURS[1], label=CONDITIONS[2])
+        bars = [([one.whole for one in own], COLOURS[3], CONDITIONS[1])]
+        bars += [([one.local for one in own], COLOURS[1], CONDITIONS[2])]
         if any(one.calibrated is not None for one in own):
-            corrected = [one.calibrated or 0.0 for one in own]
-            axes.bar(places + 0.3, corrected, 0.2, color=COLOURS[2], label=CALIBRATED)
+            bars += [([one.calibrated or 0.0 for one in own], COLOURS[2], CALIBRATED)]
+        width = 0.8 / len(bars)
+        for number, (heights, colour, label) in enumerate(bars):
+            axes.bar(places + (number - (len(bars) - 1) / 2) * width, heights, width, color=colour, label=label)
         axes.plot(places, [one.noise for one in own], "k_", markersize=18, label="crops, two halves")
         axes.set_xticks(places, [one.site for one in own], rotation=20, ha="right", fontsize=7)
+        axes.set_ylabel("standard deviations over crops", fontsize=8)
         axes.set_title(f"{statistic}: distance from training crops", fontsize=10)
         axes.legend(fontsize=7)
         for row, number in enumerate(shown):

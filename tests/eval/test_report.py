@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
 from tlsc.eval import cli
+from tlsc.eval.show.pictures import ERROR, ERRORS, error_map
 
 NET = """
 import torch
@@ -156,6 +158,11 @@ def test_the_page_in_a_browser(folder: Path, browser: Any) -> None:
         source = before.get_attribute("src")
         Select(pair.find_element(By.CSS_SELECTOR, "select.before")).select_by_visible_text("target")
         assert before.get_attribute("src") != source
+        Select(pair.find_element(By.CSS_SELECTOR, "select.view")).select_by_visible_text("whole image")
+        assert (after.get_property("naturalWidth"), after.get_property("naturalHeight")) == (48, 40)
+        width = box.size["width"]
+        Select(pair.find_element(By.CSS_SELECTOR, "select.zoomed")).select_by_visible_text("4×")
+        assert box.size["width"] == pytest.approx(4 * width, abs=60)
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert url in asked
@@ -163,3 +170,36 @@ def test_the_page_in_a_browser(folder: Path, browser: Any) -> None:
     assert browser.get_log("browser") == []
     browser.execute_script("window.scrollTo(0, 0)")
     assert browser.save_screenshot(str(folder / "screenshot.png"))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_telephone_has_to_scroll_down_only(folder: Path, browser: Any, theme: str) -> None:
+    """390 pixels wide, in both themes; plots are turned dark where the page is."""
+    from selenium.webdriver.common.by import By
+
+    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    screen = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        browser.get((folder / "report.html").as_uri())
+        wide = browser.execute_script("return document.documentElement.scrollWidth")
+        plot = browser.find_element(By.CSS_SELECTOR, "img.plot")
+        turned = plot.value_of_css_property("filter") != "none"
+        assert browser.save_screenshot(str(folder / f"telephone-{theme}.png"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert wide <= 390
+    assert turned == (theme == "dark")
+
+
+def test_errors_are_pictures_on_one_scale() -> None:
+    truth = np.zeros((2, 3, 3), dtype=np.float32)
+    picture = truth.copy()
+    picture[0, 0], picture[0, 1], picture[1, 2] = ERROR, 2 * ERROR, (0, 0, 0.75 * ERROR)
+    found = error_map(picture, truth)
+    expected = matplotlib.colormaps[ERRORS]([0.0, 0.25, 1.0])[:, :3]
+    np.testing.assert_allclose(found[1, 0], expected[0], atol=1e-6)
+    np.testing.assert_allclose(found[1, 2], expected[1], atol=1e-2)
+    np.testing.assert_allclose(found[0, :2], [expected[2]] * 2, atol=1e-6)
