@@ -13,6 +13,7 @@ from . import (
     gpu,
     kernels,
     local_statistics,
+    modes,
     mutants,
     nlm,
     structure,
@@ -33,6 +34,7 @@ WITH_PARTS = {
     "fingerprint": fingerprint.main,
     "gpu": gpu.main,
     "kernels": kernels.main,
+    "modes": modes.main,
     "mutants": mutants.main,
     "versions": versions.main,
     "wheels": wheels.main,
@@ -43,12 +45,13 @@ parser.add_argument("name", choices=[*BENCHMARKS, *WITH_PARTS])
 parser.add_argument(
     "parts",
     nargs="*",
-    help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, guards, "
-    "hinet, and a folder of photographs; of coverage: plans (all but what is far), names of networks; of gpu: dry "
-    "(tiny, on the CPU), layers, gates, attention, nlm, networks; all if none; of fingerprint: the file to write, "
-    "and one to compare with; of mutants: the file to write, and one whose mutants are run again; "
-    "of versions: kernels (compiled for GPUs, too), versions of PyTorch; the oldest, 2.11 and the newest if none; "
-    "of wheels: versions of Python, or paths of interpreters",
+    help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, "
+    "guards, hinet, and a folder of photographs; of coverage: plans (all but what is far), names of "
+    "networks; of modes: names of networks; of gpu: dry (tiny, on the CPU), layers, gates, attention, "
+    "nlm, networks; all if none; of fingerprint: the file to write, and one to compare with; of mutants: "
+    "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "
+    "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
+    "or paths of interpreters",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

@@ -79,6 +79,55 @@ def test_the_model_itself_runs_in_other_threads_while_it_is_planned() -> None:
     assert state_of_process() == process
 
 
+@pytest.mark.parametrize(
+    ("conversions", "runs"), [(2, 400), pytest.param(20, 20_000, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_other_models_run_in_four_threads_while_one_is_converted(conversions: int, runs: int) -> None:
+    """Modules of several kinds, one converted before: nothing raised, every result the same to the last bit."""
+    x = torch.rand(1, 3, 20, 24)
+    others = [
+        nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()).eval(),
+        network(),
+        tlsc.convert(network(), BASE),
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), Gate(), nn.Dropout()).eval(),
+    ]
+    tlsc.convert(network(), BASE)  # what is imported or compiled once is
+    with torch.no_grad():
+        expected = [other(x) for other in others]
+        local = tlsc.convert(network(), BASE)(x)
+    process, wrong, counts = state_of_process()[3:], [], [0] * 4
+
+    def work(number: int) -> None:
+        other, right = others[number], expected[number]
+        with torch.no_grad():
+            while counts[number] < runs // 4:
+                try:
+                    if not torch.equal(other(x), right):
+                        wrong.append(f"{number}: another result")
+                except Exception as error:
+                    wrong.append(f"{number}: {error!r}")
+                counts[number] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    made = []
+    for _ in range(conversions):
+        made.append(tlsc.convert(network(), BASE))
+        if not any(thread.is_alive() for thread in threads):
+            counts[:] = [0] * 4  # as long as there are conversions, there are runs beside them
+            threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert sum(counts) == runs
+    with torch.no_grad():
+        assert all(torch.equal(model(x), local) for model in made)
+    assert state_of_process()[3:] == process
+
+
 # An interrupt that hits a callback of a weak reference is swallowed by Python, which says so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 20))])
