@@ -88,7 +88,12 @@ def extent_of(core: int, margin: int, step: int, least: int) -> int:
 
 
 def fitted(
-    size: tuple[int, int], pixels: float, margin: tuple[int, int], step: int = 1, least: tuple[int, int] = (1, 1)
+    size: tuple[int, int],
+    pixels: float,
+    margin: tuple[int, int],
+    step: int = 1,
+    least: tuple[int, int] = (1, 1),
+    beside: float = 0.0,
 ) -> Grid:
     """The pieces that give the network least to do, of those whose extents have at most so many pixels.
 
@@ -96,6 +101,7 @@ def fitted(
         size: (height, width) of the image.
         pixels: the most that an extent may have.
         margin, step, least: as for :func:`spans`, a margin and a least extent per axis.
+        beside: what every row of a core costs beside the extent, in pixels of extents: a band of the result.
 
     Raises:
         ArgumentValueError: no piece is that small; the message names the smallest.
@@ -104,18 +110,36 @@ def fitted(
         >>> len(fitted((1000, 1000), 300 * 300, (50, 50), 8))
         30
     """
-    rows = list(_choices(size[0], margin[0], step, least[0]))
-    columns = list(_choices(size[1], margin[1], step, least[1]))
+    rows = [_Line.of(line) for line in _choices(size[0], margin[0], step, least[0])]
+    columns = [_Line.of(line) for line in _choices(size[1], margin[1], step, least[1])]
     fitting = (
-        Grid(down, across) for down in rows for across in columns if _largest(down) * _largest(across) <= pixels
+        (down.work * across.work, i, j)
+        for i, down in enumerate(rows)
+        for j, across in enumerate(columns)
+        if down.largest * across.largest + down.core * beside <= pixels
     )
-    best = min(fitting, key=lambda grid: grid.work, default=None)
+    best = min(fitting, default=None)
     if best is None:
         raise ArgumentValueError(
             f"pieces of at most {int(pixels)} pixels are too small: with margins of {margin[0]}×{margin[1]} the "
-            f"smallest has {Grid(rows[-1], columns[-1]).largest}"
+            f"smallest has {rows[-1].largest * columns[-1].largest}"
         )
-    return best
+    return Grid(rows[best[1]].spans, columns[best[2]].spans)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One way to cut an axis, and what is asked of it for every way to cut the other."""
+
+    spans: tuple[Span, ...]
+    largest: int
+    core: int
+    work: int
+
+    @classmethod
+    def of(cls, line: tuple[Span, ...]) -> _Line:
+        extents = [span.extent for span in line]
+        return cls(line, max(extents), line[0].stop - line[0].start, sum(extents))
 
 
 def _largest(line: tuple[Span, ...]) -> int:

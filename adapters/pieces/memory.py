@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Model", "as_bytes", "free", "is_shortage", "measured", "readable", "used"]
+__all__ = ["Model", "as_bytes", "free", "is_shortage", "kernels", "measured", "readable", "used"]
 
+T = TypeVar("T")
+
+# What a process needs at its peak beside the tensors that are counted, as a factor.
+_UNSEEN = 2.0
+# What Numba, oneDNN and their code need, whatever the size of an image.
+_KERNELS = 144 * 10**6
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -110,67 +115,61 @@ class Model:
         return max(0.0, (size - self.fixed) / self.each)
 
     @classmethod
-    def through(cls, small: tuple[int, int], large: tuple[int, int]) -> Model:
-        """The line through two measured (pixels, bytes); never falling, and never below either."""
-        each = max((large[1] - small[1]) / (large[0] - small[0]), large[1] / large[0] * 0.1, 1.0)
-        return cls(max(0.0, small[1] - each * small[0], large[1] - each * large[0]), each)
+    def through(cls, small: tuple[int, int], large: tuple[int, int], least: float = 0.0) -> Model:
+        """The line through two measured (pixels, bytes); never falling, and never below either.
+
+        Args:
+            small, large: the measurements; the same for an image that is no larger.
+            least: bytes whatever the size that were not measured.
+        """
+        each = max(large[1] / large[0] * 0.1, 1.0)
+        if large[0] > small[0]:
+            each = max(each, (large[1] - small[1]) / (large[0] - small[0]))
+        elif small[1]:
+            each = max(each, small[1] / small[0])
+        return cls(max(0.0, small[1] - each * small[0], large[1] - each * large[0]) + least, each)
 
 
-def measured(run: Callable[[], Any], device: torch.device, since: int | None = None) -> int:
-    """The peak memory of a call, in bytes above the start.
+def measured(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
+    """The memory that a call needs at its peak, in bytes above the start, and what it returns.
 
-    On CUDA what the allocator had handed out at most; on Linux the process's resident memory, read every
-    millisecond; elsewhere the tensors that the call makes.
+    On CUDA what the allocator had handed out at most. Elsewhere the tensors that were alive together, times what
+    kernels' own buffers and an allocator's holes were measured to add (1.5 to 1.8); not the process's memory, so
+    that the same network is cut in the same way each time.
 
     Args:
         run: what to call.
         device: where it computes.
-        since: what :func:`used` said before an earlier call, to measure from there.
     """
-    start = used(device) if since is None else since
     if device.type == "cuda":
+        start = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - start
-    if start == 0:
-        with _Counting() as counted:
-            run()
-        return int(counted.peak * 1.5)  # kernels' own buffers are not seen
-    with _Watched() as watched:
-        run()
-    return max(0, watched.peak - start)
+        result = run()
+        return torch.cuda.max_memory_allocated(device) - start, result
+    with _Counting() as counted:
+        result = run()
+    return int(counted.peak * _UNSEEN), result
+
+
+def kernels(device: torch.device, before: int) -> int:
+    """Bytes of a process that stay once a network has run, compiled kernels above all.
+
+    Args:
+        device: where it computes.
+        before: what :func:`used` said before it ran.
+    """
+    return 0 if device.type == "cuda" else max(_KERNELS, used(device) - before)
 
 
 def used(device: torch.device) -> int:
-    """Where :func:`measured` starts: bytes in use now."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _resident()
-
-
-def _resident() -> int:
+    """Bytes that the process has in memory; 0 where they are not known, and on CUDA, where others count."""
+    if device.type == "cuda":
+        return 0
     try:
         with open("/proc/self/statm", encoding="ascii") as line:
             return int(line.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0
-
-
-class _Watched:
-    """Resident memory, read by a thread as long as the block lasts."""
-
-    def __enter__(self) -> _Watched:
-        self.peak, self._done = _resident(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.001):
-            self.peak = max(self.peak, _resident())
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        self.peak = max(self.peak, _resident())
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

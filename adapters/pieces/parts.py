@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tlsc.adapters.pieces.grid import Span, extent_of, up
 
-__all__ = ["Image", "Margins", "Place"]
+__all__ = ["Band", "Image", "Margins", "Part", "Place"]
 
 _CANDIDATES = 144
 _TRIED = 3
@@ -52,6 +53,38 @@ class Place:
     side: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is kept of a piece's result.
+
+    Attributes:
+        core: finished.
+        above, left: the row and the column before the core, as the piece has computed them; None at the border.
+        bottom, right: the core's last row and column.
+    """
+
+    core: Tensor
+    above: Tensor | None
+    left: Tensor | None
+    bottom: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
+class Band:
+    """A row of cores beside each other.
+
+    Attributes:
+        result: finished, (N, C', rows, scale · width).
+        bottom: its last row, before it was finished.
+        seam: the largest step at its seams.
+    """
+
+    result: Tensor
+    bottom: Tensor
+    seam: float
+
+
 class Image:
     """An image that is read part by part.
 
@@ -60,6 +93,7 @@ class Image:
         cut: (top, bottom, left, right) to that part, (N, C, bottom − top, right − left).
         size: (height, width).
         scale: pixels of the result per pixel, along an axis.
+        finish: what becomes of a core before it is kept, such as samples of a file; as it is by default.
     """
 
     def __init__(
@@ -68,43 +102,61 @@ class Image:
         cut: Callable[[int, int, int, int], Tensor],
         size: tuple[int, int],
         scale: int,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.restored, self.cut, self.size, self.scale = restored, cut, size, scale
+        self.finish = finish or torch.clone
 
     def result(self, rows: Span, columns: Span) -> Tensor:
         """What the network makes of an extent."""
         part = self.cut(rows.first, rows.last, columns.first, columns.last)
         return self.restored(part, (rows.first, columns.first))
 
-    def band(self, rows: Span, columns: Sequence[Span], above: Tensor | None) -> tuple[Tensor, float]:
-        """The cores of a row of pieces beside each other, and the largest step at their seams.
+    def sample(self, height: int, width: int) -> Tensor:
+        """What is kept of the image's first corner: for measuring what that takes."""
+        part = self.cut(0, height, 0, width)
+        return self.finish(self.restored(part, (0, 0)))
+
+    def part(self, rows: Span, columns: Span) -> Part:
+        """The finished core of one piece, and the lines at which it can be compared with its neighbours."""
+        result, s = self.result(rows, columns), self.scale
+        top, left = (rows.start - rows.first) * s, (columns.start - columns.first) * s
+        bottom, right = top + (rows.stop - rows.start) * s, left + (columns.stop - columns.start) * s
+        core = result[..., top:bottom, left:right]
+        return Part(
+            self.finish(core),
+            result[..., top - 1 : top, left:right].clone() if top else None,
+            result[..., top:bottom, left - 1 : left].clone() if left else None,
+            core[..., -1:, :].clone(),
+            core[..., -1:].clone(),
+        )
+
+    def band(self, columns: Sequence[Span], parts: Iterable[Part], above: Tensor | None) -> Band:
+        """Parts beside each other, and the largest step at their seams.
 
         At a seam two pieces have computed the same pixels, each deep in its own margin or at its core's edge: were
         both the whole, they would agree.
 
         Args:
-            rows: the row of pieces.
-            columns: its pieces.
+            columns: where the parts lie.
+            parts: one for each of the columns.
             above: the last row of what lies above, (N, C', 1, scale · width); None for the first.
         """
         out: Tensor | None = None
-        seam, s = 0.0, self.scale
-        for column in columns:
-            result = self.result(rows, column)
+        seam, s, below, before = 0.0, self.scale, [], torch.empty(0)
+        for column, part in zip(columns, parts, strict=True):
             if out is None:
-                out = result.new_empty(*result.shape[:2], (rows.stop - rows.start) * s, self.size[1] * s)
-            top, left = (rows.start - rows.first) * s, (column.start - column.first) * s
-            right = left + (column.stop - column.start) * s
-            core = result[..., top : top + out.shape[-2], left:right]
+                out = part.core.new_empty(*part.core.shape[:-1], self.size[1] * s)
             place = slice(column.start * s, column.stop * s)
-            if above is not None and top:
-                seam = max(seam, _apart(result[..., top - 1 : top, left:right], above[..., place]))
-            if left:
-                before = out[..., place.start - 1 : place.start]
-                seam = max(seam, _apart(result[..., top : top + out.shape[-2], left - 1 : left], before))
-            out[..., place] = core
+            if above is not None and part.above is not None:
+                seam = max(seam, _apart(part.above, above[..., place]))
+            if part.left is not None:
+                seam = max(seam, _apart(part.left, before))
+            out[..., place] = part.core
+            below.append(part.bottom)
+            before = part.right
         assert out is not None
-        return out, seam
+        return Band(out, torch.cat(below, -1), seam)
 
     def telling(self, near: Margins, far: Margins) -> list[Place]:
         """The places where a larger margin is likely to matter most: where it looks different from a smaller one.

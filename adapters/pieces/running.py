@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +15,18 @@ from torch import Tensor, nn
 import tlsc
 from tlsc._arguments import as_positive_int, check_map
 from tlsc.adapters.descriptor import Descriptor
-from tlsc.adapters.pieces.grid import Grid, fitted, spans, up
-from tlsc.adapters.pieces.memory import Model, as_bytes, is_shortage, measured, readable, used
-from tlsc.adapters.pieces.parts import Image, Margins
+from tlsc.adapters.pieces.grid import Span
+from tlsc.adapters.pieces.memory import as_bytes, is_shortage
+from tlsc.adapters.pieces.parts import Band, Image, Margins
+from tlsc.adapters.pieces.planning import Asked, Layout, Planner
+from tlsc.adapters.pieces.sharing import Alone, Crew, computed, first
 from tlsc.adapters.restoring import restored
-from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning, first_line
+from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
 
 __all__ = ["Pieces", "Report"]
 
-# How far convolutions reach beyond half a window, in pixels: where the search for a margin begins.
-_REACH = 16
 # Pieces of a network that nothing is known about begin at multiples of this.
 _UNKNOWN = 32
-# What is left of the memory for what no measurement sees.
-_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,23 @@ class Report:
             f"{self.error * 255:.2g}/255, estimated on {self.tried} pieces and along all seams"
         )
 
+    def with_band(self, rows: Span, columns: Sequence[Span], margins: Margins, seam: float) -> Report:
+        """After one more band."""
+        extent = max(self.extent[0], rows.extent), max(self.extent[1], *(column.extent for column in columns))
+        return replace(
+            self,
+            pieces=self.pieces + len(columns),
+            extent=extent,
+            margin=margins.margin,
+            error=max(self.error, seam),
+        )
 
-@dataclass(frozen=True)
-class _Budget:
-    """What extents may cost.
-
-    Attributes:
-        pixels: the most that an extent may have.
-        costs: bytes by pixels; None where there is no limit to memory.
-        other: bytes beside the extent's: the result's, and those that are kept free.
-    """
-
-    pixels: float
-    costs: Model | None = None
-    other: int = 0
+    def after(self, layout: Layout) -> Report:
+        """After the last band, with what trials said."""
+        costs = layout.budget.costs
+        predicted = None if costs is None else costs.bytes(self.extent[0] * self.extent[1])
+        error = max(self.error, layout.error) if self.pieces > 1 else 0.0
+        return replace(self, error=error, tried=layout.tried, predicted=predicted)
 
 
 class Pieces:
@@ -94,6 +97,7 @@ class Pieces:
         margin: in pixels, instead of searching for it.
         tolerance: the largest difference that is accepted, in units of the result.
         progress: is called with the number of rows done and of all.
+        crew: the processes that share the pieces of each image, each of which makes the same calls; None for one.
 
     Attributes:
         report: a :class:`Report` on the last image; None before.
@@ -123,21 +127,27 @@ class Pieces:
         margin: int | None = None,
         tolerance: float = 1 / 255,
         progress: Callable[[int, int], None] | None = None,
+        crew: Crew | None = None,
     ) -> None:
         if (memory is None) == (pieces is None):
             raise ArgumentValueError("give one of memory and pieces")
         self.model, self.progress = model, progress
-        self._core = None if pieces is None else as_positive_int(pieces, "pieces")
-        self._given = _as_margin(margin)
+        self._crew = crew or Alone()
         self.tolerance = _as_tolerance(tolerance)
         plan = _local_plan(model)
-        like = next(model.parameters(), torch.empty(0))
-        self._device = like.device
-        self._memory = None if memory is None else as_bytes(memory, self._device)
         description = getattr(model, "tlsc", None)
         self._description = description if isinstance(description, Descriptor) else None
-        self._name = type(model).__name__ if self._description is None else self._description.architecture
-        self._step, self._window = _step(plan, self._description), plan.base_size
+        self._device = next(model.parameters(), torch.empty(0)).device
+        self._asked = Asked(
+            None if memory is None else as_bytes(memory, self._device),
+            None if pieces is None else as_positive_int(pieces, "pieces"),
+            _as_margin(margin),
+            self.tolerance,
+            _step(plan, self._description),
+            plan.base_size,
+            self._device,
+            type(model).__name__ if self._description is None else self._description.architecture,
+        )
         self.report: Report | None = None
 
     @torch.no_grad()
@@ -174,7 +184,13 @@ class Pieces:
 
     @torch.no_grad()
     def bands(
-        self, cut: Callable[[int, int, int, int], Tensor], height: int, width: int, *, held: int = 0
+        self,
+        cut: Callable[[int, int, int, int], Tensor],
+        height: int,
+        width: int,
+        *,
+        held: int = 0,
+        finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """What :meth:`run` returns, a band of rows at a time from top to bottom, so that no whole image is held.
 
@@ -182,9 +198,14 @@ class Pieces:
             cut: (top, bottom, left, right) to that part of the image, (N, C, bottom − top, right − left).
             height, width: of the image.
             held: bytes of the memory that are the caller's, such as its result.
+            finish: what is kept of each piece's result, (N, C', rows, columns) to the same in another type.
 
         Yields:
-            The band's first row in the result, and (N, C', rows, scale · width).
+            The band's first row in the result, and (N, C', rows, scale · width). With a crew, in the first process
+            only: the others go through without a result.
+
+        Raises:
+            ArgumentValueError: no piece fits in the memory.
 
         Example:
             >>> from torch import nn
@@ -194,36 +215,63 @@ class Pieces:
             >>> [(top, tuple(rows.shape)) for top, rows in parts]
             [(0, (1, 3, 32, 40)), (32, (1, 3, 32, 40)), (64, (1, 3, 26, 40))]
         """
-        image = Image(self._restored((height, width)), cut, (height, width), self._scale())
-        budget = self._budget(image, held)
-        margins, error, tried = self._margins(image, budget)
-        grid = self._grid(image, margins, budget)
-        done, number, extent = 0, 0, (0, 0)
-        above: Tensor | None = None
+        image = Image(self._restored((height, width)), cut, (height, width), self._scale(), finish)
+        planner = Planner(image, self._asked, held)
+        layout = first(self._crew, planner.begin)
+        seen = Report(0, (0, 0), (0, 0), 0.0, 0)
+        done, above = 0, None
         while done < height:
-            rows = next(row for row in grid.rows if row.stop > done)
+            # As many bands as there are processes have work in.
+            wave = [rows for rows in layout.grid.rows if rows.stop > done]
+            wave = wave[: -(-self._crew.size // len(layout.grid.columns))]
             try:
-                band, seam = image.band(rows, grid.columns, above)
+                bands = self._computed(image, wave, layout.grid.columns, above if wave[0].start == done else None)
             except Exception as failed:
                 if not is_shortage(failed):
                     raise
-                budget = _halved(budget, grid, failed)
-                grid = self._grid(image, margins, budget)
+                layout = first(self._crew, lambda failed=failed, now=layout: planner.halved(now, failed))  # type: ignore[misc]
                 continue
-            larger = self._larger(image, margins, budget) if seam > self.tolerance else None
-            if larger is not None:
-                margins, grid = larger, self._grid(image, larger, budget)
-                continue
-            band = band[..., (done - rows.start) * image.scale :, :]
-            yield done * image.scale, band
-            above = band[..., -1:, :].clone()
-            error, done, number = max(error, seam), rows.stop, number + len(grid.columns)
-            extent = max(extent[0], rows.extent), max(extent[1], *(column.extent for column in grid.columns))
-            if self.progress is not None:
-                self.progress(done, height)
-        predicted = None if budget.costs is None else budget.costs.bytes(extent[0] * extent[1])
-        self.report = Report(number, extent, margins.margin, error if number > 1 else 0.0, tried, predicted)
+            for rows, band in zip(wave, bands, strict=True):
+                seam = self._crew.share(None if band is None else band.seam)
+                if seam > self.tolerance:
+                    larger = first(self._crew, lambda now=layout: planner.larger(now))  # type: ignore[misc]
+                    if larger is not None:
+                        layout = larger
+                        break
+                with self._stopping_together():
+                    if band is not None:
+                        yield done * image.scale, band.result[..., (done - rows.start) * image.scale :, :]
+                        above = band.bottom
+                done, seen = rows.stop, seen.with_band(rows, layout.grid.columns, layout.margins, seam)
+                if self.progress is not None:
+                    self.progress(done, height)
+        self.report = seen.after(layout)
         _check_reached(self.report, self.tolerance)
+
+    def _computed(
+        self, image: Image, wave: Sequence[Span], columns: Sequence[Span], above: Tensor | None
+    ) -> list[Band | None]:
+        """Bands from top to bottom; None in processes other than the first."""
+        pieces = [(rows, column) for rows in wave for column in columns]
+        parts = computed(self._crew, pieces, lambda piece: image.part(*piece))
+        if parts is None:
+            return [None] * len(wave)
+        parts, bands = iter(parts), []
+        for _ in wave:
+            bands.append(image.band(columns, islice(parts, len(columns)), above))
+            above = bands[-1].bottom
+        return list(bands)
+
+    @contextmanager
+    def _stopping_together(self) -> Iterator[None]:
+        """Where the first process cannot go on with a band, such as a full disk, none does."""
+        try:
+            yield
+        except GeneratorExit:
+            self._crew.share(False)
+            raise
+        if not self._crew.share(True):
+            raise TLSCError("the first process could not go on")
 
     def _scale(self) -> int:
         return 1 if self._description is None else self._description.scale
@@ -243,69 +291,6 @@ class Pieces:
             return result.to(part.device)
 
         return run
-
-    def _budget(self, image: Image, held: int) -> _Budget:
-        """How large extents may be, from what two small ones needed."""
-        if self._memory is None:
-            return _Budget(math.inf)
-        start, needs = used(self._device), []
-        for height, width in _two_sizes(image.size, self._window, self._step):
-            part = image.cut(0, height, 0, width)
-            need = measured(lambda part=part: image.restored(part, (0, 0)), self._device, start)  # type: ignore[misc]
-            needs.append((height * width, need))
-        costs = Model.through(*needs)
-        other = held + int(self._memory * (1 - _SHARE))
-        return _Budget(costs.pixels(self._memory - other), costs, other)
-
-    def _margins(self, image: Image, budget: _Budget) -> tuple[Margins, float, int]:
-        """The margins, the error that they were seen to make, and at how many places."""
-        rows, columns = (up(k // 2 + _REACH, self._step) for k in self._window)
-        margins = Margins((rows, columns), self._step, self._window)
-        if self._given is not None:
-            return Margins((self._given, self._given), self._step, self._window), 0.0, 0
-        if len(self._grid(image, margins, budget)) == 1:
-            return margins, 0.0, 0
-        while True:
-            far = self._reference(image, margins, budget)
-            places = image.telling(margins, far)
-            error = max(image.difference(place, margins, far) for place in places)
-            larger = self._larger(image, margins, budget)
-            if error <= self.tolerance / 2 or larger is None:
-                return margins, error, len(places)
-            margins = larger
-
-    def _reference(self, image: Image, margins: Margins, budget: _Budget) -> Margins:
-        """Twice the margins, or as large as fits in the memory."""
-        far = margins.times(2)
-        while far.smallest(image.size) > budget.pixels and far.margin > margins.margin:
-            far = Margins((far.margin[0] - far.step, far.margin[1] - far.step), far.step, far.least)
-        return far
-
-    def _larger(self, image: Image, margins: Margins, budget: _Budget) -> Margins | None:
-        """A quarter more than these margins, where the image is larger still and pieces with them fit."""
-        larger = margins.times(5, 4)
-        if self._given is not None or all(m >= n for m, n in zip(margins.margin, image.size, strict=True)):
-            return None
-        return larger if larger.smallest(image.size) <= budget.pixels else None
-
-    def _grid(self, image: Image, margins: Margins, budget: _Budget) -> Grid:
-        axes = list(zip(image.size, margins.margin, margins.least, strict=True))
-        if self._core is not None and math.isinf(budget.pixels):
-            rows, columns = (spans(n, -(-n // self._core), m, self._step, least) for n, m, least in axes)
-            return Grid(rows, columns)
-        try:
-            return fitted(image.size, budget.pixels, margins.margin, self._step, margins.least)
-        except ArgumentValueError as error:
-            if budget.costs is None or self._memory is None:
-                raise
-            rows, columns = (spans(n, -(-n // self._step), m, self._step, least) for n, m, least in axes)
-            grid = Grid(rows, columns)
-            least = (budget.costs.bytes(grid.largest) + budget.other - self._memory * (1 - _SHARE)) / _SHARE
-            raise ArgumentValueError(
-                f"memory of {readable(self._memory)} is too little for {self._name} with a window "
-                f"of {self._window[0]}×{self._window[1]} on {image.size[0]}×{image.size[1]} pixels: the smallest "
-                f"piece, {grid.rows[0].extent}×{grid.columns[0].extent} pixels, needs {readable(least * 1.05)}"
-            ) from error
 
 
 def _as_margin(margin: int | None) -> int | None:
@@ -348,25 +333,6 @@ def _step(plan: tlsc.Plan, known: Descriptor | None) -> int:
             for n, feature in zip(plan.base_size, site.feature_size, strict=True):
                 step = math.lcm(step, max(1, round(n / feature)) * (plan.stride if site.action == "strided" else 1))
     return step
-
-
-def _two_sizes(size: tuple[int, int], window: tuple[int, int], step: int) -> list[tuple[int, int]]:
-    """A small extent, and one twice as large; of a smaller image what there is."""
-    height, width = (min(n, up(k + step, step)) for n, k in zip(size, window, strict=True))
-    if 2 * height <= size[0] or 2 * width > size[1]:
-        return [(height, width), (min(size[0], 2 * height), width)]
-    return [(height, width), (height, 2 * width)]
-
-
-def _halved(budget: _Budget, grid: Grid, error: Exception) -> _Budget:
-    limit = grid.largest // 2
-    warnings.warn(
-        f"a piece of {grid.largest} pixels did not fit in memory ({first_line(error, typed=False, limit=100)}): "
-        f"going on with pieces of at most {limit}",
-        TLSCWarning,
-        stacklevel=4,
-    )
-    return _Budget(limit, budget.costs, budget.other)
 
 
 def _check_reached(report: Report, tolerance: float) -> None:

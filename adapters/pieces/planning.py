@@ -1,0 +1,213 @@
+"""How an image is cut: the margins that the tolerance asks for, the pieces that the memory allows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+
+import torch
+
+from tlsc.adapters.pieces.grid import Grid, fitted, spans, up
+from tlsc.adapters.pieces.memory import Model, kernels, measured, readable, used
+from tlsc.adapters.pieces.parts import Image, Margins
+from tlsc.errors import ArgumentValueError, TLSCWarning, first_line
+
+__all__ = ["Asked", "Budget", "Layout", "Planner"]
+
+# How far convolutions reach beyond half a window, in pixels: where the search for a margin begins.
+_REACH = 16
+# What is left of the memory for what no measurement sees.
+_SHARE = 0.9
+# No piece is larger, whatever the memory: kernels of others count a map's values in 32 bits.
+_MOST = 3 * 2**23
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of pieces, and what is known of the network.
+
+    Attributes:
+        memory: in bytes; None without a limit.
+        core: side of a piece in pixels; None where the memory decides.
+        margin: in pixels; None where it is searched for.
+        tolerance: in units of the result.
+        step: pieces begin at multiples of this.
+        window: (height, width) at the image.
+        device: of the network.
+        name: of the network.
+    """
+
+    memory: int | None
+    core: int | None
+    margin: int | None
+    tolerance: float
+    step: int
+    window: tuple[int, int]
+    device: torch.device
+    name: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What extents may cost.
+
+    Attributes:
+        pixels: the most that an extent may have.
+        costs: bytes by pixels; None where there is no limit to memory.
+        other: bytes beside the extent's: the result's, and those that are kept free.
+        beside: what each row of a band of the result costs, in pixels of extents.
+    """
+
+    pixels: float
+    costs: Model | None = None
+    other: int = 0
+    beside: float = 0.0
+
+    def smallest(self, margins: Margins, size: tuple[int, int]) -> float:
+        """What the smallest piece with these margins costs, in pixels."""
+        return margins.smallest(size) + self.beside * min(margins.step, size[0])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How an image is cut.
+
+    Attributes:
+        grid: the pieces.
+        margins: around each of them.
+        budget: that they keep to.
+        error: that the margins were seen to make.
+        tried: at how many places.
+    """
+
+    grid: Grid
+    margins: Margins
+    budget: Budget
+    error: float = 0.0
+    tried: int = 0
+
+
+class Planner:
+    """Decides how an image is cut, and cuts anew where that turns out to be wrong.
+
+    Args:
+        image: the image.
+        asked: of its pieces.
+        held: bytes of the memory that are the caller's.
+    """
+
+    def __init__(self, image: Image, asked: Asked, held: int) -> None:
+        self.image, self.asked, self.held = image, asked, held
+
+    def begin(self) -> Layout:
+        """The first layout, from what trials say.
+
+        Raises:
+            ArgumentValueError: no piece fits in the memory; the message names the smallest that would.
+        """
+        budget = self._budget()
+        margins, error, tried = self._margins(budget)
+        return Layout(self._grid(margins, budget), margins, budget, error, tried)
+
+    def larger(self, layout: Layout) -> Layout | None:
+        """With a quarter more margin, where the image is larger still and pieces with it fit."""
+        margins = self._larger(layout.margins, layout.budget)
+        return (
+            None if margins is None else replace(layout, grid=self._grid(margins, layout.budget), margins=margins)
+        )
+
+    def halved(self, layout: Layout, error: Exception) -> Layout:
+        """With pieces of half the size.
+
+        Warns:
+            TLSCWarning: that it was necessary.
+        """
+        limit = layout.grid.largest // 2
+        warnings.warn(
+            f"a piece of {layout.grid.largest} pixels did not fit in memory "
+            f"({first_line(error, typed=False, limit=100)}): going on with pieces of at most {limit}",
+            TLSCWarning,
+            stacklevel=5,
+        )
+        budget = replace(layout.budget, pixels=limit, beside=0.0)
+        margins, seen, tried = layout.margins, layout.error, layout.tried
+        if not tried:  # it was one piece until now
+            margins, seen, tried = self._margins(budget)
+        return Layout(self._grid(margins, budget), margins, budget, seen, tried)
+
+    def _budget(self) -> Budget:
+        """How large extents may be, from what two small ones needed."""
+        asked, image = self.asked, self.image
+        if asked.memory is None:
+            return Budget(math.inf)
+        needs, row, before = [], 0, used(asked.device)
+        for height, width in _two_sizes(image.size, asked.window, asked.step):
+            need, result = measured(lambda h=height, w=width: image.sample(h, w), asked.device)  # type: ignore[misc]
+            needs.append((height * width, need))
+            row = image.size[1] * image.scale * result.element_size() * result[..., 0, 0].numel()
+        costs = Model.through(needs[0], needs[-1], kernels(asked.device, before))
+        other = self.held + int(asked.memory * (1 - _SHARE))
+        pixels = min(costs.pixels(asked.memory - other), _MOST)
+        return Budget(pixels, costs, other, row * image.scale / costs.each)
+
+    def _margins(self, budget: Budget) -> tuple[Margins, float, int]:
+        """The margins, the error that they were seen to make, and at how many places."""
+        asked, image = self.asked, self.image
+        if asked.margin is not None:
+            return Margins((asked.margin, asked.margin), asked.step, asked.window), 0.0, 0
+        rows, columns = (up(k // 2 + _REACH, asked.step) for k in asked.window)
+        margins = Margins((rows, columns), asked.step, asked.window)
+        if len(self._grid(margins, budget)) == 1:
+            return margins, 0.0, 0
+        while True:
+            far = self._reference(margins, budget)
+            places = image.telling(margins, far)
+            error = max(image.difference(place, margins, far) for place in places)
+            larger = self._larger(margins, budget)
+            if error <= asked.tolerance / 2 or larger is None:
+                return margins, error, len(places)
+            margins = larger
+
+    def _reference(self, margins: Margins, budget: Budget) -> Margins:
+        """Twice the margins, or as large as fits in the memory."""
+        far = margins.times(2)
+        while budget.smallest(far, self.image.size) > budget.pixels and far.margin > margins.margin:
+            far = Margins((far.margin[0] - far.step, far.margin[1] - far.step), far.step, far.least)
+        return far
+
+    def _larger(self, margins: Margins, budget: Budget) -> Margins | None:
+        larger = margins.times(5, 4)
+        size = self.image.size
+        if self.asked.margin is not None or all(m >= n for m, n in zip(margins.margin, size, strict=True)):
+            return None
+        return larger if budget.smallest(larger, size) <= budget.pixels else None
+
+    def _grid(self, margins: Margins, budget: Budget) -> Grid:
+        asked, size = self.asked, self.image.size
+        axes = list(zip(size, margins.margin, margins.least, strict=True))
+        if asked.core is not None and math.isinf(budget.pixels):
+            rows, columns = (spans(n, -(-n // asked.core), m, asked.step, least) for n, m, least in axes)
+            return Grid(rows, columns)
+        try:
+            return fitted(size, budget.pixels, margins.margin, asked.step, margins.least, budget.beside)
+        except ArgumentValueError as error:
+            if budget.costs is None or asked.memory is None:
+                raise
+            rows, columns = (spans(n, -(-n // asked.step), m, asked.step, least) for n, m, least in axes)
+            grid = Grid(rows, columns)
+            pixels = grid.largest + budget.beside * (rows[0].stop - rows[0].start)
+            least = (budget.costs.bytes(pixels) + self.held) / _SHARE
+            raise ArgumentValueError(
+                f"memory of {readable(asked.memory)} is too little for {asked.name} with a window of "
+                f"{asked.window[0]}×{asked.window[1]} on {size[0]}×{size[1]} pixels: the smallest piece, "
+                f"{rows[0].extent}×{columns[0].extent} pixels, needs {readable(least * 1.05)}"
+            ) from error
+
+
+def _two_sizes(size: tuple[int, int], window: tuple[int, int], step: int) -> list[tuple[int, int]]:
+    """A small extent, and one twice as large; of a smaller image what there is."""
+    height, width = (min(n, up(k + step, step)) for n, k in zip(size, window, strict=True))
+    if 2 * height <= size[0] or 2 * width > size[1]:
+        return [(height, width), (min(size[0], 2 * height), width)]
+    return [(height, width), (height, 2 * width)]
