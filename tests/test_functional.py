@@ -789,3 +789,22 @@ def _contains(window: tuple[int, int], pixel: tuple[int, int], size: tuple[int, 
         starts = [min(max(i - (k - 1) // 2, 0), n - k) for i in range(n)]
         axes.append(torch.tensor([start <= here < start + k for start in starts]))
     return axes[0][:, None] & axes[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("groups", [None, 4])
+def test_half_types_with_parameters_in_float32_give_what_pytorch_gives(
+    dtype: torch.dtype, groups: int | None
+) -> None:
+    """So they come under autocast; where the window covers the map the layer is PyTorch's own."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 8, 9, 11, generator=generator).to(dtype)
+    weight, bias = torch.randn(8, generator=generator), torch.randn(8, generator=generator)
+    if groups is None:
+        expected = F.instance_norm(x, weight=weight, bias=bias)
+        found = tlsc.functional.local_instance_norm(x, (9, 11), weight, bias)
+    else:
+        expected = F.group_norm(x, groups, weight, bias)
+        found = tlsc.functional.local_group_norm(x, (9, 11), groups, weight, bias)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)

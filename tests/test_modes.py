@@ -23,7 +23,10 @@ def test_a_converted_network_agrees_with_its_original(entry: modes.Entry) -> Non
     found = modes.compare(entry)
     if found is None:
         pytest.skip("no site")
-    assert {mode: figure for mode, figure in found.items() if figure not in (SAME, NOT_POSSIBLE)} == {}
+    other = {mode: figure for mode, figure in found.items() if figure not in (SAME, NOT_POSSIBLE)}
+    if float(other.get("gradients", "1")) < 1e-14:  # sums in another order
+        del other["gradients"]
+    assert other == {}
     assert found["eval"] == SAME
 
 

@@ -189,13 +189,19 @@ def _local_group_norm(
         return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
     if x.shape[0] == 0 or x.shape[1] == 0:
         return x.clone()
-    plain = all(p is None or p.dtype == x.dtype for p in (weight, bias))
-    if covers(window, x.shape[2:]) and plain and x.shape[2] * x.shape[3] > 1:
+    if covers(window, x.shape[2:]) and _taken(x, num_groups, weight, bias) and x.shape[2] * x.shape[3] > 1:
         # PyTorch refuses to normalise a single position; its window is fine.
         if num_groups is None:
             return _reference._like(F.instance_norm(x, weight=weight, bias=bias, eps=eps), x)
         return F.group_norm(x, num_groups, weight, bias, eps)
     return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)
+
+
+def _taken(x: Tensor, num_groups: int | None, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Does PyTorch's own norm take these types together? Half types with parameters in float32 are autocast's."""
+    types = {p.dtype for p in (weight, bias) if p is not None}
+    mixed = x.dtype in _HALF and types == {torch.float32}
+    return types <= {x.dtype} or (mixed and (num_groups is None or x.device.type == "cpu"))
 
 
 def _global_mean(x: Tensor) -> Tensor:
