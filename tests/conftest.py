@@ -21,6 +21,32 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
 
+# Each file is one process's, so that what its tests share is made once. The long ones come first, so that no
+# process is left with one at the end; every other one is without Numba's kernels, which two processes that start
+# together would both compile.
+FIRST = (
+    "test_invariants.py",
+    "test_export.py",
+    "test_triton_compile.py",
+    "test_functional.py",
+    "test_basicsr.py",
+    "test_kernels.py",
+    "test_coverage.py",
+    "test_harness.py",
+    "test_nlm.py",
+    "test_eval.py",
+    "test_loading.py",
+    "test_pieces.py",
+    "test_probe.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files, not the tests in them."""
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(FIRST)))
+
+
 def pytest_collection_finish() -> None:
     """Keep what five thousand tests and their libraries are made of out of every garbage collection.
 

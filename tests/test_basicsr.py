@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -25,14 +26,13 @@ from tlsc import adapters
 from tlsc.adapters import load, run
 from tlsc.eval.judge.metrics import Protocol, score
 
+from .marks import slow_unless
 from .networks import with_random_weights
 
 ROOT = Path(__file__).parents[1]
 
 if importlib.util.find_spec("basicsr") is None:
     pytest.skip("BasicSR is an extra, and does not build on Python 3.13", allow_module_level=True)
-
-from tlsc.adapters import basicsr  # noqa: E402
 
 BORDER = 4
 OPTIONS = """
@@ -83,6 +83,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def basicsr() -> Any:
+    """The adapter, which takes seconds to import: not while tests are collected."""
+    return importlib.import_module("tlsc.adapters.basicsr")
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +162,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "HINet": {"wf": 4, "hin_position_left": 3},
     "MPRNet": {"n_feat": 8, "scale_unetfeats": 4, "scale_orsnetfeats": 4, "num_cab": 1},
     "NAFNet": {"width": 4, "enc_blk_nums": [1, 1], "middle_blk_num": 1, "dec_blk_nums": [1, 1]},
-    "Restormer": {"dim": 8, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
+    "Restormer": {"dim": 4, "num_blocks": [1, 1, 1, 1], "num_refinement_blocks": 1, "heads": [1, 1, 2, 2]},
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name != "MPRNet", SMALL))
 @torch.no_grad()
+@pytest.mark.usefixtures("basicsr")
 def test_local_networks_are_the_converted_ones(name: str) -> None:
     """With the arguments of option files; and what BasicSR calls gets an image back, in evaluation mode."""
     from basicsr.archs import build_network
@@ -198,23 +205,25 @@ def test_local_networks_are_the_converted_ones(name: str) -> None:
     [({}, 384), ({"train_size": [1, 3, 32, 48]}, (48, 72)), ({"train_size": 64}, 96), ({"base_size": 40}, 40)],
     ids=str,
 )
-def test_the_window_is_what_the_published_code_takes(given: dict[str, Any], window: int | tuple[int, int]) -> None:
+def test_the_window_is_what_the_published_code_takes(
+    basicsr: Any, given: dict[str, Any], window: int | tuple[int, int]
+) -> None:
     network = basicsr.HINetLocal(wf=2, depth=2, hin_position_left=1, **given)
     wanted = tlsc.plan(network, window).converted
     assert [network.get_submodule(site.path).window for site in wanted] == [site.window for site in wanted]
 
 
-def test_arguments_are_checked() -> None:
+def test_arguments_are_checked(basicsr: Any) -> None:
     with pytest.raises(ValueError, match="train_size must be an int"):
         basicsr.HINetLocal(wf=2, depth=2, train_size=[1, 2, 3])
     with pytest.raises(ValueError, match="grids: true"):
         basicsr.ImageRestorationModel({"val": {"grids": True}})
 
 
-def test_registered_networks_can_be_pickled() -> None:
-    for name, settings in SMALL.items():
-        network = getattr(basicsr, f"{name}Local")(base_size=16, **settings)
-        assert pickle.loads(pickle.dumps(network)).state_dict().keys() == network.state_dict().keys()
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in ("HINet", "NAFNet"), SMALL))
+def test_registered_networks_can_be_pickled(basicsr: Any, name: str) -> None:
+    network = getattr(basicsr, f"{name}Local")(base_size=16, **SMALL[name])
+    assert pickle.loads(pickle.dumps(network)).state_dict().keys() == network.state_dict().keys()
 
 
 def test_the_shim_lives_in_one_place_and_leaves_no_trace() -> None:

@@ -7,7 +7,6 @@ statistics other tests compare with naive windows.
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -34,6 +32,8 @@ from tlsc._statistics.transposed_attention import EPS
 from tlsc.adapters import FFDNet, HINet, NLMNet, UNet
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSCError
 from tlsc.eval.cli import main
+
+from .marks import slow
 
 BASE = 16
 SIZES = ((1, 11, 9), (1, 16, 16), (1, 31, 40), (1, 33, 17), (1, 9, 41), (2, 24, 13))
@@ -107,34 +107,31 @@ def _close(got: np.ndarray, expected: Tensor) -> None:
     assert float((torch.from_numpy(got) - expected).abs().max()) <= 1e-4 * span
 
 
-CASES = [("se", 3), ("hinet", 1), ("nlm", 1), ("attention", 1), ("pools", 2)]
+CASES = [("nlm", 1), ("attention", 1), ("pools", 2), slow("se", 3), slow("hinet", 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported")
 
 
 @pytest.fixture
 def exported(
-    tmp_path_factory: pytest.TempPathFactory,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    folder: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> Callable[[str, int], tuple[nn.Module, Path]]:
-    """A network and its file, which takes seconds to write: all of pytest-xdist's workers share one.
+    """A network and its file, which takes seconds to write: the tests share it.
 
     Whichever test comes first sees to it that exporting says nothing.
     """
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder = folder / "exported"
-    folder.mkdir(exist_ok=True)
 
     def get(name: str, stride: int) -> tuple[nn.Module, Path]:
         model = tlsc.convert(_network(name), BASE, stride=stride)
         path = folder / f"{name}-{stride}.onnx"
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                with caplog.at_level(logging.WARNING):
-                    tlsc.export(model, path, sizes=SIZES[:1])
-                assert capfd.readouterr() == ("", "")
-                assert not caplog.records
+        if not path.exists():
+            with caplog.at_level(logging.WARNING):
+                tlsc.export(model, path, sizes=SIZES[:1])
+            assert capfd.readouterr() == ("", "")
+            assert not caplog.records
         return model, path
 
     return get
@@ -163,7 +160,7 @@ def test_onnx_runtime_agrees_at_every_size(exported: Exported, name: str, stride
 
 
 @pytest.mark.filterwarnings("ignore:converting moves the output")
-@pytest.mark.parametrize(("name", "stride"), [("se", 1), ("se", 3), ("pools", 2)])
+@pytest.mark.parametrize(("name", "stride"), [slow("se", 1), slow("se", 3), ("pools", 2)])
 def test_a_calibrated_model_is_exported_with_its_corrections(name: str, stride: int, tmp_path: Path) -> None:
     """At sizes below, at and beyond the window, on one axis and both; not what it would be without corrections."""
     model = tlsc.convert(_network(name), BASE, stride=stride)
@@ -178,7 +175,7 @@ def test_a_calibrated_model_is_exported_with_its_corrections(name: str, stride: 
         _close(session.run(None, {"image": image.numpy()})[0], _result(model, image))
 
 
-@pytest.mark.parametrize("name", ["hinet", "nlm", "attention"])
+@pytest.mark.parametrize("name", [slow("hinet"), "nlm", "attention"])
 def test_openvino_agrees(exported: Exported, name: str) -> None:
     openvino = pytest.importorskip("openvino")
     model, path = exported(name, 1)
@@ -209,7 +206,10 @@ def _constants(path: Path) -> list[bytes]:
     return sorted(str(item).encode() for item in found)
 
 
-@pytest.mark.parametrize(("name", "stride"), CASES)
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [slow("se", 3), slow("hinet", 1), slow("nlm", 1), slow("attention", 1), ("pools", 2)],
+)
 def test_no_constant_depends_on_the_size_that_was_traced(
     exported: Exported, name: str, stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,11 +220,11 @@ def test_no_constant_depends_on_the_size_that_was_traced(
 
 
 def test_the_file_says_what_it_is(exported: Exported) -> None:
-    _, path = exported("se", 3)
+    _, path = exported("nlm", 1)
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["tlsc.base_size"] == f"{BASE}x{BASE}"
-    assert facts["tlsc.stride"] == "3"
-    assert facts["tlsc.network"] == "UNet"
+    assert facts["tlsc.stride"] == "1"
+    assert facts["tlsc.network"] == "NLMNet"
     assert facts["tlsc.scale"] == "1"
     assert {"tlsc.padding_multiple", "tlsc.version_torch", "tlsc.version_tlsc"} <= facts.keys()
 
@@ -334,7 +334,7 @@ COMPILED = (
 )
 
 
-@pytest.mark.parametrize(("name", "stride"), [("se", 4), ("hinet", 1), ("nlm", 1), ("pools", 1)])
+@pytest.mark.parametrize(("name", "stride"), [("se", 4), slow("hinet", 1), slow("nlm", 1), ("pools", 1)])
 def test_ten_sizes_take_two_compilations(name: str, stride: int) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -362,7 +362,7 @@ def test_the_default_backend_compiles_a_converted_model() -> None:
             torch.testing.assert_close(compiled(image), model(image), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["se", "nlm", "attention", "pools"])
+@pytest.mark.parametrize("name", [slow("se"), slow("nlm"), "attention", "pools"])
 def test_torch_export_holds_at_every_size(name: str) -> None:
     model = tlsc.convert(_network(name), BASE)
     side = torch.export.Dim.DYNAMIC
@@ -480,7 +480,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
 
 def test_the_command_exports_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    network = UNet(4, 2, half_norm=(0,))
+    network = UNet(4, 1, half_norm=(0,))
     checkpoint, out = tmp_path / "net.pth", tmp_path / "net.onnx"
     torch.save({"params": network.state_dict()}, checkpoint)
     assert main(["export", str(checkpoint), str(out), "--base-size", "20", "--no-cumsum"]) == 0

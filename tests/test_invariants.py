@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tlsc
 
+from .marks import slow_unless
 from .networks import BASE, MPRNET, NETWORKS, Network, image, recorded, reference_site, window_start
 
 LARGER = 36, 44
@@ -24,8 +25,32 @@ IN_PLACE = "gate as attributes"  # PyTorch allows no backward hook on a layer wh
 convert = functools.partial(tlsc.convert, check=False)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
+# Every kind of site, of owner and of sharing at least once. Values (I1, I2) and plans (I6) are looked at on every
+# network; what else must hold of a conversion, whatever its sites compute, on these, and on the others where
+# there is time (pytest -m slow).
+USUAL = {
+    "gate as attributes",
+    "U-Net",
+    "one norm under two names",
+    "one norm at two scales",
+    "nested blocks used again",
+    "root is a group norm",
+    "gate with Linear",
+    "classifier behind gates",
+    "running statistics",
+    "adapters.NLMNet",
+}
+
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
 with_mprnet = pytest.mark.parametrize("network", [*NETWORKS, MPRNET], ids=str)
+
+
+def is_usual(network: Network) -> bool:
+    return network.name in USUAL
+
+
+each_kind = pytest.mark.parametrize("network", slow_unless(is_usual, NETWORKS), ids=str)
+each_kind_and_mprnet = pytest.mark.parametrize("network", slow_unless(is_usual, [*NETWORKS, MPRNET]), ids=str)
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +84,7 @@ def test_i1_inputs_up_to_base_size_give_what_they_gave(network: Network) -> None
         assert relative_error(model(x), expected) <= 1e-5, x.shape
 
 
-@every_network
+@each_kind
 @torch.no_grad()
 def test_i1_holds_on_the_grid_too(network: Network) -> None:
     model, x = network(torch.float32), image(*BASE, dtype=torch.float32)
@@ -69,7 +94,7 @@ def test_i1_holds_on_the_grid_too(network: Network) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
-@every_network
+@each_kind
 @torch.no_grad()
 def test_i1_holds_in_every_dtype(network: Network, dtype: torch.dtype, device: str) -> None:
     model, x = network(dtype).to(device), image(*BASE, dtype=dtype).to(device)
@@ -81,7 +106,7 @@ def test_i1_holds_in_every_dtype(network: Network, dtype: torch.dtype, device: s
     assert relative_error(after, before) <= bound
 
 
-@with_mprnet
+@each_kind_and_mprnet
 @torch.no_grad()
 def test_beyond_base_size_the_output_does_change(network: Network) -> None:
     """The other side of I1: a conversion that does nothing would pass it."""
@@ -94,7 +119,7 @@ def test_beyond_base_size_the_output_does_change(network: Network) -> None:
 # ----------------------------------------------------------------------------------------- I2 exactness
 
 
-@with_mprnet
+@every_network
 @pytest.mark.parametrize("size", [(28, 36), (16, 36)], ids=["both axes larger", "one axis larger"])
 @torch.no_grad()
 def test_i2_every_site_is_the_original_on_each_position_s_window(network: Network, size: tuple[int, int]) -> None:
@@ -123,7 +148,7 @@ def treated(site: tlsc.Site) -> str:
     return site.path if site.owner is None else site.owner
 
 
-@with_mprnet
+@every_network
 def test_i2_windows_are_the_feature_sizes_at_base_size(network: Network) -> None:
     model = network()
     sites = tlsc.plan(model, BASE).converted
@@ -177,7 +202,7 @@ def test_i2_on_the_grid_only_pools_change(network: Network) -> None:
 # ---------------------------------------------------------------------------------------- I3 checkpoint
 
 
-@with_mprnet
+@each_kind_and_mprnet
 def test_i3_state_dict_is_unchanged(network: Network) -> None:
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -187,7 +212,7 @@ def test_i3_state_dict_is_unchanged(network: Network) -> None:
     assert list(tlsc.revert(model).state_dict()) == list(before)
 
 
-@every_network
+@each_kind
 @pytest.mark.parametrize("assign", [False, True])
 @torch.no_grad()
 def test_i3_loading_before_or_after_converting_gives_the_same_model(network: Network, assign: bool) -> None:
@@ -229,7 +254,7 @@ def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network)
 # -------------------------------------------------------------------------------------- I5 reversible
 
 
-@with_mprnet
+@each_kind_and_mprnet
 def test_i5_revert_restores_the_very_same_modules(network: Network) -> None:
     model = network()
     before, types = objects(model), [type(module) for module in model.modules()]
@@ -240,7 +265,7 @@ def test_i5_revert_restores_the_very_same_modules(network: Network) -> None:
     assert [type(module) for module in model.modules()] == types
 
 
-@every_network
+@each_kind
 def test_i5_revert_after_converting_twice(network: Network) -> None:
     model = network()
     before = objects(model)
@@ -249,7 +274,7 @@ def test_i5_revert_after_converting_twice(network: Network) -> None:
     assert objects(model) == before
 
 
-@every_network
+@each_kind
 @torch.no_grad()
 def test_i5_converting_again_replaces_the_window(network: Network) -> None:
     twice, once, x = network(), network(), image(*LARGER)
@@ -257,7 +282,7 @@ def test_i5_converting_again_replaces_the_window(network: Network) -> None:
     assert torch.equal(twice(x), convert(once, (8, 12))(x))
 
 
-@every_network
+@each_kind
 def test_i5_the_with_block_reverts_also_after_an_exception(network: Network) -> None:
     model = network()
     before = objects(model)
@@ -270,7 +295,7 @@ def test_i5_the_with_block_reverts_also_after_an_exception(network: Network) -> 
     assert objects(model) == before
 
 
-@every_network
+@each_kind
 @torch.no_grad()
 def test_i5_the_with_block_restores_an_earlier_conversion(network: Network) -> None:
     model, x = convert(network(), BASE), image(*LARGER)
@@ -281,7 +306,7 @@ def test_i5_the_with_block_restores_an_earlier_conversion(network: Network) -> N
     assert torch.equal(model(x), outside)
 
 
-@every_network
+@each_kind
 def test_i5_the_original_s_behaviour_is_back(network: Network) -> None:
     model, x = network(), image(*LARGER)
     before = model(x)
@@ -291,7 +316,7 @@ def test_i5_the_original_s_behaviour_is_back(network: Network) -> None:
 # ----------------------------------------------------------------------------------------- I6 visible
 
 
-@with_mprnet
+@every_network
 def test_i6_every_global_layer_is_in_the_plan_and_each_that_is_left_has_a_reason(network: Network) -> None:
     model = network()
     known = nn.AdaptiveAvgPool2d, nn.InstanceNorm2d, nn.GroupNorm
@@ -321,7 +346,7 @@ def test_i6_what_is_done_is_what_the_plan_says(network: Network) -> None:
 # ----------------------------------------------------------------------------------------- I7 in place
 
 
-@with_mprnet
+@each_kind_and_mprnet
 def test_i7_parameters_are_the_same_objects(network: Network) -> None:
     model = network()
     first = next(model.parameters())
@@ -337,7 +362,7 @@ def test_i7_parameters_are_the_same_objects(network: Network) -> None:
     assert now() == before
 
 
-@every_network
+@each_kind
 @pytest.mark.parametrize("training", [False, True])
 def test_i7_training_flags_survive_and_follow(network: Network, training: bool) -> None:
     model = network().train(training)
@@ -393,7 +418,7 @@ def test_i7_hooks_survive_and_their_handles_still_work(network: Network) -> None
     assert fires() == set()
 
 
-@every_network
+@each_kind
 def test_i7_an_optimizer_keeps_hold_of_the_parameters(network: Network) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -411,7 +436,7 @@ def test_i7_an_optimizer_keeps_hold_of_the_parameters(network: Network) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), trained, strict=True))
 
 
-@every_network
+@each_kind
 @torch.no_grad()
 def test_i7_a_deep_copy_is_independent(network: Network) -> None:
     model, x = network(), image(*LARGER)
@@ -443,7 +468,7 @@ def test_i7_a_pickled_model_can_be_reverted(network: Network) -> None:
     assert torch.equal(tlsc.revert(torch.load(file, weights_only=False))(x), plain)
 
 
-@every_network
+@each_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_i7_a_dtype_change_after_converting_reaches_the_originals(network: Network, dtype: torch.dtype) -> None:
     model = convert(network(), BASE)
@@ -454,7 +479,7 @@ def test_i7_a_dtype_change_after_converting_reaches_the_originals(network: Netwo
     assert model(image(*LARGER, dtype=dtype)).dtype == dtype
 
 
-@every_network
+@each_kind
 def test_i7_attributes_and_settings_survive(network: Network) -> None:
     model = network()
     path = tlsc.plan(model, BASE).converted[0].path

@@ -32,6 +32,7 @@ from tlsc._statistics.numba import planes as _numba
 from tlsc._statistics.numba import threads as _threads
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
+from .marks import slow, slow_unless
 from .oracles import (
     assert_close,
     outline_inside,
@@ -247,13 +248,23 @@ def _calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 @pytest.mark.parametrize(("grad", "layout"), [(True, "contiguous"), (False, "channels_last")])
 @pytest.mark.parametrize("name", list(_calls()))
 def test_operators_are_registered_as_pytorch_wants_them(name: str, grad: bool, layout: str) -> None:
+    _check(name, grad, layout, ("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in ("corrected norm", "meeting"), _calls()))
+def test_operators_have_the_same_derivatives_in_graphs(name: str) -> None:
+    _check(name, True, "contiguous", ("test_aot_dispatch_dynamic",))
+
+
+def _check(name: str, grad: bool, layout: str, what: tuple[str, ...]) -> None:
     operator, rest = _calls()[name]
     x = _random(2, 4, 9, 11)
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     arguments = [a.clone().requires_grad_(grad) if isinstance(a, Tensor) else a for a in (x, *rest)]
     with tlsc.backend("numba"):
-        opcheck(operator, tuple(arguments))
+        opcheck(operator, tuple(arguments), test_utils=what)
 
 
 @pytest.mark.parametrize("way", FUSED + APART)
@@ -510,8 +521,7 @@ class Photographs(Dataset[Tensor]):
         return out
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("method", "threads"), [("fork", 1), ("spawn", 2), slow("spawn", 1)])
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded, use of fork:DeprecationWarning")
 def test_workers_call_converted_models(method: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked after the parent's threads have run, which is where libraries with threads of their own hang."""

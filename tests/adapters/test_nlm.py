@@ -24,6 +24,8 @@ from tlsc._statistics import backends
 from tlsc.adapters.nlm import NonLocalMeans, nonlocal_means
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, BackendError, TLSCError
 
+from ..marks import slow, slow_unless
+
 GOLDEN = load_file(Path(__file__).parents[1] / "data" / "nlm.safetensors")
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 BORDERS = ("circular", "reflect")
@@ -232,13 +234,20 @@ def test_result_does_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
+FORMS = {"scalar": (), "image": (2, 1, 1, 1), "map": (2, 1, 4, 5)}
+
+
 @each_implementation
-@each_border
-@pytest.mark.parametrize("form", [(), (2, 1, 1, 1), (2, 1, 4, 5)], ids=["scalar", "image", "map"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_gradcheck(form: tuple[int, ...], channels: int, border: Any, implementation: Any) -> None:
+@pytest.mark.parametrize(
+    ("form", "channels", "border"),
+    slow_unless(
+        lambda case: case in (("scalar", 1, "circular"), ("image", 1, "reflect"), ("map", 3, "circular")),
+        itertools.product(FORMS, (1, 3), BORDERS),
+    ),
+)
+def test_gradcheck(form: str, channels: int, border: Any, implementation: Any) -> None:
     x = (_image(2, channels, 4, 5) * 0.8 + 0.1).requires_grad_()
-    h = (_image(*form, seed=1) * 0.3 + 0.1).requires_grad_()
+    h = (_image(*FORMS[form], seed=1) * 0.3 + 0.1).requires_grad_()
 
     def function(x: Tensor, h: Tensor) -> Tensor:
         return nonlocal_means(x, h, 5, 3, border, implementation=implementation)
@@ -247,12 +256,28 @@ def test_gradcheck(form: tuple[int, ...], channels: int, border: Any, implementa
 
 
 @each_implementation
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("distance", ["luma", "color"])
 @pytest.mark.parametrize(
-    ("weights", "sigma"), [("gaussian", 0.0), ("gaussian", 0.05), ("exponential", 0.05)], ids=str
+    ("mapped", "weights", "sigma", "distance", "channels"),
+    slow_unless(
+        # Every value, and every two of weights, distance and channels.
+        lambda case: (
+            case
+            in (
+                (True, "gaussian", 0.05, "luma", 1),
+                (False, "gaussian", 0.0, "color", 3),
+                (True, "exponential", 0.05, "color", 1),
+                (False, "exponential", 0.05, "luma", 3),
+            )
+        ),
+        (
+            (mapped, weights, sigma, distance, channels)
+            for mapped in (False, True)
+            for weights, sigma in (("gaussian", 0.0), ("gaussian", 0.05), ("exponential", 0.05))
+            for distance in ("luma", "color")
+            for channels in (1, 3)
+        ),
+    ),
 )
-@pytest.mark.parametrize("mapped", [False, True])
 def test_gradcheck_of_other_definitions(
     mapped: bool, weights: Any, sigma: float, distance: Any, channels: int, implementation: Any
 ) -> None:
@@ -418,7 +443,7 @@ def test_what_is_kept_for_the_backward_pass(implementation: Any) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
-@each_implementation
+@pytest.mark.parametrize("implementation", [slow("torch"), IMPLEMENTATIONS[1]])
 def test_memory_at_512(implementation: Any) -> None:
     """Forward and backward, image and h, window 11 and patch 5: at most 100 MB above the start."""
     name = {"torch": "tlsc, PyTorch", "numba": "tlsc, Numba"}[implementation]
@@ -446,7 +471,7 @@ def test_importing_does_not_load_numba() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not HAS_NUMBA, reason="needs fork and Numba")
-@pytest.mark.parametrize(("size", "threads"), [(50, 2), (90, 1)])
+@pytest.mark.parametrize(("size", "threads"), [slow(50, 2), (90, 1)])
 def test_a_forked_process_can_use_what_its_parent_used(size: int, threads: int) -> None:
     """With threads of its own; and, as in the workers of a DataLoader, with one.
 

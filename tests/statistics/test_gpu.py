@@ -27,6 +27,7 @@ def _command(*parts: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_dry() -> None:
     done = _command("dry")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..gpu_cases import DTYPES, SIZES, calls, cases, made
 from ..gpu_compile import Seen, compiling
+from ..marks import slow
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
 
@@ -94,8 +95,8 @@ ROOT = Path(__file__).parents[2]
 
 # What is compiled in the usual run: each call, with sizes, types and layouts that take turns; both GPUs.
 USUAL = [
-    ("odd", "float32", False, 80, ("norm", "grid", "mean")),
-    ("sixteens", "float16", True, 90, ("norm", "strided")),
+    ("odd", "float32", False, 80, ("grid", "mean")),
+    slow("sixteens", "float16", True, 90, ("norm", "strided")),
     ("blocks", "bfloat16", False, 90, ("moments", "means", "meet")),
     ("column", "float32", True, 80, ("groups", "means")),
     ("segments", "float16", False, 90, ("norm",)),
@@ -178,8 +179,17 @@ def _seen(call: Callable[[], Any], target: int = 90) -> Seen:
     return seen
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("size", "most"), [("odd", 1), ("sixteens", 1), ("blocks", 3)])
+@pytest.mark.parametrize(
+    ("size", "most", "last"),
+    [
+        ("odd", 1, True),
+        ("blocks", 3, False),
+        *(
+            slow(*case)
+            for case in [("odd", 1, False), ("blocks", 3, True), ("sixteens", 1, False), ("sixteens", 1, True)]
+        ),
+    ],
+)
 def test_norms_take_three_launches_and_never_wait(size: str, most: int, last: bool) -> None:
     """And one where a row fits into a warp. No operation of PyTorch's, so that nothing waits for the GPU."""
     height, width, window = SIZES[size]
