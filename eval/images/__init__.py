@@ -5,6 +5,7 @@ from __future__ import annotations
 from tlsc.eval.images.files import PictureFile, open_picture, read_image, read_picture
 from tlsc.eval.images.kinds import EXTENSIONS, READABLE
 from tlsc.eval.images.picture import ImageError, Metadata, Picture, Pixels, UnreadableError, as_float, with_channels
+from tlsc.eval.images.strips import by_rows, writing_rows
 from tlsc.eval.images.writing import WRITABLE, check_writable, write_picture
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "Pixels",
     "UnreadableError",
     "as_float",
+    "by_rows",
     "check_writable",
     "open_picture",
     "read_image",
     "read_picture",
     "with_channels",
     "write_picture",
+    "writing_rows",
 ]

@@ -8,11 +8,15 @@ decoder would go on with a warning; the metadata of a picture is never a reason 
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from tlsc.eval.images.formats.head import Head, size_of
 from tlsc.eval.images.kinds import read_head
 from tlsc.eval.images.metadata import fitting, upright
 from tlsc.eval.images.picture import ImageError, Metadata, Picture, Pixels, as_float
+from tlsc.eval.images.stored import Stored, turned
 
 __all__ = ["PictureFile", "open_picture", "read_image", "read_picture"]
 
@@ -82,12 +87,11 @@ class PictureFile:
                 self.path,
             )
         if pixels.dtype.kind == "f":
-            self._check_range(pixels)
-        pixels = _turned(pixels, self._head.orientation)
+            self._check_range(float(pixels.min()), float(pixels.max()))
+        pixels = turned(pixels, self._head.orientation)
         return (pixels[..., :-1], pixels[..., -1]) if self.alpha else (pixels, None)
 
-    def _check_range(self, pixels: Pixels) -> None:
-        low, high = float(pixels.min()), float(pixels.max())
+    def _check_range(self, low: float, high: float) -> None:
         if not (low >= 0 and high <= 1):
             found = f"{low:g} to {high:g}" if np.isfinite([low, high]).all() else "not finite"
             raise ImageError(
@@ -95,6 +99,47 @@ class PictureFile:
                 f"{found}: scale or clip them",
                 self.path,
             )
+
+    @contextmanager
+    def stored(self, folder: Path) -> Iterator[Stored]:
+        """The samples on disk, of which any part can be read: for pictures larger than memory.
+
+        An uncompressed TIFF is read where it is. PNG, JPEG, WebP and most TIFFs are decoded strip by strip to a
+        file without a name; other formats are decoded whole.
+
+        Args:
+            folder: where there is room for the decoded samples.
+
+        Raises:
+            ImageError: as :meth:`samples`.
+            OSError: the folder cannot be written to, or is full.
+        """
+        with ExitStack() as held:
+            try:
+                stored = self._stored(folder, held)
+                if np.dtype(stored.dtype).kind == "f":
+                    self._check_range(*stored.range())
+            except Exception as error:
+                if isinstance(error, OSError) and not isinstance(error, ImageError):
+                    raise  # the folder's fault
+                raise _named(error, self.path) from error
+            yield stored
+
+    def _stored(self, folder: Path, held: ExitStack) -> Stored:
+        head = self._head
+        shape = head.height, head.width, head.channels + head.alpha
+        if head.mapped is not None:
+            found = head.mapped()
+            return Stored(self._file, found.dtype, int(found.offset), shape, head)  # type: ignore[attr-defined]
+        file: Any = held.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
+        if head.spool is not None:
+            head.spool(file)
+        else:
+            head.decode().tofile(file)
+        expected, written = math.prod(shape) * np.dtype(head.dtype).itemsize, size_of(file)
+        if written != expected:
+            raise ImageError(f"damaged: its head says {expected} bytes of samples, it holds {written}", self.path)
+        return Stored(file, np.dtype(head.dtype), 0, shape, head)
 
     def read(self) -> Picture:
         """The picture in floating point.
@@ -238,14 +283,3 @@ def _named(error: Exception, path: Path) -> ImageError:
     # libvips puts what its decoder says behind what it says itself.
     lines = str(getattr(error, "detail", error)).strip().splitlines() or [type(error).__name__]
     return ImageError(f"damaged, or not decodable: {lines[-1][:200]}", path)
-
-
-def _turned(pixels: Pixels, orientation: int) -> Pixels:
-    """Upright, from what EXIF says the camera's first row and column are."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels

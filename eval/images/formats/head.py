@@ -29,6 +29,9 @@ class Head:
             last channel and colours are not multiplied by it. Raises whatever its library raises.
         orientation: where the first row and column belong, as EXIF numbers it.
         metadata: as in the file.
+        mapped: the samples as a memory map of the file, in the file's byte order; None where they are packed.
+        spool: writes the samples, one after the other, to a file while they are decoded, so that they are never
+            all in memory; None where the decoder cannot.
     """
 
     form: str
@@ -40,6 +43,8 @@ class Head:
     decode: Callable[[], Pixels]
     orientation: int = 1
     metadata: Metadata = field(default_factory=Metadata)
+    mapped: Callable[[], Pixels] | None = None
+    spool: Callable[[BinaryIO], None] | None = None
 
 
 def size_of(file: BinaryIO) -> int:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tlsc.eval.images.formats.head import Head, scaled, size_of, straight
-from tlsc.eval.images.formats.vips import decoded, from_inks
+from tlsc.eval.images.formats.vips import decoded, from_inks, spooled
 from tlsc.eval.images.metadata import per_inch
 from tlsc.eval.images.picture import ImageError, Metadata, Pixels
 
@@ -116,11 +116,16 @@ class _Page:
             metadata = Metadata(None, metadata.exif, metadata.xmp, metadata.resolution)
         turn = self.page.tags.valueof(274, 1)
         turn = turn if isinstance(turn, int) and 1 <= turn <= 8 else 1
-        return Head("TIFF", height, width, channels, self.extra == 1, dtype, self.decode, turn, metadata)
+        mapped = self._mapped if self._is_plain() and self.page.is_memmappable else None
+        as_they_are = self._is_for_vips() and self.photometric != _INKS
+        spool = (lambda out: spooled(self.file, "tiff", out)) if as_they_are else None
+        alpha = self.extra == 1
+        return Head("TIFF", height, width, channels, alpha, dtype, self.decode, turn, metadata, mapped, spool)
 
     def decode(self) -> Pixels:
         if self._is_plain() and self.page.is_memmappable:
-            return self._mapped()
+            pixels = self._mapped()
+            return pixels if pixels.dtype.isnative else pixels.astype(pixels.dtype.newbyteorder("="))
         pixels = decoded(self.file, "tiff") if self._is_for_vips() else self._unpacked()
         if self.photometric == _INKS:
             return from_inks(pixels, self._profile())
@@ -141,7 +146,7 @@ class _Page:
         pixels: Pixels = np.memmap(
             self.file, dtype=dtype, mode="r", offset=offset, shape=(*self.shape, self.samples)
         )
-        return pixels if dtype.isnative else pixels.astype(dtype.newbyteorder("="))
+        return pixels
 
     def _is_for_vips(self) -> bool:
         if self.compression not in _BY_VIPS or self.photometric == _PALETTE or self.multiplied:

@@ -16,7 +16,7 @@ from tlsc.eval.images.formats.head import Head, read_at, scaled, size_of
 from tlsc.eval.images.metadata import orientation_of, per_inch
 from tlsc.eval.images.picture import ImageError, Metadata, Pixels
 
-__all__ = ["decoded", "read_avif", "read_jpeg", "read_png", "read_webp"]
+__all__ = ["decoded", "from_inks", "read_avif", "read_jpeg", "read_png", "read_webp", "spooled"]
 
 
 def decoded(file: BinaryIO, loader: str) -> Pixels:
@@ -26,6 +26,14 @@ def decoded(file: BinaryIO, loader: str) -> Pixels:
         buffer=image.write_to_memory(), dtype=_DTYPES[image.format], shape=(image.height, image.width, image.bands)
     )
     return pixels
+
+
+def spooled(file: BinaryIO, loader: str, out: BinaryIO) -> None:
+    """All samples to a file, strip by strip as they are decoded."""
+    import pyvips
+
+    out.flush()
+    _opened(file, loader).rawsave_target(pyvips.Target.new_to_descriptor(out.fileno()))
 
 
 _DTYPES: dict[str, Any] = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
@@ -73,6 +81,7 @@ def _head(file: BinaryIO, form: str, loader: str, resolution: tuple[float, float
         lambda: decoded(file, loader),
         orientation_of(metadata.exif),
         metadata,
+        spool=lambda out: spooled(file, loader, out),
     )
 
 
@@ -135,7 +144,9 @@ def read_avif(file: BinaryIO) -> Head:
     if not 8 < bits < 16:
         return replace(head, orientation=1)
     # Moved to the upper bits by libvips, so that white would not be white.
-    return replace(head, orientation=1, decode=lambda: scaled(head.decode() >> (16 - bits), 2**bits - 1))
+    return replace(
+        head, orientation=1, spool=None, decode=lambda: scaled(head.decode() >> (16 - bits), 2**bits - 1)
+    )
 
 
 def read_png(file: BinaryIO) -> Head:
