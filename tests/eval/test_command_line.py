@@ -219,10 +219,9 @@ def test_an_onnx_file_is_run_as_it_is(place: Path, capsys: pytest.CaptureFixture
 def test_pieces_say_how_far_they_are_from_the_whole(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tlsc.adapters.pieces import running
+    from tlsc.adapters.pieces.memory import Model
 
-    monkeypatch.setattr(running, "measured", lambda run, *_: 100_000)  # bytes, whatever the extent
-    monkeypatch.setattr(running.Model, "pixels", lambda self, memory: 96 * 96)
+    monkeypatch.setattr(Model, "pixels", lambda self, memory: 96 * 96)
     values = np.random.default_rng(1).integers(60, 200, (96, 160, 3), dtype=np.uint8)
     PIL.Image.fromarray(values).save(place / "large.png")
     argv = ["restore", "se", str(place / "large.png"), "--crop", "8"]

@@ -23,7 +23,8 @@ def _samples(height: int, width: int, channels: int, bits: int) -> Pixels:
     values[..., channels - 1 :] = 1 if channels in (2, 4) else values[..., channels - 1 :]
     if bits == 32:
         return values.astype(np.float32)
-    return np.rint(values * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    out: Pixels = np.rint(values * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    return out
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
