@@ -29,21 +29,25 @@ def targets(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
 
     One image by its name goes to ``out`` if that has an image's suffix and is no folder. Otherwise ``out`` is a
     folder, and the files in it are PNG, with the inputs' names; where two would be the same, with their suffixes,
-    too (``a.jpg.png``). Inputs of several folders keep the folders below the one they have in common.
+    too (``a.jpg.png``). A folder's images are those at and below it, whose places below it are kept; inputs of
+    several folders keep the folders below the one they have in common.
 
     Raises:
         ArgumentValueError: nothing is found, an input would be overwritten, or two outputs are still the same.
     """
     found: dict[Path, None] = {}
+    tops: list[Path] = []
     for pattern in inputs:
-        found.update(dict.fromkeys(_found(pattern)))
+        own, folders = _found(pattern, out)
+        found.update(dict.fromkeys(own))
+        tops += folders
     images = list(found)
     if len(inputs) == 1 and Path(inputs[0]).is_file() and not out.is_dir() and out.suffix:
         written = {images[0]: out}
     else:
         if out.exists() and not out.is_dir():
             raise ArgumentValueError(f"{out} is a file; several images need a folder")
-        top = Path(os.path.commonpath([image.absolute().parent for image in images]))
+        top = Path(os.path.commonpath([folder.absolute() for folder in tops]))
         places = {image: out / image.absolute().relative_to(top).with_suffix(".png") for image in images}
         names = list(places.values())
         written = {
@@ -206,25 +210,33 @@ def _resized(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     return clipped
 
 
-def _found(pattern: str) -> list[Path]:
+def _found(pattern: str, out: Path) -> tuple[list[Path], list[Path]]:
+    """The images of an input, and the folders whose names are not kept: a folder itself, or that of each image.
+
+    A folder's images are those below it, too, but for what was written to ``out``.
+    """
     path = Path(pattern)
     if path.is_dir():
+        from tlsc.eval.data.layouts import folders, images, listed
         from tlsc.eval.images import READABLE
 
-        inside = sorted(entry for entry in path.iterdir() if entry.is_file())
-        images = [entry for entry in inside if entry.suffix.lower() in READABLE and entry.name[0] != "."]
-        if not images:
+        written = out.resolve()
+        inner = path.resolve() in written.parents
+        found = [image for image in images(path) if not (inner and written in image.resolve().parents)]
+        if not found:
             raise ArgumentValueError(f"{path} holds no image ({', '.join(READABLE)})")
-        if len(images) < len(inside):
-            say(f"{path}: {len(inside) - len(images)} files are no images by their names, and left out")
-        return images
+        inside = [entry for folder in folders(path) for entry in listed(folder) if entry.is_file()]
+        inside = [entry for entry in inside if not (inner and written in entry.resolve().parents)]
+        if len(found) < len(inside):
+            say(f"{path}: {len(inside) - len(found)} files are no images by their names, and left out")
+        return found, [path]
     if path.exists():
-        return [path]
+        return [path], [path.parent]
     matching = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    images = [entry for entry in matching if entry.is_file()]
-    if not images:
+    found = [entry for entry in matching if entry.is_file()]
+    if not found:
         raise ArgumentValueError(f"{pattern}: no such file or folder, and no file matches it as a pattern")
-    return images
+    return found, [entry.parent for entry in found]
 
 
 def _is_second(image: Path, place: Path, places: list[Path]) -> bool:

@@ -157,6 +157,26 @@ def test_globs_and_folders_below(checkpoint: Path, tmp_path: Path, monkeypatch: 
     assert written == ["a/x.png", "b/x.png", "b/y.jpg.png", "b/y.png"]
 
 
+def test_a_folder_s_own_folders_are_restored_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Links are followed, each folder once; hidden files and what was written before are no inputs."""
+    names = ("a.png", "one/a.jpg", "one/two/b.PNG", "one/.hidden.png", ".cache/c.png", "one/two/read.me")
+    for name in (*names, "out/one/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "one/two/up").symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    expected = {"a.png": "a.png", "one/a.jpg": "one/a.png", "one/two/b.PNG": "one/two/b.png"}
+    for folder, out in ((".", "out"), (str(tmp_path), "out"), (".", "elsewhere")):
+        found = targets([folder], Path(out))
+        inside = {str(image.absolute().relative_to(tmp_path)): str(place) for image, place in found.items()}
+        more = {"out/one/a.png": "elsewhere/out/one/a.png"} if out == "elsewhere" else {}
+        assert inside == {image: f"{out}/{place}" for image, place in expected.items()} | more
+        assert "1 files are no images by their names" in capsys.readouterr().out
+    assert set(map(str, targets(["one/two"], Path("out")).values())) == {"out/b.png", "out/up/a.png"}
+
+
 def test_targets(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.tif", "a.tif.png", "b.png"):
         (tmp_path / name).touch()

@@ -14,6 +14,7 @@ __all__ = [
     "INPUT_ROLES",
     "SCALE",
     "TARGET_ROLES",
+    "folders",
     "images",
     "inside",
     "listed",
@@ -50,7 +51,7 @@ def inside(path: Path, root: Path) -> str:
 def images(root: Path) -> list[Path]:
     """All image files at and below a folder by extension, hidden ones left out, in the order of their paths."""
     return sorted(
-        (path for folder in _folders(root) for path in listed(folder) if _is_image(path)),
+        (path for folder in folders(root) for path in listed(folder) if _is_image(path)),
         key=lambda path: path.relative_to(root).as_posix(),
     )
 
@@ -64,7 +65,7 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _folders(root: Path) -> list[Path]:
+def folders(root: Path) -> list[Path]:
     """``root`` and all folders below it; links are followed, each folder once."""
     found, seen, todo = [], set(), [root]
     while todo:
@@ -82,7 +83,7 @@ def role_folders(root: Path) -> list[tuple[Path, Path]]:
     """Pairs of folders (inputs, targets) side by side, at or below ``root``, outermost first."""
     pairs: list[tuple[Path, Path]] = []
     taken: list[Path] = []
-    for parent in _folders(root):
+    for parent in folders(root):
         if any(parent == above or above in parent.parents for above in taken):
             continue
         groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
