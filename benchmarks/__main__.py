@@ -11,6 +11,7 @@ from . import (
     fingerprint,
     full_size,
     gpu,
+    intervals,
     kernels,
     local_statistics,
     modes,
@@ -24,6 +25,7 @@ from . import (
 BENCHMARKS = {
     "attention": attention.main,
     "full_size": full_size.main,
+    "intervals": intervals.main,
     "local_statistics": local_statistics.main,
     "nlm": nlm.main,
     "structure": structure.main,

@@ -237,10 +237,12 @@ def _draw(out: Path, outcome: Outcome, job: Job) -> None:
 
     shown = comparisons.shown_cells(outcome.verdict)
     if outcome.command == "sweep":
-        caption = "Mean PSNR against the size of the patches that images are cut into; bands: 95% intervals"
+        caption = (
+            "Mean PSNR against the size of the patches that images are cut into; bands: 95% intervals of gains"
+        )
         means = _plot(out / "psnr.png", lambda path: plots.draw_sweep(path, outcome, job.network.crop))
     else:
-        caption = "Mean PSNR; lines: 95% interval"
+        caption = "Mean PSNR; lines: 95% interval of the gain"
         means = _plot(out / "psnr.png", lambda path: plots.draw_means(path, outcome))
     gains = _plot(out / "gain.png", lambda path: plots.draw_gains(path, outcome, shown))
     drawn = [(caption, means), (f"Gain over {outcome.verdict.baseline}, image by image", gains)]

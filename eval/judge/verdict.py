@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
+from tlsc.eval.judge.intervals import CONFIDENCE, FEWEST, images_to_settle, interval
 from tlsc.eval.run.cells import ORIGINAL, Cell
 from tlsc.eval.run.records import Record
 
-__all__ = ["NEGLIGIBLE", "Change", "Summary", "Verdict", "change", "interval", "judge", "summarise"]
+__all__ = ["NEGLIGIBLE", "Change", "Summary", "Verdict", "change", "judge", "summarise"]
 
 NEGLIGIBLE = 0.005
 """Gains in dB that would be printed as 0.00 are not worth a recommendation."""
-CONFIDENCE = 0.95
-_RESAMPLES = 9999
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Change:
 
     Attributes:
         mean: over the images where it is finite; 0 where both restored an image exactly.
-        low, high: bounds of the bootstrap interval of the mean; NaN with fewer than two images.
+        low, high: bounds of the interval of the mean; NaN with fewer than four images.
         images: how many the mean is over.
         infinite: images that exactly one of the two restored exactly, not in ``mean``.
     """
@@ -74,7 +71,8 @@ class Change:
 
     def __str__(self) -> str:
         if math.isnan(self.low):
-            return f"{_signed(self.mean)} dB (no interval: {self.images} image)"
+            noun = "image" if self.images == 1 else "images"
+            return f"{_signed(self.mean)} dB (no interval: {self.images} {noun})"
         return f"{_signed(self.mean)} dB [{_signed(self.low)}, {_signed(self.high)}]"
 
     @property
@@ -116,40 +114,6 @@ class Verdict:
     remarks: tuple[str, ...]
     images: tuple[str, ...]
     gain_table: dict[Cell, tuple[float, ...]] = field(repr=False, default_factory=dict)
-
-
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean (Efron and Tibshirani 1993, by SciPy), seeded.
-
-    Args:
-        values: one per image.
-        confidence: share of resampled means inside.
-
-    Returns:
-        Two NaN for fewer than two values.
-
-    Example:
-        >>> low, high = interval([1.0, 2.0, 3.0, 4.0])
-        >>> 1 < low < 2.5 < high < 4
-        True
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.size < 2:
-        return math.nan, math.nan
-    if np.ptp(sample) == 0:
-        return float(sample[0]), float(sample[0])
-    # SciPy renamed the argument.
-    source = "rng" if "rng" in inspect.signature(bootstrap).parameters else "random_state"
-    found = bootstrap(
-        (sample,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        batch=500,
-        **{source: np.random.default_rng(0)},
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def _differences(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -225,7 +189,7 @@ def _summary(cell: Cell, own: dict[str, Record], images: list[str]) -> Summary:
 def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[str] = ()) -> Verdict:
     """Compare all cells with the network as trained on whole images.
 
-    A cell is better if the bootstrap interval of its mean gain per image is above zero. The intervals hold for all
+    A cell is better if the interval of its mean gain per image is above zero. The intervals hold for all
     cells at once (Bonferroni), because the best of many is picked.
 
     Args:
@@ -249,21 +213,40 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
     others = [cell for cell in comparable if cell != baseline and not _is_original(cell, table[cell])]
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(others))
     changes = {cell: change(psnrs[cell], psnrs[baseline], confidence) for cell in others}
-    if 1 < len(images) < 5:
-        said.append(f"only {len(images)} images: the intervals are rough")
     gains = {
         cell: tuple(float(v) for v in _differences(np.array(psnrs[cell]), np.array(psnrs[baseline])))
         for cell in others
     }
-    words = f"{CONFIDENCE:.0%} bootstrap interval of the mean over {len(images)} images" + (
+    words = f"{CONFIDENCE:.0%} interval of the mean over {len(images)} images" + (
         f", for {len(others)} comparisons at once (Bonferroni)" if len(others) > 1 else ""
     )
     best, recommendation, more = _recommend(baseline, changes, psnrs, confidence, len(images))
+    if not others and any(_is_original(cell, table[cell]) for cell in comparable):
+        recommendation = (
+            "Converting cannot change anything here: no image is larger than the window. Compare on larger "
+            "images or with smaller windows."
+        )
+    more = [*more, *_settling(changes, gains, confidence)]
     if any(found.infinite for found in changes.values()):
         said.append(
             "images that only one of two ways restored exactly have an infinite gain and are left out of its mean"
         )
     return Verdict(best, baseline, changes, recommendation, words, (*more, *said), tuple(images), gains)
+
+
+def _settling(changes: dict[Cell, Change], gains: dict[Cell, tuple[float, ...]], confidence: float) -> list[str]:
+    """How many images would tell whether the best other way gains or loses, where these do not."""
+    known = [cell for cell in changes if changes[cell].images > 1]
+    if not known:
+        return []
+    top = max(known, key=lambda cell: changes[cell].mean)
+    found = changes[top]
+    if found.gains or found.loses or abs(found.mean) < NEGLIGIBLE:
+        return []
+    needed = images_to_settle([gain for gain in gains[top] if math.isfinite(gain)], confidence)
+    if needed is None or needed <= found.images:
+        return []
+    return [f"about {needed} images like these {found.images} would settle whether {top} gains or loses"]
 
 
 def _failed(cells: Sequence[Cell], comparable: Sequence[Cell], table: dict[Cell, dict[str, Record]]) -> list[str]:
@@ -285,13 +268,14 @@ def _recommend(
     )
     if not ranked:
         return baseline, f"{keep}: there was nothing to compare it with.", []
-    if images < 2:
+    if images < FEWEST:
         top = changes[ranked[0]]
         best = ranked[0] if top.mean > NEGLIGIBLE else baseline
+        few = "one image says nothing" if images == 1 else f"{images} images say little"
         return (
             best,
-            f"No verdict from {images} image: best is {best}, but one image "
-            f"says nothing about others ({ranked[0]}: {top.mean:+.2f} dB).",
+            f"No verdict from {images} image{'s' if images > 1 else ''}: best is {best}, but {few} "
+            f"about others ({ranked[0]}: {top.mean:+.2f} dB).",
             [],
         )
     best = ranked[0]

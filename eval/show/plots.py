@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from tlsc.eval.judge.verdict import interval
+from tlsc.eval.judge.intervals import interval
 from tlsc.eval.run.cells import Cell
 from tlsc.eval.show.outputs import Outcome
 from tlsc.eval.show.pictures import COLOURS, MARKERS, new_figure, save
@@ -33,17 +33,24 @@ def _psnrs(outcome: Outcome, cell: Cell) -> list[float]:
 
 
 def _band(outcome: Outcome, cell: Cell) -> tuple[float, float, float]:
-    """Mean and its 95% bootstrap interval; three times the mean where there is none."""
+    """Mean PSNR, and where it may lie beside the baseline's: the paired interval of the gain, moved there.
+
+    Three times the mean where there is none, as for the baseline itself. What photographs differ in is left out.
+    """
     values = _psnrs(outcome, cell)
     if not values:
         return math.nan, math.nan, math.nan
     mean = float(np.mean(values))
-    low, high = interval(values)
-    return (mean, mean, mean) if math.isnan(low) else (mean, low, high)
+    gains = [gain for gain in outcome.verdict.gain_table.get(cell, ()) if math.isfinite(gain)]
+    low, high = interval(gains)
+    if math.isnan(low):
+        return mean, mean, mean
+    gain = float(np.mean(gains))
+    return mean, mean + low - gain, mean + high - gain
 
 
 def draw_sweep(path: Path, outcome: Outcome, crop: int | None) -> None:
-    """PSNR against patch size: a curve per variant with the 95% interval of its mean, whole images at the right."""
+    """PSNR against patch size: a curve per variant with the 95% interval of its gain, whole images at the right."""
     sizes = sorted({cell.patch_size for cell in outcome.cells if cell.patch_size is not None})
     whole = sizes[-1] * 2 if sizes else 1
     figure = new_figure(9.5, 5.6)
@@ -78,7 +85,7 @@ def draw_sweep(path: Path, outcome: Outcome, crop: int | None) -> None:
 
 
 def draw_means(path: Path, outcome: Outcome) -> None:
-    """Mean PSNR of each way to run the network, with its 95% interval."""
+    """Mean PSNR of each way to run the network, with the 95% interval of its gain."""
     figure = new_figure(9.5, 1.8 + 0.42 * len(outcome.cells))
     axes = figure.add_subplot()
     names = [str(cell) for cell in outcome.cells]
@@ -89,7 +96,7 @@ def draw_means(path: Path, outcome: Outcome) -> None:
         axes.plot([mean], [place], marker="o", color=colour)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("mean PSNR, dB, with its 95% bootstrap interval")
+    axes.set_xlabel(f"mean PSNR, dB; line: 95% interval of the gain over {outcome.verdict.baseline}")
     axes.grid(alpha=0.3)
     figure.suptitle(outcome.network, fontsize=11)
     figure.supxlabel(_below(outcome), fontsize=8, color="#555555")
@@ -131,7 +138,7 @@ def draw_gains(path: Path, outcome: Outcome, cells: Sequence[Cell]) -> None:
 
 def _finish(figure: Any, axes: Any, outcome: Outcome, title: str, ylabel: bool = True) -> None:
     if ylabel:
-        axes.set_ylabel("mean PSNR, dB; band: 95% interval over images")
+        axes.set_ylabel(f"mean PSNR, dB; band: 95% interval of the gain over {outcome.verdict.baseline}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.suptitle(f"{title}: {outcome.network}", fontsize=11)

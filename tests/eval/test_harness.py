@@ -27,8 +27,9 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.eval import cli
 from tlsc.eval.images.photographs import load_photograph
+from tlsc.eval.judge.intervals import bounds, images_to_settle, interval
 from tlsc.eval.judge.metrics import score
-from tlsc.eval.judge.verdict import change, interval, judge, summarise
+from tlsc.eval.judge.verdict import change, judge, summarise
 from tlsc.eval.networks import load_network
 from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.patches import ResultSizeError, bands, restore
@@ -693,6 +694,50 @@ def test_interval_is_that_of_resampling() -> None:
     assert change([30, math.inf, 31], [29, 30, 30]).infinite == 1
 
 
+@pytest.mark.parametrize("count", [4, 6, 10, 30])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_intervals_hold_the_true_mean_as_often_as_they_say(count: int, skewed: bool) -> None:
+    rng = np.random.default_rng(count)
+    draws = rng.gamma(4, size=(6000, count)) - 4 if skewed else rng.standard_normal((6000, count))
+    for confidence in (0.95, 0.99):
+        low, high = bounds(draws, confidence)
+        assert ((low <= 0) & (high >= 0)).mean() == pytest.approx(confidence, abs=0.03)
+    low, high = bounds(draws[:1])
+    assert interval(list(draws[0])) == (low[0], high[0])
+    mirrored = bounds(-draws[:1])
+    assert (-mirrored[1], -mirrored[0]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_no_interval_from_three_images() -> None:
+    assert all(math.isnan(value) for value in interval([0.1, 0.2, 0.3]))
+    assert str(change([2, 3], [1, 1])) == "+1.50 dB (no interval: 2 images)"
+    assert interval([0.5] * 4) == (0.5, 0.5)
+
+
+def test_how_many_images_would_settle_it() -> None:
+    """By hand: mean 0.1, deviation 0.1·sqrt(8/3); t of n - 1 over sqrt(n) is below their ratio from n = 14 on."""
+    from scipy.stats import t
+
+    ratio = 0.1 / np.std([0.1, -0.1, 0.3, 0.1], ddof=1)
+    needed = next(n for n in range(4, 99) if t.ppf(0.975, n - 1) / math.sqrt(n) < ratio)
+    assert images_to_settle([0.1, -0.1, 0.3, 0.1]) == needed
+    assert images_to_settle([0.1, -0.1]) is None
+    assert images_to_settle([0.1]) is None
+    noisy = {Cell(96): np.tile([0.3, -0.2, 0.1, -0.1], 5)}
+    remarks = judge(CELLS, _records(noisy)).remarks
+    assert any(remark.startswith("about ") and "would settle" in remark for remark in remarks)
+
+
+def test_images_no_larger_than_the_window_change_nothing() -> None:
+    cells = [Cell(), Cell(96)]
+    records = [
+        Record(str(cell), f"{n}.png", "as original" if cell.base_size else "ok", psnr=30.0, ssim=0.9)
+        for cell in cells
+        for n in range(6)
+    ]
+    assert judge(cells, records).recommendation.startswith("Converting cannot change anything here")
+
+
 # Real runs: an image of texture around 0.5 behind a field that varies slowly. The global mean takes the field's
 # mean away, a local one the field itself.
 FIELD = """
@@ -752,9 +797,14 @@ def test_verdict_of_instance_norm_on_all_levels(tmp_path: Path) -> None:
     """The demo's network for which converting is the wrong tool, on photographs it has not seen."""
     (tmp_path / "clean").mkdir()
     for number, (name, top, left) in enumerate(
-        [("chelsea", 60, 120), ("coffee", 100, 200), ("astronaut", 40, 160), ("astronaut", 300, 60)]
+        [
+            (name, top, left)
+            for name in ("chelsea", "coffee", "astronaut")
+            for top in (60, 180)
+            for left in (90, 240)
+        ]
     ):
-        photograph = load_photograph(name)[top : top + 112, left : left + 128]
+        photograph = load_photograph(name)[top : top + 100, left : left + 100]
         Image.fromarray(np.rint(photograph * 255).astype(np.uint8)).save(tmp_path / f"clean/{number}.png")
     argv = [
         "eval",
