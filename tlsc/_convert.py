@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._calibration.calibrate import calibrated
 from ._influence.check import is_cheap, warn_of_far
+from ._models.undisturbed import interruptible
 from ._plan import Plan
 from ._surgery.planner import plan_for
 from ._surgery.selection import Selection
@@ -54,7 +55,8 @@ def plan(
     """
     if base_size is None:
         return plan_of(model)
-    return plan_for(model, base_size, stride, example_input, include, exclude).plan
+    with interruptible():
+        return plan_for(model, base_size, stride, example_input, include, exclude).plan
 
 
 def convert(
@@ -125,22 +127,23 @@ def convert(
         >>> convert(model, base_size=384)[1]
         LocalInstanceNorm2d(8, window=(384, 384), eps=1e-05, affine=True)
     """
-    decided = plan_for(model, base_size, stride, example_input, include, exclude)
-    made = decided.plan
-    if not made.sites and strict:
-        raise NoSiteError(
-            f"{type(model).__name__} has no layer that aggregates globally and that is known here "
-            "(AdaptiveAvgPool2d(1), InstanceNorm2d, GroupNorm, registered types): there is nothing to convert. "
-            "Teach a layer of your own with tlsc.register, or pass strict=False"
-        )
-    local = replace(model, made, decided.local)
-    if made.sites and not local:
-        reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
-        warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
-    if calibrate is not None and local:
-        calibrated(model, calibrate, crop)
-    if check or (check is None and is_cheap(model, decided.work)):
-        warn_of_far(model, made, decided.inputs, bool(check), 2)
+    with interruptible():
+        decided = plan_for(model, base_size, stride, example_input, include, exclude)
+        made = decided.plan
+        if not made.sites and strict:
+            raise NoSiteError(
+                f"{type(model).__name__} has no layer that aggregates globally and that is known here "
+                "(AdaptiveAvgPool2d(1), InstanceNorm2d, GroupNorm, registered types): there is nothing to convert. "
+                "Teach a layer of your own with tlsc.register, or pass strict=False"
+            )
+        local = replace(model, made, decided.local)
+        if made.sites and not local:
+            reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
+            warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
+        if calibrate is not None and local:
+            calibrated(model, calibrate, crop)
+        if check or (check is None and is_cheap(model, decided.work)):
+            warn_of_far(model, made, decided.inputs, bool(check), 2)
     return model
 
 

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import BaseTorchFunctionMode
 
 import tlsc
+from tlsc._models.undisturbed import OwnNumbers, interruptible
 
 BASE = 16
 
@@ -153,3 +156,31 @@ def test_an_interrupt_at_any_moment_leaves_everything_as_it_was(seed: int) -> No
         tlsc.revert(model)
     assert state_of(model) == before
     assert state_of_process() == process
+
+
+@pytest.mark.parametrize("left", ["mode", "infra mode, half left", "function mode", "numbers", "gradients off"])
+def test_an_interrupt_within_a_block_that_puts_something_back(left: str) -> None:
+    """What such a block had not put back yet is put back around it."""
+    process = state_of_process()
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(left)
+    assert state_of_process() == process
+    assert torch._C._only_lift_cpu_tensors() is False
+
+
+def _interrupted(left: str) -> None:
+    fakes = FakeTensorMode()
+    with interruptible():
+        if left == "mode":
+            OwnNumbers().__enter__()
+        elif left == "infra mode, half left":
+            OwnNumbers().__enter__()
+            fakes.__enter__()
+            fakes.enter_stack.pop()
+        elif left == "function mode":
+            BaseTorchFunctionMode().__enter__()
+        elif left == "numbers":
+            torch.rand(3)
+        else:
+            torch.set_grad_enabled(False)
+        raise KeyboardInterrupt

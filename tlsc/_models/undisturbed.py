@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["OwnNumbers", "python_numbers_kept"]
+__all__ = ["OwnNumbers", "interruptible", "python_numbers_kept"]
 
 
 class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -68,6 +68,45 @@ def _generator(args: Any, kwargs: Any) -> torch.Generator | None:
         at = torch.cuda.current_device() if device.index is None else device.index
         return torch.cuda.default_generators[at]
     return None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """What an interrupt leaves of modes and numbers of the process is put back.
+
+    An interrupt may hit the very lines in which another block puts something back: a mode that is being left, the
+    state of a generator. Around all of these, so that little is left for the next interrupt to hit.
+    """
+    modes, functions = _modes(), torch._C._len_torch_function_stack()
+    numbers, grad = torch.get_rng_state(), torch.is_grad_enabled()
+    lifted = torch._C._only_lift_cpu_tensors()
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        while _modes() > modes:
+            _leave(_modes())
+        while torch._C._len_torch_function_stack() > functions:
+            torch._C._pop_torch_function_stack()
+        torch._C._set_only_lift_cpu_tensors(lifted)
+        torch._C._set_grad_enabled(grad)
+        if not torch.equal(torch.get_rng_state(), numbers):
+            torch.set_rng_state(numbers)
+        raise
+
+
+def _modes() -> int:
+    return int(torch._C._len_torch_dispatch_stack())
+
+
+def _leave(depth: int) -> None:
+    """Leave the mode entered last, of whose own leaving something may be done already."""
+    mode: Any = torch.utils._python_dispatch._get_current_dispatch_mode()
+    with suppress(IndexError):
+        mode.__exit__(None, None, None)
+    if _modes() == depth:
+        torch._C._pop_torch_dispatch_stack(None)
 
 
 @contextmanager
