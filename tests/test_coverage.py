@@ -34,7 +34,7 @@ SLOW = {  # planned and compared far away by ``python -m benchmarks coverage`` a
 }
 
 ALWAYS = {  # one of each kind; the others with ``pytest -m slow``
-    *("SwinIR", "GRL", "FBCNN", "OmniSR", "DITN", "NAFNet", "PLKSR", "SeemoRe", "RCAN", "ATD", "FFTformer", "MoSR"),
+    *("SwinIR", "FBCNN", "DITN", "NAFNet", "PLKSR", "RCAN", "MoSR"),
 }
 
 

@@ -25,6 +25,7 @@ from tlsc._statistics import reference as _reference
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
+from .marks import slow
 from .oracles import (
     assert_close,
     reference_large_var_mean,
@@ -466,7 +467,7 @@ def test_one_pixel_spoils_the_windows_that_contain_it(
 
 @pytest.mark.parametrize("traced", [False, True])
 @pytest.mark.parametrize("value", SPOILERS)
-@pytest.mark.parametrize("stride", [2, 3, 7, 20])
+@pytest.mark.parametrize("stride", [2, slow(3), 7, slow(20)])
 @pytest.mark.parametrize("window", [(3, 3), (4, 5), (1, 2), (10, 4), (3, 20), (9, 10), (1, 1)], ids=str)
 def test_one_pixel_spoils_the_positions_that_read_a_window_with_it(
     window: tuple[int, int], stride: int, value: float, traced: bool, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.functional import local_group_norm, local_instance_norm, local_mean, local_var_mean
 
+from .marks import slow
+
 GOLDEN = load_file(Path(__file__).parent / "data" / "pooling.safetensors")
 CASES = sorted({name.partition(".")[0] for name in GOLDEN})
 BAR = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -69,7 +71,7 @@ def nafnet() -> tuple[nn.Module, dict[str, Tensor], int]:
     return model, tensors, int(metadata["base_size"])
 
 
-@pytest.mark.parametrize("case", [f"case{i}" for i in range(4)])
+@pytest.mark.parametrize("case", ["case0", "case1", slow("case2"), slow("case3")])
 @torch.no_grad()
 def test_nafnet(nafnet: tuple[nn.Module, dict[str, Tensor], int], case: str) -> None:
     """Its simplified channel attention, a pool in a Sequential, becomes local without a word about it."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tlsc
 
-from .marks import slow_unless
+from .marks import slow, slow_unless
 from .networks import BASE, MPRNET, NETWORKS, Network, image, recorded, reference_site, window_start
 
 LARGER = 36, 44
@@ -42,7 +42,7 @@ USUAL = {
 }
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
-with_mprnet = pytest.mark.parametrize("network", [*NETWORKS, MPRNET], ids=str)
+with_mprnet = pytest.mark.parametrize("network", [*NETWORKS, slow(MPRNET)], ids=str)
 
 
 def is_usual(network: Network) -> bool:

@@ -21,6 +21,8 @@ from tlsc.eval.judge.metrics import psnr
 from tlsc.eval.run import nlm
 from tlsc.eval.show.nlm import CONSTANT_NOISE
 
+from .marks import slow_unless
+
 
 def _photograph(name: str) -> Tensor:
     return torch.from_numpy(load_photograph(name)).permute(2, 0, 1)[None].contiguous()
@@ -66,7 +68,7 @@ def test_strength_follows_the_noise() -> None:
     assert strengths[-1] > 4 * strengths[0]
 
 
-@pytest.mark.parametrize("name", TEST_PHOTOGRAPHS)
+@pytest.mark.parametrize("name", slow_unless(lambda name: name == "chelsea", TEST_PHOTOGRAPHS))
 def test_converting_wins_where_noise_varies_and_costs_nothing_where_it_does_not(name: str) -> None:
     """Whole photographs that were not trained on: at least +0.3 dB; within 0.1 dB."""
     clean = _photograph(name)
@@ -170,7 +172,7 @@ def test_map_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     given = tmp_path / "given.png"
     skimage.io.imsave(given, (_crop()[0].permute(1, 2, 0).numpy() * 255).astype("uint8"), check_contrast=False)
-    for sigma in ([], ["--sigma", "0.05"], ["--sigma", "0.01", "0.2"]):
+    for sigma in ([], ["--sigma", "0.01", "0.2"]):
         out = tmp_path / f"{len(sigma)}.png"
         arguments = ["nlm", "map", str(given), *sigma, "--base-size", "32", "--out", str(out)]
         assert main(arguments) == 0

@@ -23,13 +23,14 @@ import tlsc
 from tlsc import adapters
 from tlsc.adapters import CheckpointError, Descriptor, HINet, MPRNet, load, run
 
+from ..marks import slow
 from ..networks import with_random_weights
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = range(4)
 SMALL: dict[str, Callable[[], nn.Module]] = {
     "HINet": lambda: HINet(wf=4, depth=3, hin_position_left=1, hin_position_right=2),
-    "MPRNet": lambda: MPRNet(n_feat=8, scale_unetfeats=4, scale_orsnetfeats=4, num_cab=1),
+    "MPRNet": lambda: MPRNet(n_feat=4, scale_unetfeats=2, scale_orsnetfeats=2, num_cab=1, reduction=2),
 }
 
 
@@ -60,8 +61,10 @@ def small(request: pytest.FixtureRequest) -> nn.Module:
 # ------------------------------------------------------------------------------------------ golden vectors
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", ["hinet", "mprnet"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [("hinet", ".pth"), ("hinet", ".safetensors"), ("mprnet", ".pth"), slow("mprnet", ".safetensors")],
+)
 @torch.no_grad()
 def test_golden_vectors_through_load(name: str, suffix: str, tmp_path: Path) -> None:
     """The published implementation's stages, original and local, from a file that says nothing but weights."""

@@ -34,12 +34,12 @@ INTERPRETED = """
 import torch
 from tlsc.adapters.nlm import nonlocal_means
 torch.set_num_threads(1)
-CASES = [((2, 1, 6, 9), torch.float64), ((), torch.float64), ((2, 1, 1, 1), torch.float32)]
+CASES = [((2, 1, 5, 6), torch.float64), ((), torch.float64), ((2, 1, 1, 1), torch.float32)]
 settings = [("luma", "exponential", 0.0, "circular"), ("color", "gaussian", 0.05, "reflect"),
     ("luma", "gaussian", 0.0, "reflect"), ("color", "exponential", 0.05, "circular")]
 for number, (distance, weights, sigma, border) in enumerate(settings):
     for shape, dtype in CASES[number % len(CASES):][:EACH]:
-        x = torch.rand(2, 1 + 2 * (number < 3), 6, 9, dtype=dtype)
+        x = torch.rand(2, 1 + 2 * (number < 3), 5, 6, dtype=dtype)
         h, upstream = torch.rand(shape, dtype=dtype) / 4 + 0.05, torch.randn(x.shape, dtype=dtype)
         found = []
         for implementation in ("torch", "triton"):
@@ -49,7 +49,7 @@ for number, (distance, weights, sigma, border) in enumerate(settings):
             found.append((out, *torch.autograd.grad(out, (image, strength), upstream)))
         bar = 1e-11 if dtype == torch.float64 else 1e-4
         assert all((a - b).abs().max() < bar * (1 + a.abs().max()) for a, b in zip(*found)), (distance, shape)
-x = torch.rand(1, 3, 12, 12); x[0, 1, 3, 4] = torch.nan
+x = torch.rand(1, 3, 7, 8); x[0, 1, 3, 4] = torch.nan
 expected, found = (nonlocal_means(x, 0.1, 3, 3, implementation=name).isnan() for name in ("torch", "triton"))
 assert torch.equal(expected, found) and 0 < found.sum() < found.numel()
 flat = torch.full((1, 3, 6, 6), 0.1)

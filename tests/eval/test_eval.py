@@ -28,6 +28,8 @@ from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS,
 from tlsc.eval.run.patches import restore
 from tlsc.eval.show import demo
 
+from ..marks import slow
+
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"squeeze_excitation": (0, 1, 2)},
@@ -198,7 +200,7 @@ def test_demo_writes_table_files_and_pictures(
 
     def corner(degradation: str, seed: int) -> list[Any]:
         pair = degrade_photograph("chelsea", degradation, seed)
-        return [type(pair)(pair.name, pair.clean[:110, :150], pair.degraded[:110, :150])]
+        return [type(pair)(pair.name, pair.clean[:98, :100], pair.degraded[:98, :100])]
 
     monkeypatch.setattr(demo, "degraded_test_photographs", corner)
     monkeypatch.setattr(demo, "PATCH_SIZES", (64, 96, None))
@@ -264,7 +266,7 @@ def test_inspect_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's")
-@pytest.mark.parametrize("given", [{}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}])
+@pytest.mark.parametrize("given", [{}, slow({"MALLOC_TRIM_THRESHOLD_": "1000000"})])
 def test_the_command_s_process_keeps_what_it_frees(given: dict[str, str]) -> None:
     """New pages are faults; a tensor that is a little smaller than one before it then has next to none."""
     script = (

@@ -182,7 +182,7 @@ def _seen(call: Callable[[], Any], target: int = 90) -> Seen:
 @pytest.mark.parametrize(
     ("size", "most", "last"),
     [
-        ("odd", 1, True),
+        slow("odd", 1, True),
         ("blocks", 3, False),
         *(
             slow(*case)

@@ -94,6 +94,7 @@ def test_the_count_is_right_where_it_is_known() -> None:
     assert total >= distinct
 
 
+@pytest.mark.slow
 def test_a_norm_moves_little_more_than_the_floor() -> None:
     distinct, _ = _shares("norm", 150, 96, 80, 1, 1)
     assert 2 / 3 <= distinct <= 2.5
