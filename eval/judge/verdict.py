@@ -202,10 +202,7 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
     said = [*remarks, *_failed(cells, comparable, table)]
     if not comparable:
         return Verdict(ORIGINAL, ORIGINAL, {}, "No verdict: no image was restored.", "", tuple(said), ())
-    left_out = len(table[comparable[0]]) - len(images)
-    if left_out:
-        noun = "1 image is" if left_out == 1 else f"{left_out} images are"
-        said.append(f"{noun} left out of means and verdict: not every way could restore them")
+    said += _left_out(len(table[comparable[0]]) - len(images))
     baseline = next((cell for cell in comparable if cell == ORIGINAL), comparable[0])
     if baseline != ORIGINAL:
         said.append(f"compared with {baseline}, as whole images were not restored by the network as trained")
@@ -232,6 +229,13 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
             "images that only one of two ways restored exactly have an infinite gain and are left out of its mean"
         )
     return Verdict(best, baseline, changes, recommendation, words, (*more, *said), tuple(images), gains)
+
+
+def _left_out(count: int) -> list[str]:
+    if not count:
+        return []
+    noun = "1 image is" if count == 1 else f"{count} images are"
+    return [f"{noun} left out of means and verdict: not every way could restore them"]
 
 
 def _settling(changes: dict[Cell, Change], gains: dict[Cell, tuple[float, ...]], confidence: float) -> list[str]:
