@@ -85,7 +85,11 @@ def script() -> int:
             stream.reconfigure(errors="backslashreplace")
     # An exception, so that files that are being written are removed on the way out.
     signal.signal(signal.SIGTERM, _stop)
-    return main()
+    try:
+        return main()
+    finally:
+        # Nothing is being written any more, and exceptions are only printed while Python ends.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

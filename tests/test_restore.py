@@ -177,6 +177,12 @@ def test_a_folder_s_own_folders_are_restored_and_kept(
     assert set(map(str, targets(["one/two"], Path("out")).values())) == {"out/b.png", "out/up/a.png"}
 
 
+def test_what_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jxl", "c.HEIC"):
+        (tmp_path / name).touch()
+    assert [image.name for image in targets([str(tmp_path)], tmp_path / "out")] == ["a.png", "b.jxl", "c.HEIC"]
+
+
 def test_targets(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "a.tif", "a.tif.png", "b.png"):
         (tmp_path / name).touch()

@@ -53,7 +53,9 @@ def add_command(commands: Commands) -> None:
     )
     group = parser.add_argument_group("network and images")
     group.add_argument("network", metavar="NETWORK", help=NAMES)
-    group.add_argument("inputs", metavar="INPUT", nargs="*", help="images, folders of images, or glob patterns")
+    group.add_argument(
+        "inputs", metavar="INPUT", nargs="*", help="images, folders with those inside them, or glob patterns"
+    )
     parser.collects = "inputs"
     group.add_argument(
         "--checkpoint",

@@ -37,7 +37,7 @@ from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.data.layouts import INPUT_ROLES, TARGET_ROLES, images, inside, listed, role_folders, role_of
 from tlsc.eval.data.matching import Bad, ImagePair, match
 from tlsc.eval.data.synthesis import Synthesis, generator, parse_degradation, resized
-from tlsc.eval.images import EXTENSIONS, Pixels, UnreadableError, as_float, read_image, with_channels
+from tlsc.eval.images import READABLE, Pixels, UnreadableError, as_float, read_image, with_channels
 
 __all__ = ["INPUT_ROLES", "TARGET_ROLES", "Bad", "BadPairsError", "Dataset", "ImagePair", "find_pairs"]
 
@@ -245,7 +245,7 @@ def find_pairs(
     else:
         raise ArgumentValueError(f"give one folder, or two: inputs and targets; got {len(roots)}")
     if not found.pairs and not found.bad:
-        raise ArgumentValueError(f"no images in {name} ({', '.join(sorted(EXTENSIONS))})")
+        raise ArgumentValueError(f"no images in {name} ({', '.join(READABLE)})")
     return found if limit is None else replace(found, pairs=found.pairs[:limit])
 
 

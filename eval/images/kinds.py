@@ -21,9 +21,10 @@ READABLE = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".webp", ".avif", ".bmp", ".gif", ".jp2", ".j2k"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pam", ".pfm", ".exr", ".hdr", ".npy"),
 )
-"""Suffixes by which files in a folder are taken for pictures."""
+"""Suffixes of the formats that are read."""
 
-EXTENSIONS = frozenset(READABLE)
+EXTENSIONS = frozenset((*READABLE, ".jxl", ".heic", ".heif"))
+"""Suffixes by which files in a folder are taken for pictures; those that cannot be read are refused by name."""
 
 _READERS: tuple[tuple[re.Pattern[bytes], Callable[[BinaryIO], Head]], ...] = tuple(
     (re.compile(pattern, re.DOTALL), reader)

@@ -30,6 +30,7 @@ from tlsc.eval.judge.metrics import psnr as _psnr
 from tlsc.eval.run.cells import Cell
 from tlsc.eval.run.demo import PATCH_SIZES, Result, Swept, sweep
 from tlsc.eval.run.demo import variant as in_words
+from tlsc.eval.run.records import alone_in
 from tlsc.eval.show.demo_pictures import Curve, Panel, Photograph, draw_gains, draw_photograph
 from tlsc.eval.telling import hand_over, say
 
@@ -47,13 +48,18 @@ def run(out: Path, seed: int, overwrite: bool = False) -> int:
     """Sweep all networks, print the table and write the files to ``out``; returns the exit status.
 
     Raises:
-        ArgumentValueError: a file is there already, and ``overwrite`` is not given.
+        ArgumentValueError: a file is there already, and ``overwrite`` is not given; or another process
+            writes there.
         OSError: ``out`` cannot be written to; found out before the work begins.
     """
     refuse_existing((out / name for name in FILES), overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / FILES[0]):  # can it be written to?
-        pass
+    with alone_in(out):
+        with replacing(out / FILES[0]):  # can it be written to?
+            pass
+        return _run(out, seed)
+
+
+def _run(out: Path, seed: int) -> int:
     started = time.perf_counter()
     swept = {name: _swept(name, seed) for name in DEMO_NETWORKS}
     results = [result for own in swept.values() for result in own.results]

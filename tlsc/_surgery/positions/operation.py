@@ -14,7 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Change", "Operation", "Seen", "described"]
+__all__ = ["LEAVING", "Change", "Operation", "Seen", "described"]
+
+LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
+"""Ways out of PyTorch; nobody knows what the code does with the values."""
 
 
 @dataclass(frozen=True)

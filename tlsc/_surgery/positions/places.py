@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .operation import Change
+from .operation import LEAVING, Change
 from .table import dims, rule, shown_if
 
 __all__: list[str] = []
@@ -40,7 +40,7 @@ def selected(change: Change) -> str:
     return shown_if(change.grown(key), change)
 
 
-@rule("numpy", "tolist", "__array__", "__dlpack__")
+@rule(*LEAVING)
 def leaving(change: Change) -> str:
     """Out of PyTorch, where nobody sees what becomes of the values."""
     return shown_if(change.grown(), change, change.small.name.strip("_"))

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..._models.slots import Slot
 from . import table
-from .operation import Operation, Seen, described
+from .operation import LEAVING, Operation, Seen, described
 from .work import multiplications
 
 __all__ = ["CallRecord", "Recorder", "Recurrences", "operation_of"]
@@ -32,8 +32,6 @@ _EMPTY = (
     *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
     *("new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided"),
 )
-LEAVING = ("numpy", "tolist", "__array__", "__dlpack__")
-"""Ways out of PyTorch; nobody knows what the code does with the values."""
 
 
 @dataclass(eq=False)
