@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._calibration import fit as _fit
+from tlsc._calibration.calibrate import _fewer as fewer
+from tlsc._calibration.runs import Run
 from tlsc.adapters import load_demo_network
 from tlsc.eval.data.degradations import degrade_photograph
 
@@ -371,6 +373,41 @@ def test_maxima_and_maps_that_do_not_grow_are_not_calibrated() -> None:
     assert "no mean and no variance" in by_operation["amax"].reason
     assert by_operation["mean"] is not None
     assert by_operation["mean"].before is not None
+
+
+def test_a_right_correction_is_kept_where_another_does_harm_and_forwards_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told what the output's distance is: 1 as it is, 2 with both corrections, 0.5 with the first site's alone."""
+    model = tlsc.convert(network(), BASE)
+    assert isinstance(model, nn.Sequential)
+    given, pixels = images(4, 72), [0]
+    seen: list[tuple[bool, ...]] = []
+
+    def distance(run: Run, outputs: Any) -> float:
+        seen.append(tuple(place.module.correction is not None for place in run.places))
+        distances: dict[tuple[bool, ...], float] = {(True, False): 0.5, (False, True): 3.0, (True, True): 2.0}
+        return distances.get(seen[-1], 1.0)
+
+    monkeypatch.setattr(Run, "distance", distance)
+    model[0].register_forward_hook(lambda _, args, out: pixels.__setitem__(0, pixels[0] + args[0][:, 0].numel()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tlsc.TLSCWarning)
+        first, second = fits(tlsc.calibrate(model, given, crops_per_image=500))
+    assert (first.kept, second.kept) == (True, False)
+    assert "without it the model's output would be closer" in second.reason
+    assert len(seen) == 5
+    assert [model[1].correction is None, model[4].correction is None] == [False, True]
+    assert pixels[0] <= 10 * given[:, 0].numel()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_what_is_tried_where_all_corrections_do_harm(count: int) -> None:
+    tried = fewer(list(range(count)))
+    assert len(tried) <= 3
+    assert all(0 < len(some) < count for some in tried)
+    if 1 < count <= 3:
+        assert [[n for n in range(count) if n not in some] for some in tried] == [[n] for n in range(count)]
 
 
 def test_a_warning_where_converting_moves_the_output_away() -> None:

@@ -42,9 +42,9 @@ def calibrate(
 
     Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
     training contain it; a window inside a whole image does not. From random crops of the images and the same places
-    inside them a map is fitted per channel (a ``Correction``), site after site. It is kept
-    where it agrees with crops that took no part in the fit, and dropped altogether where the model's output would
-    move away from what it is on crops. Inputs no larger than ``base_size`` still give what the original gave.
+    inside them a map is fitted per channel (a ``Correction``), site after site. It is kept where it agrees with
+    crops that took no part in the fit. Where the model's output would move away from what it is on crops, fewer sites
+    are corrected, or none. Inputs no larger than ``base_size`` still give what the original gave.
 
     Args:
         model: converted by :func:`tlsc.convert`. An earlier calibration is replaced.
@@ -107,8 +107,7 @@ def calibrated(
             warnings.warn(f"nothing was calibrated: {why}", TLSCWarning, stacklevel=3)
         return _take(model, plan, found, about)
     run = Run(model, places, regions, spots, size, independent)
-    original = _run(run)
-    found, after = _outcome(run, reasons)
+    original, found, after = _run(run, reasons)
     made = _take(model, plan, found, replace(about, original=original, local=run.local, calibrated=after))
     if after > WORSE * original:
         warnings.warn(
@@ -121,13 +120,16 @@ def calibrated(
     return made
 
 
-def _run(run: Run) -> float:
-    """Fit every site; how far the original's output on regions is from its output on crops."""
+def _run(run: Run, reasons: dict[int, str]) -> tuple[float, dict[int, Fit], float]:
+    """Fit every site. How far the original's output on regions is from its output on crops, what was found, and
+    how far the output is with it.
+    """
     try:
         with evaluating(run.model):
             run.through()
+            found, after = _outcome(run, reasons)
             with _surgery.reverted(run.model):
-                return run.distance(run.whole())
+                return run.distance(run.whole()), found, after
     except TLSCError:
         raise
     except Exception as error:
@@ -144,8 +146,23 @@ def _outcome(run: Run, reasons: dict[int, str]) -> tuple[dict[int, Fit], float]:
     found.update((place.site, place.outcome()) for place in run.places)
     if run.corrected <= run.local:
         return found, run.corrected
-    why = "dropped: with all corrections the model's output would be further from its output on crops"
-    return {n: replace(fit, kept=False, reason=why) if fit.kept else fit for n, fit in found.items()}, run.local
+    kept = [n for n in sorted(found) if found[n].kept]
+    tried = [(run.with_only({n: found[n] for n in some}), some) for some in _fewer(kept)]
+    after, best = min([(run.local, []), *tried])
+    what = "without it" if best else "with all corrections"
+    comparison = "closer to" if best else "further from"
+    why = f"dropped: {what} the model's output would be {comparison} its output on crops"
+    dropped = set(kept) - set(best)
+    return {n: replace(fit, kept=False, reason=why) if n in dropped else fit for n, fit in found.items()}, after
+
+
+def _fewer(sites: list[int]) -> list[list[int]]:
+    """Which corrections to try alone where all together do harm, at most three choices: all but one; of more than
+    three sites the first ones, as each was fitted behind those before it.
+    """
+    if len(sites) <= 3:
+        return [some for n in sites if (some := [m for m in sites if m != n])]
+    return [sites[: len(sites) * quarters // 4] for quarters in (3, 2, 1)]
 
 
 def apply(model: nn.Module, plan: Plan) -> Plan:

@@ -18,6 +18,7 @@ __all__ = ["Spot", "alike", "checked_seed", "images_of", "like", "regions_of", "
 
 # Pixels of images that are looked at: this many, or this many training crops.
 PIXELS, CROPS = 2**21, 64
+CROPS_OF_REGION = 4  # crops of a region have at most this many times its pixels: more would only overlap more
 UNIT = 32  # images are cut to a multiple of this, where the crop is one, for models that take nothing else
 
 Spot = tuple[int, int, int]
@@ -89,6 +90,7 @@ def regions_of(
         unit = math.lcm(step, math.gcd(UNIT, k))
         rounded = n // unit * unit
         sizes.append(rounded if rounded >= k + 2 * step else n)
+    most = max(1, CROPS_OF_REGION * math.prod(sizes) // math.prod(crop))
     regions, spots, independent = [], [], 0.0
     for image in usable:
         top, left = (int(rng.integers(n - size + 1)) for n, size in zip(image.shape[1:], sizes, strict=True))
@@ -99,7 +101,8 @@ def regions_of(
             margin = max(step, min((n - k) // 4, k // 2) // step * step)
             axes.append(range(margin, n - k - margin + 1, step) or range(step, n - k - step + 1, step))
         places = [(i, j) for i in axes[0] for j in axes[1]]
-        chosen = sorted(rng.choice(len(places), min(count, len(places)), replace=False).tolist())
+        number = min(count, len(places), most)
+        chosen = sorted(rng.choice(len(places), number, replace=False).tolist())
         spots += [(len(regions) - 1, *places[i]) for i in chosen]
         room = math.prod((axis[-1] - axis[0]) / k + 1 for axis, k in zip(axes, crop, strict=True))
         independent += min(len(chosen), room)

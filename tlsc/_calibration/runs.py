@@ -62,6 +62,14 @@ class Run:
         with watching(self.places, self._fit):
             self.corrected = self.distance(self.whole())
 
+    def with_only(self, fits: dict[int, Fit]) -> float:
+        """How far the output is from that on crops with these sites corrected and no others."""
+        with watching(self.places, lambda place, x: None):
+            for place in self.places:
+                if place.site in fits:
+                    place.set(correction_of(fits[place.site], self.model))
+            return self.distance(self.whole())
+
     def whole(self) -> Any:
         """What the model, as it is, makes of the regions."""
         return self.model(self.regions)
