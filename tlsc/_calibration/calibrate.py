@@ -43,8 +43,8 @@ def calibrate(
     Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
     training contain it; a window inside a whole image does not. From random crops of the images and the same places
     inside them a map is fitted per channel (a ``Correction``), site after site. It is kept where it agrees with
-    crops that took no part in the fit. Where the model's output would move away from what it is on crops, fewer sites
-    are corrected, or none. Inputs no larger than ``base_size`` still give what the original gave.
+    crops that took no part in the fit. Where the model's output would move away from what it is on crops, fewer
+    sites are corrected, or none. Inputs no larger than ``base_size`` still give what the original gave.
 
     Args:
         model: converted by :func:`tlsc.convert`. An earlier calibration is replaced.
