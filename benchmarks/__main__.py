@@ -17,6 +17,7 @@ from . import (
     modes,
     mutants,
     nlm,
+    prediction,
     structure,
     versions,
     wheels,
@@ -38,6 +39,7 @@ WITH_PARTS = {
     "kernels": kernels.main,
     "modes": modes.main,
     "mutants": mutants.main,
+    "prediction": prediction.main,
     "versions": versions.main,
     "wheels": wheels.main,
 }
@@ -53,7 +55,7 @@ parser.add_argument(
     "nlm, networks; all if none; of fingerprint: the file to write, and one to compare with; of mutants: "
     "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
-    "or paths of interpreters",
+    "or paths of interpreters; of prediction: train, networks, picture FILE",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

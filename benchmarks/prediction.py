@@ -1,21 +1,30 @@
-"""Predicted against measured gain: the table and the picture of ``docs/when-it-helps.md``.
+"""Predicted against measured gain: the tables and the picture of ``docs/when-it-helps.md``.
 
 ``python -m benchmarks prediction train`` trains the networks that do not come along, into
 ``calibration-networks`` (each takes one to three minutes of a core; those that are there are left);
-``python -m benchmarks prediction networks`` prints the tables, of the networks that are there.
+``python -m benchmarks prediction networks`` prints the tables, of the networks that are there; ``… picture FILE``
+also draws predicted against measured changes. What was measured is kept beside the networks (prediction.json).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from tabulate import tabulate
+from torch import Tensor, nn
 
-from tlsc.adapters import DEMO_NETWORKS, DemoNetwork
+import tlsc
+from tlsc._prediction.result import decibels
+from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
+from tlsc.eval.data.degradations import degrade_photograph
+from tlsc.eval.files import replacing
 from tlsc.eval.train.demo import train
 
 FOLDER = Path("calibration-networks")
@@ -44,29 +53,148 @@ TRAINED: dict[str, tuple[DemoNetwork, int]] = {
     "hin, haze, crops of 128": (_network("hin", _DEEP, 128, "haze"), 1),
     "mixed, blur, crops of 64": (_network("mixed", _MIXED, 64, "motion-blur"), 0),
 }
+# Trained on parts of 256, and asked with crops of 64: what is said where crops are no reference.
+LARGE = {"se, haze, parts of 256": (_network("se-large", _SE, 256, "haze"), 0)}
+TOLD = 64
+PHOTOGRAPHS = ("coffee", "chelsea", "astronaut")
 
 
 def _file(name: str) -> Path:
-    network, seed = TRAINED[name]
+    network, seed = {**TRAINED, **LARGE}[name]
     return FOLDER / f"prediction-{network.name}-{network.degradation}-{network.crop}-{STEPS}-{seed}.safetensors"
 
 
 def _train() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, (network, seed) in TRAINED.items():
+    for name, (network, seed) in {**TRAINED, **LARGE}.items():
         path = _file(name)
         if not path.exists():
-            model: nn.Module = train(network, STEPS, seed)
+            model = train(network, STEPS, seed)
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
             print(path, flush=True)
 
 
-def _load(name: str) -> nn.Module:
-    network, _ = TRAINED[name]
-    model = network.build()
-    model.load_state_dict(load_file(_file(name)))
-    return model.eval()
+def _known() -> dict[str, tuple[nn.Module, int, str]]:
+    """Name: network, training crop, degradation; those that are there."""
+    found: dict[str, tuple[nn.Module, int, str]] = {}
+    for name in ("se", "hin", "hin-all"):
+        network = DEMO_NETWORKS[name]
+        found[f"{name} (demo)"] = load_demo_network(name), network.crop, network.degradation
+    for name, (network, _) in {**TRAINED, **LARGE}.items():
+        if _file(name).exists():
+            model = network.build()
+            model.load_state_dict(load_file(_file(name)))
+            found[name] = model.eval(), TOLD if name in LARGE else network.crop, network.degradation
+    return found
 
 
-if __name__ == "__main__":
-    _train()
+def _halves(degradation: str) -> list[tuple[Tensor, Tensor]]:
+    """Left and right halves of the photographs that no network has seen, degraded; and clean."""
+    found = []
+    for name in PHOTOGRAPHS:
+        pair = degrade_photograph(name, degradation, 0)
+        half = pair.clean.shape[1] // 2
+        for part in (slice(0, half), slice(half, None)):
+            given, clean = (
+                torch.from_numpy(np.ascontiguousarray(x[:, part])).permute(2, 0, 1)
+                for x in (pair.degraded, pair.clean)
+            )
+            found.append((given, clean))
+    return found
+
+
+def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
+    """Prediction and truth of each window."""
+    pairs = _halves(degradation)
+    windows = [crop, crop * 3 // 2, crop * 2]
+    found = tlsc.predict(model, [given for given, _ in pairs], windows, crop=crop)
+    with torch.no_grad():
+        before = [model(given[None])[0] for given, _ in pairs]
+        errors = [float((out - clean).square().mean()) for out, (_, clean) in zip(before, pairs, strict=True)]
+        rows = []
+        for one in found.changes:
+            with tlsc.converted(model, one.base_size, check=False):
+                after = [model(given[None])[0] for given, _ in pairs]
+            true = [float((out - clean).square().mean()) for out, (_, clean) in zip(after, pairs, strict=True)]
+            moved = float(np.mean([float((a - b).square().mean()) for a, b in zip(after, before, strict=True)]))
+            change = [a - b for a, b in zip(true, errors, strict=True)]
+            rows.append({**dataclasses.asdict(one), "moved": moved, "true": change})
+    return {
+        "errors": errors,
+        "whole": found.whole,
+        "disagreement": None if np.isnan(found.disagreement) else found.disagreement,
+        "unreliable": found.unreliable,
+        "sentence": found.sentence,
+        "windows": rows,
+    }
+
+
+def _networks() -> dict[str, Any]:
+    """What was measured, of every network that is there; goes on where it was stopped."""
+    path = FOLDER / "prediction.json"
+    FOLDER.mkdir(exist_ok=True)
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name, (model, crop, degradation) in _known().items():
+        if name not in found:
+            found[name] = _measured(model, crop, degradation)
+            with replacing(path) as new:
+                new.write_text(json.dumps(found))
+    return found
+
+
+def main(parts: Sequence[str]) -> None:
+    """Train, or print the tables."""
+    torch.set_num_threads(1)
+    if parts and parts[0] == "train":
+        _train()
+        return
+    found = _networks()
+    _print(found)
+    if parts and parts[0] == "picture":
+        _draw(found, Path(parts[1]))
+
+
+def _print(found: dict[str, Any]) -> None:
+    rows, inside, total = [], 0, 0
+    for name, own in found.items():
+        psnr = -10 * np.log10(np.mean(own["errors"]))
+        for row in own["windows"]:
+            true = float(np.mean(row["true"]))
+            predicted, low, high, measured = (
+                f"{decibels(x, psnr):+.2f}" for x in (row["change"], row["high"], row["low"], true)
+            )
+            holds = row["low"] <= true <= row["high"]
+            if not own["unreliable"]:
+                inside, total = inside + holds, total + 1
+            said = "no reference" if own["unreliable"] else "yes" if holds else "NO"
+            rows.append([name, row["base_size"][0], f"{psnr:.2f}", f"{predicted} [{low}, {high}]", measured, said])
+    print(tabulate(rows, headers=["network", "window", "PSNR", "predicted, dB", "measured", "inside"]))
+    print(f"inside the 90% interval: {inside} of {total}")
+    for name, own in found.items():
+        print(f"{name}: {own['sentence']}")
+
+
+def _draw(found: dict[str, Any], path: Path) -> None:
+    """Networks (at 1.5 × the crop, with intervals) and single images, predicted against measured, in dB."""
+    from tlsc.eval.show.pictures import COLOURS, new_figure, save
+
+    figure = new_figure(6.5, 5.2)
+    axes = figure.add_subplot()
+    for number, (name, own) in enumerate(found.items()):
+        psnr = -10 * np.log10(np.mean(own["errors"]))
+        row = own["windows"][1]
+        x, low, high, y = (
+            decibels(value, psnr) for value in (row["change"], row["high"], row["low"], float(np.mean(row["true"])))
+        )
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot([low, high], [y, y], color=colour, linewidth=1)
+        axes.plot([x], [y], marker="o", color=colour, linestyle="none", label=name)
+        images = zip(row["per_image"], row["true"], own["errors"], strict=True)
+        single = [(decibels(a, -10 * np.log10(e)), decibels(b, -10 * np.log10(e))) for a, b, e in images]
+        axes.plot(*np.array(single).T, marker=".", markersize=3, alpha=0.5, color=colour, linestyle="none")
+    axes.axline((0, 0), slope=1, color="#888888", linewidth=0.8)
+    axes.set_xlabel("predicted without targets, dB (line: 90% interval)")
+    axes.set_ylabel("measured with targets, dB")
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    save(figure, path)

@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tlsc.eval",),
     ("tlsc.adapters",),
     ("tlsc", "tlsc._internal"),
+    ("tlsc._prediction",),
     ("tlsc._convert",),
     ("tlsc._export", "tlsc._influence", "tlsc._calibration"),
     ("tlsc._surgery",),

@@ -25,6 +25,7 @@ NAMES = [
     "MissingPackageError",
     "NoSiteError",
     "Plan",
+    "Prediction",
     "ProbeError",
     "Site",
     "TLSCError",
@@ -40,6 +41,7 @@ NAMES = [
     "influence",
     "keep_memory",
     "plan",
+    "predict",
     "register",
     "revert",
 ]

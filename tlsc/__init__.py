@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LocalGroupNorm,
         LocalInstanceNorm2d,
         Plan,
+        Prediction,
         Site,
         backend,
         backends,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         export,
         influence,
         plan,
+        predict,
         register,
         revert,
     )
@@ -56,6 +58,7 @@ __all__ = [
     "MissingPackageError",
     "NoSiteError",
     "Plan",
+    "Prediction",
     "ProbeError",
     "Site",
     "TLSCError",
@@ -71,6 +74,7 @@ __all__ = [
     "influence",
     "keep_memory",
     "plan",
+    "predict",
     "register",
     "revert",
 ]

@@ -8,6 +8,8 @@ from ._convert import convert, converted, plan, revert
 from ._export.export import Export, export
 from ._influence.influence import Influence, influence
 from ._plan import Plan, Site
+from ._prediction.predict import predict
+from ._prediction.result import Prediction
 from ._sites.kind import register
 from ._statistics.backends import backend, backends
 from .modules import LocalAvgPool2d, LocalGroupNorm, LocalInstanceNorm2d
@@ -19,6 +21,7 @@ __all__ = [
     "LocalGroupNorm",
     "LocalInstanceNorm2d",
     "Plan",
+    "Prediction",
     "Site",
     "attention",
     "backend",
@@ -31,6 +34,7 @@ __all__ = [
     "influence",
     "modules",
     "plan",
+    "predict",
     "register",
     "revert",
 ]

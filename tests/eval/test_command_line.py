@@ -119,6 +119,7 @@ VERBS = {
     "eval": lambda name, out: ["eval", name, *DATA, "--crop", "8", "--no-report", "-o", out, "--json"],
     "sweep": lambda name, out: ["sweep", name, *DATA, "--patch-size", "8", "--no-report", "-o", out, "--json"],
     "shift": lambda name, out: ["shift", name, *DATA, "--crop", "8", "--crops", "1", "-o", out, "--json"],
+    "advise": lambda name, out: ["advise", name, "in", "--crop", "8", "--crops", "2", "--sigma", "25", "--json"],
     "export": lambda name, out: ["export", name, "-o", f"{out}.onnx", "--json"],
 }
 

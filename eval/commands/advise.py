@@ -1,0 +1,112 @@
+"""``tlsc advise``: whether converting would help, and with which window, from photographs without targets."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.commands.arguments import (
+    Commands,
+    add_calling_arguments,
+    add_network,
+    add_running_arguments,
+    add_telling_arguments,
+    count,
+    network_of,
+    positive,
+    windows,
+)
+from tlsc.eval.telling import hand_over, progress, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tlsc.eval.networks import Network
+
+__all__ = ["add_command"]
+
+
+def add_command(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "advise",
+        help="whether converting would help, predicted from photographs without targets",
+        description="Compare what the network makes of whole photographs and of random crops of its training size, "
+        "as trained and converted with each window. Prints the predicted change with its 90%% interval, and what "
+        "to do. Writes nothing.",
+    )
+    add_calling_arguments(add_network(parser))
+    parser.add_argument("photographs", nargs="+", metavar="PHOTO", help="degraded photographs, or folders of them")
+    group = parser.add_argument_group("conversion")
+    group.add_argument(
+        "--base-size",
+        type=windows,
+        default=None,
+        metavar="WINDOW,…",
+        help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (1, 1.5 and 2 training crops)",
+    )
+    group.add_argument("--calibrate", action="store_true", help="each window with calibrated statistics, too")
+    group = parser.add_argument_group("prediction")
+    group.add_argument(
+        "--psnr", type=positive, metavar="DB", help="of the restored photographs, if known: changes in dB"
+    )
+    group.add_argument("--crops", type=count, default=16, metavar="N", help="from each photograph (%(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of the crops (%(default)s)")
+    add_telling_arguments(add_running_arguments(parser, threads=1))
+    parser.set_defaults(run=_run, command="advise")
+
+
+def _run(args: argparse.Namespace) -> int:
+    import tlsc
+    from tlsc.eval.run.runner import fixed_arithmetic
+
+    network = network_of(args)
+    network.refuse_onnx("predict what converting it would change")
+    if network.crop is None:
+        raise ArgumentValueError(
+            f"the training crop of {network.name} is not known, and without it there is no reference: give --crop"
+        )
+    with fixed_arithmetic(args.threads):
+        found = tlsc.predict(
+            network.model,
+            _images(args.photographs, network),
+            _windows(args, network),
+            crop=network.taken(network.crop),
+            psnr=args.psnr,
+            calibrate=args.calibrate,
+            crops_per_image=args.crops,
+            seed=args.seed,
+            call=network,
+        )
+    hand_over({"network": args.network, **found.as_dict()})
+    say(str(found))
+    return 0
+
+
+def _windows(args: argparse.Namespace, network: Network) -> list[int | tuple[int, int]]:
+    crop = network.crop
+    assert crop is not None
+    asked = args.base_size or [crop, crop * 3 // 2, crop * 2]
+    if "none" in asked:
+        raise ArgumentValueError("advise compares a network with itself converted: leave --base-size none out")
+    return [network.taken(network.base_size if one == "auto" else one) for one in asked]
+
+
+def _images(names: list[str], network: Network) -> list[Tensor]:
+    """The photographs, (C, H, W) each, in the channels that the network takes."""
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from tlsc.eval.images import read_picture, with_channels
+    from tlsc.eval.restore import targets
+
+    found = []
+    for path in progress(targets(names, Path("tlsc-advise")), desc="reading", unit="image", delay=1):
+        pixels = read_picture(path).pixels
+        if network.channels is not None:
+            pixels = with_channels(pixels, network.channels)
+        found.append(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, 2, 0))))
+    return found

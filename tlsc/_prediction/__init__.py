@@ -1,0 +1,1 @@
+"""What converting would gain, without targets."""

@@ -1,0 +1,179 @@
+"""Whether converting would help, from unlabelled images: on crops a model does what it was trained for."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .._arguments import as_pair, as_positive_int
+from .._calibration.regions import checked_seed, images_of, step_of
+from .._calibration.runs import evaluating
+from .._convert import converted
+from .._convert import plan as plan_of
+from .._surgery.swapping import reverted
+from ..errors import ArgumentValueError, TLSCWarning
+from .energies import crops_of, image_of
+from .result import Change, Prediction
+
+__all__ = ["predict"]
+
+SLACK = 0.1
+"""Part of the output's change that may go either way, as it is not independent of the error on crops: measured."""
+_RESAMPLES = 1000
+
+Values = NDArray[np.float64]
+Window = int | tuple[int, int]
+
+
+def predict(
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor],
+    base_size: Window | Iterable[Window] | None = None,
+    *,
+    crop: Window,
+    psnr: float | None = None,
+    calibrate: bool = False,
+    crops_per_image: int = 16,
+    seed: int = 0,
+    call: Callable[[Tensor], Any] | None = None,
+) -> Prediction:
+    """What converting would change, predicted from unlabelled images.
+
+    On crops of the training size the model does what it was trained for. The mean square difference between its
+    output on whole images and on crops, at the crops' centres, is its mismatch energy, E(whole); E(local) is
+    that of the converted model. Converting is predicted to change the mean square error by E(local) − E(whole).
+
+    Args:
+        model: any module; it is as before afterwards, and a converted one is looked at as the original it was.
+        images: what the model restores, unlabelled: tensors (C, H, W) or (N, C, H, W) as it takes them, values in
+            [0, 1], larger than the crop.
+        base_size: windows to try, in pixels of the input; by default 1, 1.5 and 2 times the crop.
+        crop: side of the training crops in pixels, an int or (height, width).
+        psnr: of the restored images in dB, if it is known: changes are then given in dB, too.
+        calibrate: whether each window is tried with calibrated statistics, too.
+        crops_per_image: how many random crops of each image.
+        seed: of their places and of the bootstrap.
+        call: what is called instead of the model, a function from images (N, C, H, W) to what it returns.
+
+    Returns:
+        A :class:`Prediction`: data, and a table with a sentence when printed.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError: an argument cannot be used; no image is larger than the crop; no site
+            becomes local.
+        ProbeError: the model cannot be run at the size of the crop.
+
+    Example:
+        >>> import torch, tlsc
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.InstanceNorm2d(3))
+        >>> found = tlsc.predict(model, torch.rand(2, 3, 48, 64), 24, crop=16)
+        >>> found.changes[0].base_size, found.images
+        ((24, 24), 2)
+    """
+    size = as_pair(crop, "crop")
+    windows = _windows(base_size, size)
+    count = as_positive_int(crops_per_image, "crops_per_image")
+    rng = np.random.default_rng(checked_seed(seed))
+    given = [x for x in images_of(images, model) if any(n > k for n, k in zip(x.shape[1:], size, strict=True))]
+    given = [x for x in given if all(n >= k for n, k in zip(x.shape[1:], size, strict=True))]
+    if not given:
+        raise ArgumentValueError(
+            f"no image is larger than the crop, {size[0]}×{size[1]}: there is nothing to compare"
+        )
+    ask = model if call is None else call
+    planned = plan_of(model, size)
+    if not planned.converted:
+        raise ArgumentValueError("no site becomes local, so there is nothing to predict")
+    step = step_of(planned)
+    with reverted(model), evaluating(model):
+        crops = [crops_of(ask, image, size, count, step, rng) for image in given]
+        outputs = [_output(ask, image) for image in given]
+        whole = [own.energies(output) for own, output in zip(crops, outputs, strict=True)]
+        known = [own.disagreement for own in crops if not np.isnan(own.disagreement)]
+        disagreement = float(np.mean(known)) if known else float("nan")
+        changes = []
+        for window in windows:
+            for corrected in (False, True) if calibrate else (False,):
+                with _converted(model, window, given if corrected else None, size, seed):
+                    local, moved = [], []
+                    for own, image, output in zip(crops, given, outputs, strict=True):
+                        now = _output(ask, image)
+                        local.append(own.energies(now))
+                        moved.append(float((now.double() - output.double()).square().mean()))
+                optimism = 0.0 if not known else disagreement * min(1.0, math.prod(size) / math.prod(window))
+                slack = SLACK * float(np.mean(moved)), optimism
+                changes.append(_change(window, corrected, local, whole, slack, seed))
+    energy = float(np.mean([own.mean() for own in whole]))
+    number = sum(len(own.places) for own in crops)
+    why = _unreliable(disagreement, energy)
+    return Prediction(size, len(given), number, psnr, energy, disagreement, tuple(changes), why)
+
+
+def _windows(base_size: Any, crop: tuple[int, int]) -> list[tuple[int, int]]:
+    if base_size is None:
+        return [(crop[0] * k // 2, crop[1] * k // 2) for k in (2, 3, 4)]
+    if isinstance(base_size, int):
+        return [as_pair(base_size, "base_size")]
+    found = [as_pair(one, "base_size") for one in base_size]
+    if not found:
+        raise ArgumentValueError("base_size is empty: give at least one window, or leave it out")
+    return list(dict.fromkeys(found))
+
+
+def _output(call: Any, image: Tensor) -> Tensor:
+    return image_of(call(image[None]), image[None])[0]
+
+
+def _converted(model: nn.Module, window: tuple[int, int], images: Any, crop: tuple[int, int], seed: int) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TLSCWarning)
+        return converted(model, window, calibrate=images, crop=crop if images else None, check=False)
+
+
+def _change(
+    window: tuple[int, int],
+    corrected: bool,
+    local: list[Values],
+    whole: list[Values],
+    slack: tuple[float, float],
+    seed: int,
+) -> Change:
+    """``slack``: to be added on both sides of the interval, and above it.
+
+    A window like the crop is wrong as the crop is by chance, which E(local) does not see. It is at
+    most the disagreement of crops, and falls with the window's area.
+    """
+    differences = [one - other for one, other in zip(local, whole, strict=True)]
+    per_image = [float(own.mean()) for own in differences]
+    means = _resampled(differences, np.random.default_rng(seed))
+    both, above = slack
+    low, high = (float(x) for x in np.quantile(means, (0.05, 0.95)))
+    energy = float(np.mean([own.mean() for own in local]))
+    return Change(
+        window, corrected, energy, float(np.mean(per_image)), low - both, high + both + above, tuple(per_image)
+    )
+
+
+def _resampled(values: list[Values], rng: np.random.Generator) -> Values:
+    """Means over images of means over crops: images drawn with replacement, and crops within them."""
+    found = np.empty((_RESAMPLES, len(values)))
+    for place, own in enumerate(values):
+        found[:, place] = own[rng.integers(len(own), size=(_RESAMPLES, len(own)))].mean(1)
+    drawn = rng.integers(len(values), size=found.shape)
+    means: Values = np.take_along_axis(found, drawn, 1).mean(1)
+    return means
+
+
+def _unreliable(disagreement: float, energy: float) -> str:
+    if disagreement > 2 * energy and disagreement > 1e-8:
+        return (
+            f"overlapping crops disagree at common pixels (mean square {disagreement:.2g}) more than crops and "
+            f"whole images do ({energy:.2g}), so that crops are no reference; was it trained on larger images?"
+        )
+    return ""
