@@ -107,10 +107,12 @@ def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
     """Prediction and truth of each window."""
     pairs = _halves(degradation)
     windows = [crop, crop * 3 // 2, crop * 2]
-    found = tlsc.predict(model, [given for given, _ in pairs], windows, crop=crop)
     with torch.no_grad():
         before = [model(given[None])[0] for given, _ in pairs]
         errors = [float((out - clean).square().mean()) for out, (_, clean) in zip(before, pairs, strict=True)]
+    psnr = float(-10 * np.log10(np.mean(errors)))
+    found = tlsc.predict(model, [given for given, _ in pairs], windows, crop=crop, psnr=psnr)
+    with torch.no_grad():
         rows = []
         for one in found.changes:
             with tlsc.converted(model, one.base_size, check=False):

@@ -94,6 +94,10 @@ SIGNATURES = {
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
+    "predict": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor]', "
+    "base_size: 'Window | Iterable[Window] | None' = None, *, crop: 'Window', psnr: 'float | None' = None, "
+    "calibrate: 'bool' = False, crops_per_image: 'int' = 16, seed: 'int' = 0, "
+    "call: 'Callable[[Tensor], Any] | None' = None) -> 'Prediction'",
     "export": "(model: 'nn.Module', path: 'str | Path', *, example_input: 'Any' = None, "
     "opset: 'int | None' = None, multiple: 'int | tuple[int, int] | None' = None, "
     "sizes: 'Sequence[tuple[int, int, int]] | None' = None, "

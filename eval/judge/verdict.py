@@ -159,6 +159,11 @@ def _is_original(cell: Cell, own: dict[str, Record]) -> bool:
     return cell.base_size is not None and all(r.status == "as original" for r in own.values() if r.good)
 
 
+def _as_original(cells: Sequence[Cell], table: dict[Cell, dict[str, Record]]) -> bool:
+    """Whether a converted way was the original, because no image is larger than its window."""
+    return any(_is_original(cell, table[cell]) for cell in cells)
+
+
 def summarise(cells: Sequence[Cell], records: Sequence[Record]) -> list[Summary]:
     """A summary for each cell, over the images that all comparable cells restored."""
     table = _by_cell(cells, records)
@@ -218,7 +223,7 @@ def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[st
         f", for {len(others)} comparisons at once (Bonferroni)" if len(others) > 1 else ""
     )
     best, recommendation, more = _recommend(baseline, changes, psnrs, confidence, len(images))
-    if not others and any(_is_original(cell, table[cell]) for cell in comparable):
+    if not others and _as_original(comparable, table):
         recommendation = (
             "Converting cannot change anything here: no image is larger than the window. Compare on larger "
             "images or with smaller windows."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from .._calibration.runs import evaluating
 from .._convert import converted
 from .._convert import plan as plan_of
 from .._surgery.swapping import reverted
-from ..errors import ArgumentValueError, TLSCWarning
+from ..errors import ArgumentValueError
 from .energies import crops_of, image_of
-from .result import Change, Prediction
+from .result import NEGLIGIBLE, Change, Prediction
 
 __all__ = ["predict"]
 
@@ -80,8 +80,7 @@ def predict(
     windows = _windows(base_size, size)
     count = as_positive_int(crops_per_image, "crops_per_image")
     rng = np.random.default_rng(checked_seed(seed))
-    given = [x for x in images_of(images, model) if any(n > k for n, k in zip(x.shape[1:], size, strict=True))]
-    given = [x for x in given if all(n >= k for n, k in zip(x.shape[1:], size, strict=True))]
+    given = [x for x in images_of(images, model) if _larger(x, size)]
     if not given:
         raise ArgumentValueError(
             f"no image is larger than the crop, {size[0]}×{size[1]}: there is nothing to compare"
@@ -96,23 +95,39 @@ def predict(
         outputs = [_output(ask, image) for image in given]
         whole = [own.energies(output) for own, output in zip(crops, outputs, strict=True)]
         known = [own.disagreement for own in crops if not np.isnan(own.disagreement)]
-        disagreement = float(np.mean(known)) if known else float("nan")
-        changes = []
-        for window in windows:
-            for corrected in (False, True) if calibrate else (False,):
-                with _converted(model, window, given if corrected else None, size, seed):
-                    local, moved = [], []
-                    for own, image, output in zip(crops, given, outputs, strict=True):
-                        now = _output(ask, image)
-                        local.append(own.energies(now))
-                        moved.append(float((now.double() - output.double()).square().mean()))
-                optimism = 0.0 if not known else disagreement * min(1.0, math.prod(size) / math.prod(window))
-                slack = SLACK * float(np.mean(moved)), optimism
-                changes.append(_change(window, corrected, local, whole, slack, seed))
-    energy = float(np.mean([own.mean() for own in whole]))
+        disagreement = float(np.mean(known)) if known else math.nan
+
+        def changed(window: tuple[int, int], corrected: bool) -> Change:
+            how: dict[str, Any] = {"calibrate": given, "crop": size} if corrected else {}
+            with converted(model, window, check=False, **how):
+                now = [_output(ask, image) for image in given]
+            local = [own.energies(output) for own, output in zip(crops, now, strict=True)]
+            share = min(1.0, math.prod(size) / math.prod(window))
+            slack = _slack(now, outputs, psnr), float(np.nan_to_num(disagreement)) * share
+            return _change(window, corrected, local, whole, slack, seed)
+
+        changes = tuple(changed(*asked) for asked in product(windows, (False, True) if calibrate else (False,)))
+    energy = _mean_of(whole)
     number = sum(len(own.places) for own in crops)
     why = _unreliable(disagreement, energy)
-    return Prediction(size, len(given), number, psnr, energy, disagreement, tuple(changes), why)
+    return Prediction(size, len(given), number, psnr, energy, disagreement, changes, why)
+
+
+def _larger(image: Tensor, crop: tuple[int, int]) -> bool:
+    down, across = (n - k for n, k in zip(image.shape[1:], crop, strict=True))
+    return min(down, across) >= 0 and max(down, across) > 0
+
+
+def _mean_of(energies: list[Values]) -> float:
+    """Over images of means over crops."""
+    return float(np.mean([own.mean() for own in energies]))
+
+
+def _slack(now: list[Tensor], before: list[Tensor], psnr: float | None) -> float:
+    """What the interval is widened by on both sides; where the PSNR is known, also what is told apart from zero."""
+    moved = [float((a.double() - b.double()).square().mean()) for a, b in zip(now, before, strict=True)]
+    floor = 0.0 if psnr is None else 10 ** (-psnr / 10) * (1 - 10 ** (-NEGLIGIBLE / 10))
+    return SLACK * float(np.mean(moved)) + floor
 
 
 def _windows(base_size: Any, crop: tuple[int, int]) -> list[tuple[int, int]]:
@@ -128,12 +143,6 @@ def _windows(base_size: Any, crop: tuple[int, int]) -> list[tuple[int, int]]:
 
 def _output(call: Any, image: Tensor) -> Tensor:
     return image_of(call(image[None]), image[None])[0]
-
-
-def _converted(model: nn.Module, window: tuple[int, int], images: Any, crop: tuple[int, int], seed: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TLSCWarning)
-        return converted(model, window, calibrate=images, crop=crop if images else None, check=False)
 
 
 def _change(
@@ -154,7 +163,7 @@ def _change(
     means = _resampled(differences, np.random.default_rng(seed))
     both, above = slack
     low, high = (float(x) for x in np.quantile(means, (0.05, 0.95)))
-    energy = float(np.mean([own.mean() for own in local]))
+    energy = _mean_of(local)
     return Change(
         window, corrected, energy, float(np.mean(per_image)), low - both, high + both + above, tuple(per_image)
     )

@@ -6,9 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Change", "Prediction", "decibels"]
+__all__ = ["NEGLIGIBLE", "Change", "Prediction", "decibels"]
 
-NEGLIGIBLE = 0.005  # dB that would be printed as 0.00
+NEGLIGIBLE = 0.005
+"""dB that would be printed as 0.00."""
 
 
 def decibels(change: float, psnr: float) -> float:
