@@ -158,7 +158,8 @@ class Pieces:
             image: (N, C, H, W), on any device; pieces are brought to the network's.
 
         Returns:
-            (N, C', scale · H, scale · W), where the image is, in its dtype.
+            (N, C', scale · H, scale · W), where the image is, in its dtype; with a crew, in the first process only:
+            zeros in the others.
 
         Raises:
             ArgumentTypeError, ArgumentValueError: it is no map, or no piece fits in the memory.
@@ -179,7 +180,8 @@ class Pieces:
             if out is None:
                 out = rows.new_empty(*rows.shape[:2], height * scale, width * scale)
             out[..., top : top + rows.shape[-2], :] = rows
-        assert out is not None
+        if out is None:  # not the first process
+            out = image.new_zeros(*image.shape[:2], height * scale, width * scale)
         return out
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from tlsc.adapters.pieces.memory import is_shortage
 from tlsc.errors import TLSCError, first_line
 
-__all__ = ["Alone", "Crew", "computed", "first"]
+__all__ = ["Alone", "Crew", "computed", "everyone", "first"]
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -68,6 +68,20 @@ def first(crew: Crew, work: Callable[[], T]) -> T:
     return value  # type: ignore[no-any-return]
 
 
+def everyone(crew: Crew, work: Callable[[], T]) -> T:
+    """What ``work`` gives in each process; where it fails in one, all of them fail."""
+    if crew.size == 1:
+        return work()
+    value, error = None, None
+    try:
+        value = work()
+    except Exception as caught:
+        error = caught
+    told = next((one for one in crew.gather(_told(error)) if one is not None), None)
+    _raise(error, told)
+    return value  # type: ignore[return-value]
+
+
 def computed(crew: Crew, pieces: Sequence[P], work: Callable[[P], T]) -> Iterable[T] | None:
     """What ``work`` gives for each piece, dealt out to the processes: on rank 0, in order; None in the others.
 
@@ -75,14 +89,7 @@ def computed(crew: Crew, pieces: Sequence[P], work: Callable[[P], T]) -> Iterabl
     """
     if crew.size == 1:
         return map(work, pieces)
-    mine: list[T] = []
-    error: Exception | None = None
-    try:
-        mine.extend(map(work, pieces[crew.rank :: crew.size]))
-    except Exception as caught:
-        error = caught
-    told = next((one for one in crew.gather(_told(error)) if one is not None), None)
-    _raise(error, told)
+    mine = everyone(crew, lambda: [work(piece) for piece in pieces[crew.rank :: crew.size]])
     shares = crew.collect(mine)
     return None if shares is None else _dealt(shares, len(pieces))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.commands.arguments import (
@@ -23,15 +23,11 @@ from tlsc.eval.commands.arguments import (
     count,
     network_of,
 )
-from tlsc.eval.telling import detail, hand_over, note, progress, say
+from tlsc.eval.telling import detail, hand_over, say, telling
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     import tlsc
-    from tlsc.adapters import Pieces, Report
-    from tlsc.eval.images import Picture
-    from tlsc.eval.networks import Network
+    from tlsc.eval.run.distributed import Team
 
 __all__ = ["add_command"]
 
@@ -107,37 +103,56 @@ def _tolerance(text: str) -> float:
     return value
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What became of one image."""
-
-    input: Path
-    output: Path
-    seconds: float | None = None
-    pieces: dict[str, Any] | None = None
-    error: str | None = None
-
-
 def _run(args: argparse.Namespace) -> int:
-    from tlsc.eval.files import refuse_existing
-    from tlsc.eval.images import check_writable
-    from tlsc.eval.restore import targets
+    from tlsc.eval.networks import chosen_device
+    from tlsc.eval.run.distributed import team
+
+    args.device = chosen_device(args.device)
+    with team(args.device, "gloo") as crew, _speaking(crew):
+        try:
+            return _restored(args, crew)
+        except (TLSCError, OSError):
+            if crew.leads:
+                raise
+            return 0  # rank 0 speaks for all
+
+
+@contextmanager
+def _speaking(crew: Team) -> Iterator[None]:
+    """One of several processes tells what is done; all compute with as many threads as one that is alone."""
+    import torch
+
+    if crew.size == 1:
+        yield
+        return
+    threads = torch.get_num_threads()
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":  # what torchrun sets: others' last digits
+        torch.set_num_threads(_cores())
+    try:
+        if crew.leads:
+            yield
+        else:
+            with telling(quiet=True, json=True):
+                yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _restored(args: argparse.Namespace, crew: Team) -> int:
+    from tlsc.adapters.pieces.sharing import first
 
     inputs, out = _named(args)
     tile, overlap = _tiling(args)
     if args.calibrate is not None and args.base_size == "none":
         raise ArgumentValueError("--calibrate corrects a converted network: leave --base-size none out")
-    places = targets(inputs, out)
-    for place in places.values():
-        check_writable(place)
-    try:
-        refuse_existing(places.values(), args.overwrite, [Path(args.network)])
-    except ArgumentValueError as error:
-        if args.checkpoint is None or args.out is not None:
-            raise
-        raise ArgumentValueError(f"{error} (without -o, the last name is the output)") from error
+    places = first(crew, lambda: _places(args, inputs, out))
 
     import tlsc
+    from tlsc.eval.restoring import Wanted, Work
 
     plan = tlsc.Plan.load(args.calibrate) if args.calibrate else None
     network = network_of(args)
@@ -151,8 +166,10 @@ def _run(args: argparse.Namespace) -> int:
         tlsc.calibrate(network.model, plan)
     for folder in dict.fromkeys(place.parent for place in places.values()):
         folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(network, args, tile, overlap)
+    work = Work(network, Wanted(tile, overlap, args.memory, args.tolerance, args.calibrate == "", args.crop), crew)
     done = work.through(places)
+    if not crew.leads:
+        return 0
     failed = [one for one in done if one.error is not None]
     hand_over(
         {"network": args.network, "done": said, "images": [asdict(one) for one in done], "failed": len(failed)}
@@ -161,6 +178,24 @@ def _run(args: argparse.Namespace) -> int:
     for one in failed:
         print(f"tlsc: {one.input}: {one.error}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _places(args: argparse.Namespace, inputs: list[str], out: Path) -> dict[Path, Path]:
+    """Where each image is written to; nothing that is there already is replaced unasked."""
+    from tlsc.eval.files import refuse_existing
+    from tlsc.eval.images import check_writable
+    from tlsc.eval.restore import targets
+
+    places = targets(inputs, out)
+    for place in places.values():
+        check_writable(place)
+    try:
+        refuse_existing(places.values(), args.overwrite, [Path(args.network)])
+    except ArgumentValueError as error:
+        if args.checkpoint is None or args.out is not None:
+            raise
+        raise ArgumentValueError(f"{error} (without -o, the last name is the output)") from error
+    return places
 
 
 def _named(args: argparse.Namespace) -> tuple[list[str], Path]:
@@ -202,100 +237,3 @@ def _check_converted(args: argparse.Namespace, plan: tlsc.Plan | None, said: str
     for given, option in ((args.calibrate is not None, "--calibrate"), (args.memory is not None, "--memory")):
         if given and plan is None:
             raise ArgumentValueError(f"{option} is for a converted network, and {args.network} runs {said}")
-
-
-class _Work:
-    """Restores pictures one after the other, whatever happens to one of them."""
-
-    def __init__(self, network: Network, args: argparse.Namespace, tile: int | None, overlap: int) -> None:
-        self.network, self.args, self.tile, self.overlap = network, args, tile, overlap
-        self.pieces = None if args.memory is None else _pieces(network, args)
-
-    def through(self, places: dict[Path, Path]) -> list[_Done]:
-        """What became of each image, in order."""
-        done = []
-        with progress(places.items(), unit="image") as bar:
-            for image, place in bar:
-                start = time.perf_counter()
-                try:
-                    report = self._restore(image, place, bar)
-                except Exception as error:
-                    # Whatever is wrong with this one, the next may be good.
-                    done.append(_Done(image, place, error=_reason(error)))
-                    continue
-                pieces = None
-                if report is not None:
-                    bar.clear()
-                    say(f"{image.name}: {report}")
-                    pieces = asdict(report)
-                done.append(_Done(image, place, time.perf_counter() - start, pieces))
-                detail(f"{image}: {done[-1].seconds:.2f} s")
-        return done
-
-    def _restore(self, image: Path, place: Path, bar: Any) -> Report | None:
-        from tlsc.eval.images import check_writable, read_picture, write_picture
-        from tlsc.eval.restore import calibrate_on, restore_picture
-
-        picture = read_picture(image)
-        check_writable(place, picture.bits, picture.alpha is not None)
-        if self.args.calibrate == "":
-            bar.clear()
-            for said in calibrate_on(self.network.model, picture, self.args.crop):
-                note(f"{image}: {said}")
-        if self.pieces is not None:
-            restored, report = _in_pieces(self.network, self.pieces, picture, bar, image.name)
-        else:
-            restored, report = self._whole(restore_picture, picture, bar, image.name), None
-        write_picture(place, restored)
-        return report
-
-    def _whole(self, restore: Callable[..., Picture], picture: Picture, bar: Any, name: str) -> Picture:
-        def tiles(done: int, number: int) -> None:
-            bar.set_postfix_str(f"{name}, tile {done} of {number}")
-
-        return restore(self.network, picture, self.tile, self.overlap, tiles)
-
-
-def _pieces(network: Network, args: argparse.Namespace) -> Pieces:
-    from tlsc.adapters import Pieces
-
-    tolerance = 1 / 255 if args.tolerance is None else args.tolerance
-    return Pieces(network.model, memory=args.memory, tolerance=tolerance)
-
-
-def _in_pieces(
-    network: Network, pieces: Pieces, picture: Picture, bar: Any, name: str
-) -> tuple[Picture, Report | None]:
-    """A picture restored in pieces, and how far they are from the whole; the worst of several channels."""
-    import tlsc
-    from tlsc.eval.restore import restore_picture
-
-    pieces.progress = lambda done, number: bar.set_postfix_str(f"{name}, row {done} of {number}")
-    reports: list[Report] = []
-
-    def run(image: Tensor) -> Tensor:
-        out = pieces.run(image.to(network.reference.dtype))
-        assert pieces.report is not None
-        reports.append(pieces.report)
-        return out
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", tlsc.TLSCWarning)
-        restored = restore_picture(network, picture, run=run)
-    for warning in caught:
-        note(f"{name}: {warning.message}")
-    return restored, max(reports, key=lambda report: report.error, default=None)
-
-
-def _reason(error: Exception) -> str:
-    from tlsc.adapters.pieces.memory import is_shortage
-    from tlsc.eval.images import ImageError
-
-    if isinstance(error, ImageError):
-        return error.reason
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if is_shortage(error):
-        return f"does not fit in memory whole: try --memory free, or --tile 512 ({lines[0][:120]})"
-    if isinstance(error, (TLSCError, OSError)):
-        return lines[0]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -57,6 +57,14 @@ class Team:
         dist.all_gather_object(boxes, value)
         return boxes
 
+    def collect(self, value: Any) -> list[Any] | None:
+        """Everybody's value, by rank, on rank 0; None in the others."""
+        if self.size == 1:
+            return [value]
+        boxes: list[Any] | None = [None] * self.size if self.leads else None
+        dist.gather_object(value, boxes, dst=0)
+        return boxes
+
     def count(self, more: int) -> int:
         """Add to what all processes have done together; returns the sum so far."""
         if self.store is None:
