@@ -27,6 +27,7 @@ from tlsc.adapters import DEMO_NETWORKS
 from tlsc.eval.data.degradations import DEGRADATIONS, degraded_test_photographs
 from tlsc.eval.files import refuse_existing, replacing
 from tlsc.eval.judge.metrics import psnr as _psnr
+from tlsc.eval.judge.seams import tile_mismatch
 from tlsc.eval.run.cells import Cell
 from tlsc.eval.run.demo import PATCH_SIZES, Result, Swept, sweep
 from tlsc.eval.run.demo import variant as in_words
@@ -78,7 +79,8 @@ def _run(out: Path, seed: int) -> int:
     with replacing(out / FILES[3]) as path:
         draw_photograph(path, _photograph(swept))
     say(f"\nWritten to {out}: {', '.join(FILES)}")
-    say(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.")
+    say(f"Took {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads.\n")
+    say("\n".join(_against_tiles(swept)))
     hand_over(_report(results, seed))
     return 0
 
@@ -156,6 +158,36 @@ def _findings(results: list[Result]) -> list[str]:
             said += f" Better: {best}, {own[best]:+.2f} dB."
         lines.append(f"{start} {said}")
     return lines
+
+
+def _against_tiles(swept: Mapping[str, Swept]) -> list[str]:
+    """Why not tile? Quality, seconds and seams of the best converted form and of overlapping tiles, a line each."""
+    quality, seconds, seams = [], [], []
+    for name, own in swept.items():
+        crop = DEMO_NETWORKS[name].crop
+        gains = {variant: gain for (_, variant), gain in _gains(own.results).items()}
+        local = max(
+            (variant for variant in gains if variant.startswith("converted")),
+            key=lambda way: gains[way],
+            default=None,
+        )
+        if local is None:
+            continue
+        spent = {
+            way: float(np.mean([r.seconds for r in own.results if r.variant == way and r.patch_size is None]))
+            for way in (local, _tiles(crop))
+        }
+        image = torch.from_numpy(own.pairs[0].degraded).permute(2, 0, 1).unsqueeze(0)
+        apart = tile_mismatch(own.job.network.model, image, min(crop, image.shape[2]), crop // 2)
+        quality.append(f"{name} {gains[local]:+.2f} against {gains[_tiles(crop)]:+.2f}")
+        seconds.append(f"{name} {spent[local]:.1f} against {spent[_tiles(crop)]:.1f}")
+        seams.append(f"{name} {255 * apart:.1f}")
+    return [
+        f"Why not tile? Quality, dB gained, converted against overlapping tiles: {', '.join(quality)}.",
+        f"Seconds a whole photograph: {', '.join(seconds)}.",
+        "Seams: where tiles overlap, neighbours' results differ, in the mean and of 255, by "
+        f"{', '.join(seams)}; a converted network has one result at each pixel.",
+    ]
 
 
 def _write_csv(target: Path, results: list[Result]) -> None:

@@ -209,6 +209,13 @@ def test_demo_writes_table_files_and_pictures(
     out = tmp_path / "new" / "out"
     assert {path.name for path in out.iterdir()} - {".lock"} == set(demo.FILES)
     assert all(name in said for name in DEMO_NETWORKS)
+    last = said.strip().splitlines()[-3:]
+    assert [line.split(":")[0].split(",")[0] for line in last] == [
+        "Why not tile? Quality",
+        "Seconds a whole photograph",
+        "Seams",
+    ]
+    assert all(name in line for line in last for name in ("se", "hin", "hin-all"))
     with (out / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
