@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -41,3 +42,27 @@ def test_an_example_may_be_a_dictionary(kind: type[nn.Module], given: str) -> No
     assert [site.window for site in tlsc.plan(model)] == [(8, 8), (8, 8)]
     torch.testing.assert_close(run(model, small), before)
     assert not torch.allclose(run(model, large), far)
+
+
+class Pair(NamedTuple):
+    image: Any
+    gain: Any
+
+
+@dataclasses.dataclass
+class Results:
+    image: Any
+    gain: Any
+
+
+@pytest.mark.parametrize("kind", [Pair, Results])
+@torch.no_grad()
+def test_results_in_a_named_tuple_or_a_record(kind: type[Any]) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return kind(x * x.mean((2, 3), keepdim=True), 2)
+
+    model, x = tlsc.convert(Net().eval(), 8), torch.rand(1, 3, 16, 12)
+    out = model(x)
+    assert (type(out), out.gain) == (kind, 2)
+    torch.testing.assert_close(out.image, x * tlsc.functional.local_mean(x, 8))

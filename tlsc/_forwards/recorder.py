@@ -163,7 +163,11 @@ class Recorder(Kinds):
                 self.entry = ambient(self.devices)
             with _Factories(self):
                 result = shadows.root.forward(*args, **kwargs)
-            self.create_node("output", "output", (self.create_arg(result),), {})
+            made = self.create_arg(result)
+            for node in self.graph.nodes:  # a record or named tuple of results is made by a call of its own
+                node.meta.setdefault("value", None)
+                node.meta.setdefault("kind", None)
+            self.create_node("output", "output", (made,), {})
         return self.graph
 
     def recorded(self) -> Recorded:
