@@ -124,3 +124,49 @@ def test_sizes_of_another_map() -> None:
 def test_a_statistic_with_a_constant_as_large_as_the_map_is_left_with_a_reason() -> None:
     (site,) = tlsc.plan(_Net(lambda x: x * (_total(x) + torch.ones(x.shape[2:]))), WINDOW)
     assert "as large as the map" in (site.reason or "")
+
+
+class _Child(nn.Module):
+    """Weighs a map by a sum over its positions, which it leaves undivided."""
+
+    def __init__(self, total: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.total = total
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.total(x)
+
+
+class _Around(nn.Module):
+    """Divides by the number of positions what children made of sums over them, or only reads sizes."""
+
+    def __init__(self, body: nn.Module, divides: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.divides = divides
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        y = self.body(x)
+        return y / (height * width) if self.divides else y[..., :height, :width]
+
+
+TOTALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": _total,
+    "einsum": lambda x: torch.einsum("nchw->nc", x)[..., None, None],
+    "sum of tokens": lambda x: x.flatten(2).sum(-1)[..., None, None],
+    "by halves": lambda x: x.sum(3, keepdim=True).sum(2, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("divides", [True, False], ids=["divides", "reads"])
+@pytest.mark.parametrize("deep", [False, True], ids=["child", "grandchild"])
+@pytest.mark.parametrize("total", TOTALS)
+def test_a_child_s_sum_that_a_parent_may_divide(total: str, deep: bool, divides: bool) -> None:
+    child = _Child(TOTALS[total])
+    model = _Around(nn.Sequential(child, nn.ReLU()) if deep else child, divides).double().eval()
+    x = _maps()
+    expected = reference_at_every_position(lambda crop, i, j: model(crop)[:, :, i, j], x, WINDOW)
+    tlsc.convert(model, WINDOW)
+    assert len(tlsc.plan(model).converted) == 1
+    assert_close(model(x), expected)

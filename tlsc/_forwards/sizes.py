@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from .names import POINTWISE, name_of
 from .values import Map, Number, Opaque, Partial, Statistic, Weights
 
-__all__ = ["follows_size", "is_sized", "of_windows"]
+__all__ = ["follows_size", "is_divided", "is_sized", "of_windows"]
 
 _OF_IMAGES = (Map, Opaque, Partial, Statistic, Weights)
 _MORE = 7  # by how much a size is made larger, to see what becomes of a shape
@@ -61,6 +61,17 @@ def of_windows(graph: fx.Graph, root: Any, statistics: list[fx.Node]) -> set[fx.
     return {
         n for n in graph.nodes if n in met and isinstance(n.meta.get("kind"), Map) and name_of(n, root) in POINTWISE
     }
+
+
+def is_divided(graph: fx.Graph, root: Any, sums: list[fx.Node]) -> bool:
+    """Whether a number of positions meets what comes of some sums, by whatever arithmetic."""
+    met = _reached(sums, lambda n: list(n.users))
+    return any(
+        is_sized(other)
+        for n in graph.nodes
+        if n in met and name_of(n, root) in POINTWISE
+        for other in n.all_input_nodes
+    )
 
 
 def _reached(starts: list[fx.Node], steps: Any) -> set[fx.Node]:

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .._forwards.names import name_of
 from .._forwards.rewriter import rewrite
+from .._forwards.sizes import is_divided
 from .._forwards.trace import Trace, trace
 from .._forwards.values import Cannot
 from .._forwards.variants import Recipe, recipe_of
@@ -78,6 +79,7 @@ class _Candidates:
                 self.holding.setdefault(id(slot.module), []).append(slot)
         self.depth = {slot: slot.paths[0].count(".") + 1 if slot.paths[0] else 0 for slot in slots}
         self.entered: dict[Slot, set[str]] = {}
+        self.at = {path: slot.module for slot in slots for path in slot.paths}
 
     def begin_with(self, modules: Iterable[nn.Module | None]) -> None:
         for module in modules:
@@ -93,6 +95,16 @@ class _Candidates:
         while self.entered:
             slot = max(self.entered, key=lambda candidate: self.depth[candidate])
             yield slot, tuple(sorted(self.entered.pop(slot)))
+
+    def reading_sizes(self, slot: Slot) -> str:
+        """The nearest module around a place whose own code reads sizes of tensors; "" if there is none."""
+        for path in slot.paths:
+            while path:
+                path = path.rpartition(".")[0]
+                module = self.at.get(path)
+                if module is not None and _reads_sizes(type(module)):
+                    return f"{path or 'the model'} ({type(module).__name__})"
+        return ""
 
     def inside(self, slot: Slot, entered: tuple[str, ...]) -> list[Slot]:
         """The places of the children that are entered."""
@@ -110,7 +122,7 @@ def _find(
     for slot, entered in candidates:
         inner = candidates.inside(slot, entered)
         try:
-            owner = _attempt(slot, run, entered, skip, stride, mode)
+            owner = _attempt(slot, run, entered, skip, stride, mode, candidates.reading_sizes(slot))
         except Cannot as error:
             why[slot] = str(error)
             if error.escapes and slot.parent is not None and not is_hooked(slot.module):
@@ -129,7 +141,13 @@ def _find(
 
 
 def _attempt(
-    slot: Slot, run: Run, entered: tuple[str, ...], skip: set[Slot], stride: int, mode: FakeTensorMode
+    slot: Slot,
+    run: Run,
+    entered: tuple[str, ...],
+    skip: set[Slot],
+    stride: int,
+    mode: FakeTensorMode,
+    around: str,
 ) -> Owner | None:
     calls = run.arguments.get(slot, [])
     if not calls:
@@ -142,12 +160,13 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     try:
-        return _owner(slot, run, made, recipe_of(slot.module, entered, skipped, stride))
+        return _owner(slot, run, made, recipe_of(slot.module, entered, skipped, stride), around)
     finally:
         made.forget()
 
 
-def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe) -> Owner | None:
+def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe, around: str) -> Owner | None:
+    """``around``: a module around it that reads sizes."""
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms and not made.attentions:
@@ -159,12 +178,32 @@ def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe) -> Owner | None:
     taken = run.reducing.get(slot)
     if taken in FORMLESS or (taken in ATTENDING and not known):
         raise Cannot(_no_form(slot, run))  # beside the statistics that are understood
+    sums = [node for node in made.reductions if node.meta["reduction"].operation == "sum"]
+    if sums and around and not is_divided(made.graph, made.root, sums):
+        error = Cannot(
+            f"its sum is not divided by a number of positions here, and {around}, around it, reads sizes: "
+            "whether it divides there does not show"
+        )
+        error.escapes = True
+        raise error
     graph = rewrite(made, recipe.stride)
     recipe.add(made, graph)
     owner = Owner(slot, graph, recipe)
     for node in (*made.reductions, *made.norms, *made.attentions):
         owner.sites.append(_site(node, made))
     return owner
+
+
+def _reads_sizes(kind: type[nn.Module]) -> bool:
+    """Whether any method of a class of the user's, but for the making, reads a size of a tensor."""
+    own = [cls for cls in kind.__mro__ if issubclass(cls, nn.Module) and not cls.__module__.startswith("torch.nn")]
+    codes = [
+        value.__code__
+        for cls in own
+        for name, value in vars(cls).items()
+        if name != "__init__" and hasattr(value, "__code__")
+    ]
+    return any({"shape", "size", "numel", "nelement"} & set(code.co_names) for code in codes)
 
 
 def _no_form(slot: Slot, run: Run) -> str:
