@@ -83,7 +83,7 @@ def images_to_settle(values: Sequence[float], confidence: float = CONFIDENCE) ->
 
     Example:
         >>> images_to_settle([0.1, -0.1, 0.3, 0.1])
-        14
+        13
     """
     from scipy.stats import t as student
 

@@ -75,6 +75,7 @@ def test_pieces_are_the_whole_and_the_estimate_says_how_nearly(name: str) -> Non
     assert f"{pieces.report.pieces} pieces" in str(pieces.report)
 
 
+@pytest.mark.slow
 def test_a_network_that_cuts_images_in_halves_cuts_pieces_where_it_cuts_the_whole() -> None:
     model, image = _made("mprnet"), _photograph(150, 130)
     out = adapters.run(model, image, pieces=48, margin=64)

@@ -491,6 +491,7 @@ def test_one_process_at_a_time_writes_to_a_folder(place: Path, capsys: pytest.Ca
     assert _run(place) == 0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(place: Path) -> None:
     """Peak of the process after 20 images and after 100, in one process."""
     if not Path("/proc/self/status").exists():
@@ -799,6 +800,7 @@ def test_verdicts_of_real_runs(
     assert said in verdict["recommendation"]
 
 
+@pytest.mark.slow
 def test_verdict_of_instance_norm_on_all_levels(tmp_path: Path) -> None:
     """The demo's network for which converting is the wrong tool, on photographs it has not seen."""
     (tmp_path / "clean").mkdir()
