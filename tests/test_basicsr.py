@@ -166,7 +166,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", slow_unless(lambda name: name != "MPRNet", SMALL))
+@pytest.mark.parametrize("name", slow_unless(lambda name: name not in ("MPRNet", "Restormer"), SMALL))
 @torch.no_grad()
 @pytest.mark.usefixtures("basicsr")
 def test_local_networks_are_the_converted_ones(name: str) -> None:

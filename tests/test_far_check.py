@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.errors import TLSCWarning
 
+from .marks import slow
 from .networks import Grouped, HalfNorm, Restorer, SequentialGate, UNet, with_random_weights
 
 BASE = 12
@@ -191,7 +192,7 @@ def test_what_is_found(name: str) -> None:
         tlsc.convert(model, BASE)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.float64)])
 @pytest.mark.parametrize("name", LOCAL)
 def test_no_false_alarm(name: str, dtype: torch.dtype) -> None:
     model = with_random_weights(LOCAL[name]()).eval().to(dtype)

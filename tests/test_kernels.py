@@ -245,7 +245,7 @@ def _calls() -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 # PyTorch's checker reads the gradient of its own clones.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize(("grad", "layout"), [(True, "contiguous"), (False, "channels_last")])
+@pytest.mark.parametrize(("grad", "layout"), [(True, "contiguous"), slow(False, "channels_last")])
 @pytest.mark.parametrize("name", list(_calls()))
 def test_operators_are_registered_as_pytorch_wants_them(name: str, grad: bool, layout: str) -> None:
     _check(name, grad, layout, ("test_schema", "test_autograd_registration", "test_faketensor"))

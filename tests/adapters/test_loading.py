@@ -226,7 +226,7 @@ _MPRNETS = st.builds(
 )
 
 
-@pytest.mark.parametrize(("build", "drawn"), [(HINet, _HINETS), (MPRNet, _MPRNETS)], ids=["HINet", "MPRNet"])
+@pytest.mark.parametrize(("build", "drawn"), [(HINet, _HINETS), slow(MPRNet, _MPRNETS)], ids=["HINet", "MPRNet"])
 def test_settings_are_read_off_under_every_wrapping_and_prefix(
     build: Callable[..., nn.Module], drawn: st.SearchStrategy[dict[str, Any]], tmp_path: Path
 ) -> None:
