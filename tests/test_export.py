@@ -150,7 +150,8 @@ def test_the_networks_do_something(name: str) -> None:
     assert out.shape != image.shape or float((out - image).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize(("name", "stride"), CASES)
+# Of non-local means the usual run asks OpenVINO, below.
+@pytest.mark.parametrize(("name", "stride"), [slow("nlm", 1), *CASES[1:]])
 def test_onnx_runtime_agrees_at_every_size(exported: Exported, name: str, stride: int) -> None:
     model, path = exported(name, stride)
     session = onnxruntime.InferenceSession(str(path))

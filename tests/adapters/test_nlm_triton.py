@@ -16,7 +16,6 @@ from tlsc.adapters.nlm import nonlocal_means, operator
 from tlsc.errors import BackendError
 
 from ..gpu_compile import compiling
-from ..marks import slow
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton has no other wheels")
 pytest.importorskip("triton")
@@ -98,7 +97,8 @@ def test_golden_vectors_in_the_interpreter() -> None:
     _interpret(GOLDEN, PATH=str(Path(__file__).parents[1] / "data" / "nlm.safetensors"))
 
 
-@pytest.mark.parametrize("target", [slow(80), 90])
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
 def test_compiles_for_gpus_that_are_not_there(target: int) -> None:
     """No kernel spills, nothing is read back to the host, and the number of launches is that of the shifts."""
     from tlsc.adapters.nlm import triton_form
