@@ -183,9 +183,7 @@ class _Rewriter:
         if isinstance(node.meta["kind"], Statistic):
             value = node.meta["value"]
             shown = tuple(value.shape[1:]) if isinstance(value, Tensor) else type(value).__name__
-            error = Cannot(f"its result, {shown} for each image, leaves the module as it is")
-            error.escapes = True
-            raise error
+            raise Cannot(f"its result, {shown} for each image, leaves the module as it is", escapes=True)
         return self.new[node]
 
     def _local(self, node: fx.Node, reduction: Reduction) -> fx.Node:

@@ -26,7 +26,9 @@ class Cannot(Exception):
     ``escapes``: a statistic leaves the module, so that the module around it may know what becomes of it.
     """
 
-    escapes = False
+    def __init__(self, reason: str, *, escapes: bool = False) -> None:
+        super().__init__(reason)
+        self.escapes = escapes
 
 
 @dataclass(eq=False)

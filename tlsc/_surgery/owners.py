@@ -122,7 +122,7 @@ def _find(
     for slot, entered in candidates:
         inner = candidates.inside(slot, entered)
         try:
-            owner = _attempt(slot, run, entered, skip, stride, mode, candidates.reading_sizes(slot))
+            owner = _attempt(slot, run, candidates, entered, skip, stride, mode)
         except Cannot as error:
             why[slot] = str(error)
             if error.escapes and slot.parent is not None and not is_hooked(slot.module):
@@ -143,11 +143,11 @@ def _find(
 def _attempt(
     slot: Slot,
     run: Run,
+    candidates: _Candidates,
     entered: tuple[str, ...],
     skip: set[Slot],
     stride: int,
     mode: FakeTensorMode,
-    around: str,
 ) -> Owner | None:
     calls = run.arguments.get(slot, [])
     if not calls:
@@ -160,13 +160,12 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     try:
-        return _owner(slot, run, made, recipe_of(slot.module, entered, skipped, stride), around)
+        return _owner(slot, run, candidates, made, recipe_of(slot.module, entered, skipped, stride))
     finally:
         made.forget()
 
 
-def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe, around: str) -> Owner | None:
-    """``around``: a module around it that reads sizes."""
+def _owner(slot: Slot, run: Run, candidates: _Candidates, made: Trace, recipe: Recipe) -> Owner | None:
     if made.unknown:
         raise Cannot(f"its {made.unknown[0]} has no local form here")
     if not made.reductions and not made.norms and not made.attentions:
@@ -179,13 +178,13 @@ def _owner(slot: Slot, run: Run, made: Trace, recipe: Recipe, around: str) -> Ow
     if taken in FORMLESS or (taken in ATTENDING and not known):
         raise Cannot(_no_form(slot, run))  # beside the statistics that are understood
     sums = [node for node in made.reductions if node.meta["reduction"].operation == "sum"]
-    if sums and around and not is_divided(made.graph, made.root, sums):
-        error = Cannot(
+    undivided = bool(sums) and not is_divided(made.graph, made.root, sums)
+    if undivided and (around := candidates.reading_sizes(slot)):
+        raise Cannot(
             f"its sum is not divided by a number of positions here, and {around}, around it, reads sizes: "
-            "whether it divides there does not show"
+            "whether it divides there does not show",
+            escapes=True,
         )
-        error.escapes = True
-        raise error
     graph = rewrite(made, recipe.stride)
     recipe.add(made, graph)
     owner = Owner(slot, graph, recipe)
