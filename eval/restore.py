@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlsc.eval.images import Picture
     from tlsc.eval.networks import Network
 
-__all__ = ["calibrate_on", "in_its_channels", "restore_picture", "targets"]
+__all__ = ["calibrate_on", "in_its_channels", "restore_picture", "sources", "targets"]
 
 
 def targets(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
@@ -35,13 +35,7 @@ def targets(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
     Raises:
         ArgumentValueError: nothing is found, an input would be overwritten, or two outputs are still the same.
     """
-    found: dict[Path, None] = {}
-    tops: list[Path] = []
-    for pattern in inputs:
-        own, folders = _found(pattern, out)
-        found.update(dict.fromkeys(own))
-        tops += folders
-    images = list(found)
+    images, tops = _all(inputs, out)
     if len(inputs) == 1 and Path(inputs[0]).is_file() and not out.is_dir() and out.suffix:
         written = {images[0]: out}
     else:
@@ -67,6 +61,15 @@ def targets(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
             )
         first[place] = image
     return written
+
+
+def sources(inputs: Sequence[str]) -> list[Path]:
+    """The images that files, folders and patterns name, each once.
+
+    Raises:
+        ArgumentValueError: one of the inputs names none.
+    """
+    return _all(inputs, None)[0]
 
 
 def restore_picture(
@@ -210,23 +213,32 @@ def _resized(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.
     return clipped
 
 
-def _found(pattern: str, out: Path) -> tuple[list[Path], list[Path]]:
+def _all(inputs: Sequence[str], out: Path | None) -> tuple[list[Path], list[Path]]:
+    found: dict[Path, None] = {}
+    tops: list[Path] = []
+    for pattern in inputs:
+        own, folders = _found(pattern, out)
+        found.update(dict.fromkeys(own))
+        tops += folders
+    return list(found), tops
+
+
+def _found(pattern: str, out: Path | None) -> tuple[list[Path], list[Path]]:
     """The images of an input, and the folders whose names are not kept: a folder itself, or that of each image.
 
     A folder's images are those below it, too, but for what was written to ``out``.
     """
     path = Path(pattern)
     if path.is_dir():
-        from tlsc.eval.data.layouts import folders, images, listed
+        from tlsc.eval.data.layouts import files, is_image
         from tlsc.eval.images import READABLE
 
-        written = out.resolve()
-        inner = path.resolve() in written.parents
-        found = [image for image in images(path) if not (inner and written in image.resolve().parents)]
+        inside = files(path)
+        if out is not None and path.resolve() in out.resolve().parents:
+            inside = [file for file in inside if out.resolve() not in file.resolve().parents]
+        found = [file for file in inside if is_image(file)]
         if not found:
             raise ArgumentValueError(f"{path} holds no image ({', '.join(READABLE)})")
-        inside = [entry for folder in folders(path) for entry in listed(folder) if entry.is_file()]
-        inside = [entry for entry in inside if not (inner and written in entry.resolve().parents)]
         if len(found) < len(inside):
             say(f"{path}: {len(inside) - len(found)} files are no images by their names, and left out")
         return found, [path]

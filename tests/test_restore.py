@@ -20,7 +20,7 @@ import tlsc
 from tlsc.adapters import Descriptor, HINet, load, run
 from tlsc.eval import cli
 from tlsc.eval.photo_files import ImageError, Picture, read_image, write_image
-from tlsc.eval.restore import restore_picture, targets
+from tlsc.eval.restore import restore_picture, sources, targets
 from tlsc.eval.run.patches import in_tiles
 
 from .networks import with_random_weights
@@ -200,6 +200,15 @@ def test_targets(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="would be overwritten"):
         targets([str(tmp_path / "b.png")], tmp_path / "link.png")
     assert targets([str(tmp_path / "b.png")], tmp_path / "c") == {tmp_path / "b.png": tmp_path / "c" / "b.png"}
+
+
+def test_sources_may_have_one_name_but_for_the_suffix(tmp_path: Path) -> None:
+    """Where nothing is written, results that would have one name are no matter."""
+    names = ("a.jpg", "a.tif", "a.tif.png", "in/a.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert sources([str(tmp_path), str(tmp_path / "a.jpg")]) == [tmp_path / name for name in names]
 
 
 @pytest.mark.parametrize(

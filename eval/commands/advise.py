@@ -95,16 +95,14 @@ def _windows(args: argparse.Namespace, network: Network) -> list[int | tuple[int
 
 def _images(names: list[str], network: Network) -> list[Tensor]:
     """The photographs, (C, H, W) each, in the channels that the network takes."""
-    from pathlib import Path
-
     import numpy as np
     import torch
 
     from tlsc.eval.images import read_picture, with_channels
-    from tlsc.eval.restore import targets
+    from tlsc.eval.restore import sources
 
     found = []
-    for path in progress(targets(names, Path("tlsc-advise")), desc="reading", unit="image", delay=1):
+    for path in progress(sources(names), desc="reading", unit="image", delay=1):
         pixels = read_picture(path).pixels
         if network.channels is not None:
             pixels = with_channels(pixels, network.channels)

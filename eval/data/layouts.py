@@ -14,9 +14,10 @@ __all__ = [
     "INPUT_ROLES",
     "SCALE",
     "TARGET_ROLES",
-    "folders",
+    "files",
     "images",
     "inside",
+    "is_image",
     "listed",
     "role_folders",
     "role_of",
@@ -50,14 +51,20 @@ def inside(path: Path, root: Path) -> str:
 
 def images(root: Path) -> list[Path]:
     """All image files at and below a folder by extension, hidden ones left out, in the order of their paths."""
+    return [path for path in files(root) if is_image(path)]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name ends as a picture's does."""
+    return path.suffix.lower() in EXTENSIONS
+
+
+def files(root: Path) -> list[Path]:
+    """All files at and below a folder, hidden ones left out, in the order of their paths."""
     return sorted(
-        (path for folder in folders(root) for path in listed(folder) if _is_image(path)),
+        (path for folder in _folders(root) for path in listed(folder) if path.is_file()),
         key=lambda path: path.relative_to(root).as_posix(),
     )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and path.is_file()
 
 
 def listed(folder: Path) -> list[Path]:
@@ -65,7 +72,7 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def folders(root: Path) -> list[Path]:
+def _folders(root: Path) -> list[Path]:
     """``root`` and all folders below it; links are followed, each folder once."""
     found, seen, todo = [], set(), [root]
     while todo:
@@ -83,7 +90,7 @@ def role_folders(root: Path) -> list[tuple[Path, Path]]:
     """Pairs of folders (inputs, targets) side by side, at or below ``root``, outermost first."""
     pairs: list[tuple[Path, Path]] = []
     taken: list[Path] = []
-    for parent in folders(root):
+    for parent in _folders(root):
         if any(parent == above or above in parent.parents for above in taken):
             continue
         groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
