@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +82,7 @@ def restore_rows(
             if rows is None:
                 scale = samples.shape[1] // stored.width
                 shape = stored.height * scale, stored.width * scale, samples.shape[2] + alpha
-                metadata = replace(file.metadata)
-                rows = held.enter_context(writing_rows(place, shape, file.bits, metadata))
+                rows = held.enter_context(writing_rows(place, shape, file.bits, file.metadata))
             _add(rows, samples, alpha)
 
 

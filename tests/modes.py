@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import tlsc
 from tests.zoo import ENTRIES, Entry
-from tlsc import adapters
 from tlsc.errors import first_line
 
 __all__ = ["MODES", "OURS", "SAME", "compare", "entries"]
@@ -41,7 +40,6 @@ OURS = [
 
 def entries(largest: int = 64) -> Iterator[Entry]:
     """Networks with windows up to that size, ours first; which of them have sites is found by planning."""
-    assert adapters.DEMO_NETWORKS
     yield from OURS
     yield from (entry for entry in ENTRIES if max(entry.base) <= largest)
 

@@ -138,6 +138,11 @@ def _table(swept: Mapping[str, Swept]) -> str:
     )
 
 
+def _best_converted(gains: Mapping[str, float]) -> str | None:
+    """The converted variant that gains most; None where there is none."""
+    return max((way for way in gains if way.startswith("converted")), key=lambda way: gains[way], default=None)
+
+
 def _findings(results: list[Result]) -> list[str]:
     """A sentence for each network, in the figures of this run."""
     gains = _gains(results)
@@ -149,7 +154,8 @@ def _findings(results: list[Result]) -> list[str]:
             lines.append(f"{start} no site, nothing to convert.")
             continue
         best = max(own, key=lambda variant: own[variant])
-        local = max((variant for variant in own if variant.startswith("converted")), key=lambda v: own[v])
+        local = _best_converted(own)
+        assert local is not None
         if own[local] > 0:
             said = f"converting gains {own[local]:+.2f} dB on whole photographs ({local})."
         else:
@@ -166,11 +172,7 @@ def _against_tiles(swept: Mapping[str, Swept]) -> list[str]:
     for name, own in swept.items():
         crop = DEMO_NETWORKS[name].crop
         gains = {variant: gain for (_, variant), gain in _gains(own.results).items()}
-        local = max(
-            (variant for variant in gains if variant.startswith("converted")),
-            key=lambda way: gains[way],
-            default=None,
-        )
+        local = _best_converted(gains)
         if local is None:
             continue
         spent = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from ..errors import ArgumentValueError
 
@@ -97,7 +97,7 @@ def image_of(outputs: Any, given: Tensor) -> Tensor:
     Raises:
         ArgumentValueError: there is none.
     """
-    found = list(_tensors(outputs))
+    found = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
     fitting = [x for x in found if x.dim() == 4 and len(x) == len(given) and x.shape[-1] >= given.shape[-1]]
     if not fitting:
         raise ArgumentValueError(
@@ -105,11 +105,3 @@ def image_of(outputs: Any, given: Tensor) -> Tensor:
             "call=, a function from images to restored images"
         )
     return max(reversed(fitting), key=lambda x: x.shape[-2] * x.shape[-1])
-
-
-def _tensors(outputs: Any) -> Sequence[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs]
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return [x for part in outputs for x in _tensors(part)] if isinstance(outputs, (list, tuple)) else []
