@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 # Two worker processes with two OpenMP threads each often share two cores; a thread that waits in a busy loop takes
@@ -21,6 +22,11 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
     os.environ["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp(prefix="tlsc-bytecode-")
     atexit.register(shutil.rmtree, os.environ["PYTHONPYCACHEPREFIX"], ignore_errors=True)
 
+
+# A red run has a reason in the change that it tests. New examples are looked for by --hypothesis-profile=explore.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore", derandomize=False)
+hypothesis.settings.load_profile("same")
 
 # Each file is one process's, so that what its tests share is made once. The long ones come first, so that no
 # process is left with one at the end; every other one is without Numba's kernels, which two processes that start
@@ -63,7 +69,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Libraries that tests have loaded since then are kept out of it, too."""
+    """The same random numbers whatever ran before; libraries loaded since then are kept out of collections, too."""
+    import torch  # not in the process that only hands tests out
+
+    torch.manual_seed(0)
     if len(sys.modules) > frozen_modules + 100:
         pytest_collection_finish()
 
