@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -256,3 +257,13 @@ def test_version() -> None:
     assert released is not None
     assert cited is not None
     assert tlsc.__version__ == version("tlsc") == released[1] == cited[1]
+
+
+def test_modules_are_found_under_their_names_of_0_1() -> None:
+    import tlsc.eval
+
+    folder = Path(str(tlsc.eval.__file__)).parent / "former"
+    found = {path.stem: importlib.import_module(f"tlsc.eval.{path.stem}") for path in folder.glob("[a-z]*.py")}
+    assert len(found) >= 20
+    for name in ("metrics", "records", "synthesis", "verdict"):
+        assert found[name].__name__ != f"tlsc.eval.{name}"  # the module of today itself, not a second one
