@@ -88,9 +88,13 @@ def _tiffs(bits: int) -> Iterator[Odd]:
     yield _tiff(f"white_packed{bits}", white - grey, grey[..., None], photometric="miniswhite", compression="zstd")
     yield _tiff(f"planar{bits}", planes, rgb, photometric="rgb", planarconfig="separate")
     yield _tiff(f"planar_zstd{bits}", planes, rgb, photometric="rgb", planarconfig="separate", compression="zstd")
+    yield _tiff(f"planar_tiled{bits}", planes, rgb, photometric="rgb", planarconfig="separate", tile=(16, 16))
     yield _tiff(f"rgba{bits}", rgba, rgba, photometric="rgb", extrasamples=["unassalpha"])
     options: dict[str, Any] = {"photometric": "minisblack", "extrasamples": ["unassalpha"]}
     yield _tiff(f"cut{bits}", cut, cut, planarconfig="contig", **options)
+    apart = np.ascontiguousarray(cut.transpose(2, 0, 1))
+    yield _tiff(f"planar_cut{bits}", apart, cut, planarconfig="separate", **options)
+    yield _tiff(f"planar_cut_packed{bits}", apart, cut, planarconfig="separate", compression="zlib", **options)
     stored = np.ascontiguousarray(rgba.transpose(2, 0, 1))
     yield _tiff(
         f"planar_rgba{bits}", stored, rgba, photometric="rgb", planarconfig="separate", extrasamples=["unassalpha"]

@@ -151,6 +151,8 @@ class _Page:
     def _is_for_vips(self) -> bool:
         if self.compression not in _BY_VIPS or self.photometric == _PALETTE or self.multiplied:
             return False
+        if self.samples > 1 and self.page.planarconfig != 1 and (self.samples == 2 or self.page.is_tiled):
+            return False  # libvips reads planes of grey and alpha wrong (8.18), and refuses those in tiles
         if self.format == _FLOAT:
             return self.bits in (16, 32) and self.photometric != _WHITE_IS_ZERO
         return self.bits in (8, 16) or (self.bits in (1, 2, 4) and self.samples == 1)
