@@ -633,6 +633,10 @@ def _refuses(kind: type[TLSCError], *words: str, call: Callable[[], Any]) -> Non
         assert word in str(caught.value)
 
 
+def test_sparse_maps_are_refused() -> None:
+    _refuses(ArgumentTypeError, "torch.sparse_coo", "to_dense", call=lambda: local_mean(X.to_sparse(), 3))
+
+
 def _functions_of(x: Any, window: Any) -> list[Callable[[], Any]]:
     return [
         lambda: local_mean(x, window),

@@ -65,6 +65,8 @@ def check_map(x: Any, name: str = "x") -> None:
     """A feature map: a real floating tensor (N, C, H, W) with at least one position."""
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(f"{name} must be a tensor (N, C, H, W), got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise ArgumentTypeError(f"{name} must be dense, got {x.layout}: convert it with to_dense()")
     if x.dtype not in FLOATING:
         raise ArgumentTypeError(
             f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}; convert it first"

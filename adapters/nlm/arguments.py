@@ -52,9 +52,9 @@ def as_number(value: Any, name: str, what: str = "a number or a floating tensor"
 def as_positive_strength(value: Any) -> float:
     """A strength given as a number. Only a tensor, which training moves, may be negative."""
     strength = as_number(value, "h")
-    if strength < 0:
+    if not strength >= 0:
         raise ArgumentValueError(
-            f"h must not be negative, got {shown(value)}: a strength is the distance at which a weight has "
+            f"h must be a number that is not negative, got {shown(value)}: a strength is the distance at which a weight has "
             "fallen to 1/e"
         )
     return strength

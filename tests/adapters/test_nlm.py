@@ -663,6 +663,7 @@ X = torch.rand(2, 3, 6, 7)
         ({"sigma": -0.1}, ArgumentValueError, r"sigma .*-0\.1"),
         ({"sigma": float("nan")}, ArgumentValueError, "sigma .*nan"),
         ({"sigma": None}, ArgumentTypeError, "sigma must be a number, got None"),
+        ({"h": float("nan")}, ArgumentValueError, "h .*nan"),
         ({"h": "0.1"}, ArgumentTypeError, "h .* '0.1'"),
         ({"h": torch.tensor(1)}, ArgumentTypeError, "h .*int64"),
         ({"h": torch.ones(2)}, ArgumentValueError, r"h .*\(2, 1, 6, 7\).* \(2,\)"),

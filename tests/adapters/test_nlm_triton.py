@@ -145,6 +145,6 @@ def test_a_kernel_that_fails_is_replaced_in_auto_alone(monkeypatch: pytest.Monke
 
 def test_a_negative_number_is_refused_and_a_tensor_is_the_limit() -> None:
     x = torch.rand(1, 1, 6, 6)
-    with pytest.raises(tlsc.TLSCError, match=r"h must not be negative, got -0\.1"):
+    with pytest.raises(tlsc.TLSCError, match=r"h must be a number that is not negative, got -0\.1"):
         nonlocal_means(x, -0.1)
     assert torch.equal(nonlocal_means(x, torch.tensor(-0.1), 3, 3), x)
