@@ -54,8 +54,8 @@ def as_positive_strength(value: Any) -> float:
     strength = as_number(value, "h")
     if not strength >= 0:
         raise ArgumentValueError(
-            f"h must be a number that is not negative, got {shown(value)}: a strength is the distance at which a weight has "
-            "fallen to 1/e"
+            f"h must be a number that is not negative, got {shown(value)}: a strength is the distance "
+            "at which a weight has fallen to 1/e"
         )
     return strength
 
