@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlsc.errors import ArgumentValueError, TLSCError
+from tlsc.errors import ArgumentValueError
 from tlsc.eval.telling import say
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tlsc.eval.images import Picture
     from tlsc.eval.networks import Network
 
-__all__ = ["calibrate_on", "in_its_channels", "restore_picture", "sources", "targets"]
+__all__ = ["calibrate_on", "restore_picture", "sources", "targets"]
 
 
 def targets(inputs: Sequence[str], out: Path) -> dict[Path, Path]:
@@ -100,6 +100,7 @@ def restore_picture(
     import torch
     from torch import nn
 
+    from tlsc.eval.channels import Channels, in_range
     from tlsc.eval.networks import of_model
     from tlsc.eval.run.patches import in_tiles
 
@@ -112,7 +113,9 @@ def restore_picture(
     alpha = picture.alpha
     image = torch.from_numpy(_filled(picture.pixels, alpha)).permute(2, 0, 1).unsqueeze(0)
     with torch.no_grad():
-        restored = in_its_channels(network.channels, run, image).float().cpu()
+        way = Channels(network.channels, image.shape[1])
+        # One by one: three grey pictures take a third of the memory so.
+        restored = way.taken(torch.cat([in_range(run(part)) for part in way.given(image).tensor_split(3)]))
     pixels = np.ascontiguousarray(restored[0].permute(1, 2, 0).numpy())
     if alpha is not None:
         height, width = pixels.shape[:2]
@@ -178,30 +181,6 @@ def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) ->
         warnings.simplefilter("always", tlsc.TLSCWarning)
         tlsc.calibrate(model, image.to(like.device, like.dtype), crop)
     return [str(warning.message) for warning in said]
-
-
-def in_its_channels(channels: int, run: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """A grey or RGB image (1, C, H, W) through a network for images of so many channels, clipped to [0, 1].
-
-    Raises:
-        TLSCError: the network takes neither, or what it returns is not finite.
-    """
-    import torch
-
-    def restored(image: Tensor) -> Tensor:
-        out = run(image)
-        if not bool(out.isfinite().all()):
-            raise TLSCError("the network returned NaN or Inf; try --dtype float32, or look at its weights")
-        return out.clamp(0, 1)
-
-    if channels == image.shape[1]:
-        return restored(image)
-    if channels == 3 and image.shape[1] == 1:
-        out = restored(image.expand(-1, 3, -1, -1))
-        return out.mean(1, keepdim=True) if out.shape[1] == 3 else out
-    if channels == 1 and image.shape[1] == 3:
-        return torch.cat([restored(channel) for channel in image.chunk(3, dim=1)], 1)
-    raise TLSCError(f"the network takes images of {channels} channels, neither grey nor RGB")
 
 
 def _resized(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

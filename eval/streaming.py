@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tlsc.adapters.pieces.sharing import Alone, Crew, everyone
-from tlsc.errors import TLSCError
+from tlsc.eval.channels import Channels, in_range
 from tlsc.eval.images import PictureFile, as_float, writing_rows
 from tlsc.eval.images.picture import quantised
 
@@ -58,7 +58,7 @@ def restore_rows(
         TLSCError: the network takes neither grey nor RGB, or what it returns is not finite.
         ImageError, OSError: the result cannot be written.
     """
-    crew, way = crew or Alone(), _Channels(network.channels, file.channels)
+    crew, way = crew or Alone(), Channels(network.channels, file.channels)
     kind, alpha = network.reference.dtype, file.alpha
 
     def cut(top: int, bottom: int, left: int, right: int) -> Tensor:
@@ -66,9 +66,7 @@ def restore_rows(
         return way.given(part.permute(2, 0, 1).unsqueeze(0)).to(kind)
 
     def finish(core: Tensor) -> Tensor:
-        if not bool(core.isfinite().all()):
-            raise TLSCError("the network returned NaN or Inf; try --dtype float32, or look at its weights")
-        values = way.taken(core.float().cpu().clamp(0, 1))
+        values = way.taken(in_range(core))
         return torch.from_numpy(quantised(values.numpy(), file.bits))
 
     with ExitStack() as held:
@@ -94,30 +92,3 @@ def _add(rows: Rows, samples: Any, alpha: bool) -> None:
             white = 1 if strip.dtype.kind == "f" else np.iinfo(strip.dtype).max
             strip = np.concatenate([strip, np.full((*strip.shape[:2], 1), white, strip.dtype)], 2)
         rows.add(strip)
-
-
-class _Channels:
-    """Grey and RGB pictures for networks that take the other: :func:`tlsc.eval.restore.in_its_channels` in pieces.
-
-    Raises:
-        TLSCError: the network takes neither grey nor RGB.
-    """
-
-    def __init__(self, network: int, picture: int) -> None:
-        self._network, self._picture = network, picture
-        if network not in (1, 3) and network != picture:
-            raise TLSCError(f"the network takes images of {network} channels, neither grey nor RGB")
-
-    def given(self, image: Tensor) -> Tensor:
-        """(1, C, H, W) as the network takes it: a grey picture three times, RGB as three grey pictures."""
-        if self._picture == 1 and self._network == 3:
-            return image.expand(-1, 3, -1, -1)
-        return image.transpose(0, 1) if self._picture == 3 and self._network == 1 else image
-
-    def taken(self, result: Tensor) -> Tensor:
-        """(1, C, H, W) of what it returned: the mean of three, or three grey pictures as RGB."""
-        if self._picture == 1 and self._network == 3 and result.shape[1] == 3:
-            return result.mean(1, keepdim=True)
-        if self._picture == 3 and self._network == 1:
-            return result.flatten(0, 1).unsqueeze(0)
-        return result
