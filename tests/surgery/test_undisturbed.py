@@ -131,8 +131,8 @@ def test_other_models_run_in_four_threads_while_one_is_converted(conversions: in
     assert state_of_process()[3:] == process
 
 
-# An interrupt that hits a callback of a weak reference is swallowed by Python, which says so. pytest keeps it till the
-# end of the test, with its frames and the tensors in them.
+# An interrupt that hits a callback of a weak reference is swallowed by Python, which says so. pytest keeps it till
+# the end of the test, with its frames and the tensors in them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:the model keeps tensors without values:tlsc.errors.TLSCWarning")
 @pytest.mark.parametrize("seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 20))])
