@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._calibration.calibrate import calibrated
 from ._influence.check import is_cheap, warn_of_far
+from ._models.contents import outside_kept
 from ._models.undisturbed import interruptible
 from ._plan import Plan
 from ._surgery.planner import plan_for
@@ -55,7 +56,7 @@ def plan(
     """
     if base_size is None:
         return plan_of(model)
-    with interruptible():
+    with interruptible(), outside_kept(model):
         return plan_for(model, base_size, stride, example_input, include, exclude).plan
 
 
@@ -128,7 +129,8 @@ def convert(
         LocalInstanceNorm2d(8, window=(384, 384), eps=1e-05, affine=True)
     """
     with interruptible():
-        decided = plan_for(model, base_size, stride, example_input, include, exclude)
+        with outside_kept(model):
+            decided = plan_for(model, base_size, stride, example_input, include, exclude)
         made = decided.plan
         if not made.sites and strict:
             raise NoSiteError(
@@ -143,7 +145,8 @@ def convert(
         if calibrate is not None and local:
             calibrated(model, calibrate, crop)
         if check or (check is None and is_cheap(model, decided.work)):
-            warn_of_far(model, made, decided.inputs, bool(check), 2)
+            with outside_kept(model):
+                warn_of_far(model, made, decided.inputs, bool(check), 2)
     return model
 
 

@@ -127,7 +127,8 @@ def depth_of_autocast() -> int:
 
 
 class Variable:
-    """A variable that code names: of a Python module (a dictionary of globals), or of an enclosing function."""
+    """A variable that code names: of a Python module (a dictionary of globals), of an enclosing function, or of a
+    class."""
 
     def __init__(self, holder: Any, name: str, now: Any) -> None:
         self.holder, self.name, self.now = holder, name, now
@@ -139,6 +140,8 @@ class Variable:
     def _value(self) -> Any:
         if isinstance(self.holder, dict):
             return self.holder.get(self.name, MISSING)
+        if isinstance(self.holder, type):
+            return vars(self.holder).get(self.name, MISSING)
         try:
             return self.holder.cell_contents
         except ValueError:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
+from .._models.contents import Contents, Stores, has_settings, names_in, stores_of
 from .guards import MISSING, Reads, Variable, is_simple, token
+from .values import Cannot
 
 __all__ = ["Linker", "Whole"]
 
@@ -55,10 +57,13 @@ class _Namespace:
     """A Python module, or class, whose functions are linked."""
 
     def __init__(self, linker: Linker, of: Any) -> None:
-        self._linker, self._of = linker, of
+        self.__dict__.update(_linker=linker, _of=of)
 
     def __getattr__(self, name: str) -> Any:
-        return self._linker.linked(getattr(self._of, name))
+        return self._linker.named(vars(self._of), name, getattr(self._of, name))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise Cannot(f"its forward sets {name} of {self._of.__name__}")
 
 
 class Linker:
@@ -68,12 +73,17 @@ class Linker:
         reads: what outside variables were named is noted here.
         stubs: what is called in place of other things, by the identity of these.
         whole: calls a :class:`Whole` with recorded values.
+        contents: what the code could change is noted here.
     """
 
     def __init__(
-        self, reads: Reads, stubs: dict[Any, Callable[..., Any]], whole: Callable[[Whole], Callable[..., Any]]
+        self,
+        reads: Reads,
+        stubs: dict[Any, Callable[..., Any]],
+        whole: Callable[[Whole], Callable[..., Any]],
+        contents: Contents,
     ) -> None:
-        self.reads = reads
+        self.reads, self.contents = reads, contents
         self.stubs = {id(key): stub for key, stub in stubs.items()}
         self.whole = whole
         self._kept = list(stubs)
@@ -112,23 +122,29 @@ class Linker:
         if _is_foreign(function.__module__ or ""):
             return function
         self._note(function, function)  # until it is known: functions may call each other
-        names = _names(function.__code__)
+        names, stores = names_in(function.__code__), stores_of(function.__code__)
         self.reads.grad |= bool(names & _ASKING_GRAD)
         self.reads.cast |= bool(names & _ASKING_CAST)
         changed = {
             name: made
             for name in names
             if (value := self._global(function, name)) is not MISSING
-            and (made := self._named(function.__globals__, name, value)) is not value
+            and (made := self.named(function.__globals__, name, value, stores)) is not value
         }
         cells = []
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             value = _content(cell)
-            made = self._named(cell, name, value)
+            made = self.named(cell, name, value, stores)
             cells.append(cell if made is value else types.CellType(made))
+            if name in stores.cells:
+                self.contents.variable(cells[-1], name)
+        for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self.contents.value(default, f"a default of {function.__name__}")
         if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
+            self._given(stores, function.__globals__)
             return function
         scope = {**function.__globals__, **changed}
+        self._given(stores, scope)
         new = types.FunctionType(
             function.__code__, scope, function.__name__, function.__defaults__, tuple(cells) or None
         )
@@ -140,13 +156,33 @@ class Linker:
         found = function.__globals__.get(name, MISSING)
         return getattr(builtins, name, MISSING) if found is MISSING else found
 
-    def _named(self, holder: Any, name: str, value: Any) -> Any:
-        """A variable that code names; noted if another value would change what the code does."""
+    def _given(self, stores: Stores, scope: dict[str, Any]) -> None:
+        for name in stores.globals:
+            self.contents.variable(scope, name)
+
+    def named(self, holder: Any, name: str, value: Any, stores: Stores | None = None) -> Any:
+        """What code is to see of a variable that it names; noted if another value would change what the code does.
+
+        ``stores``: the attributes that the code gives values, which may be those of a class.
+        """
         made = self.linked(value)
-        settings = is_simple(value) or type(value) in (list, dict, set, tuple)
-        if made is value and name != "__class__" and settings and name not in vars(builtins):
+        if made is not value or name == "__class__" or name in vars(builtins):
+            return made
+        if is_simple(value) or type(value) in (list, dict, set, tuple) or has_settings(value):
             self.reads.variables.setdefault((id(holder), name), Variable(holder, name, token(value)))
+            self.contents.value(value, name)
+        elif isinstance(value, type) and not _is_foreign(value.__module__):
+            self._class(value, stores)
         return made
+
+    def _class(self, cls: type, stores: Stores | None) -> None:
+        """A class that code names: its attributes are variables."""
+        for name in () if stores is None else stores.attributes:
+            self.contents.variable(cls, name)
+        for name, value in list(vars(cls).items()):
+            if not name.startswith("__") and (is_simple(value) or type(value) in (list, dict, set, tuple)):
+                self.reads.variables.setdefault((id(cls), name), Variable(cls, name, token(value)))
+                self.contents.value(value, name)
 
 
 class _Applied:
@@ -166,15 +202,6 @@ def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any
 
 
 CHECKPOINT = checkpoint.checkpoint
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """The names in a function's code and in that of functions inside it."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
 
 
 def _content(cell: types.CellType) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from .._models.contents import Contents
 from .._models.slots import is_hooked
 from .arguments import flattened, is_number, mapped
 from .einops import stubs
@@ -140,7 +141,8 @@ class Recorder(Kinds):
         }
         own.update(stubs(Proxy))
         own.update({made: self._making(made) for name in _FACTORIES if (made := getattr(torch, name, None))})
-        self.linker = Linker(self.reads, own, self._whole)
+        self.contents = Contents()
+        self.linker = Linker(self.reads, own, self._whole, self.contents)
         self._tensors: dict[tuple[str, str], fx.Proxy] = {}
         found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
         self.devices = tuple(dict.fromkeys(x.device.type for x in found if x.device.type != "meta"))
@@ -161,9 +163,14 @@ class Recorder(Kinds):
             if self.reads.grad and not outside:
                 torch.set_grad_enabled(False)
                 self.entry = ambient(self.devices)
-            with _Factories(self):
-                result = shadows.root.forward(*args, **kwargs)
-            made = self.create_arg(result)
+            try:
+                with _Factories(self):
+                    result = shadows.root.forward(*args, **kwargs)
+                made = self.create_arg(result)
+                for name in (*self.contents.changed(), *shadows.given()):
+                    raise Cannot(f"its forward changes {name} in place, which outlives the call")
+            finally:
+                self.contents.put_back()
             for node in self.graph.nodes:  # a record or named tuple of results is made by a call of its own
                 node.meta.setdefault("value", None)
                 node.meta.setdefault("kind", None)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
+from .._models.contents import Contents
 from .._models.slots import HOOKS
 from .arguments import is_number
 from .guards import MISSING, Reads, is_simple
@@ -34,6 +35,7 @@ class Recording(Protocol):
 
     reads: Reads
     linker: Linker
+    contents: Contents
 
     def tensor_of(self, path: str, name: str, value: Tensor) -> Any:
         """The recorded value of a parameter, buffer or other tensor of the module at ``path``."""
@@ -64,6 +66,7 @@ class Shadows:
     def __init__(self, recording: Recording, root: nn.Module) -> None:
         self.recording = recording
         self._classes: dict[type, type] = {}
+        self._own: dict[type, set[str]] = {}
         self._made: dict[int, nn.Module] = {}
         self.root = self._of(root, "")
 
@@ -83,8 +86,13 @@ class Shadows:
 
     def _class(self, of: type) -> type:
         if of not in self._classes:
-            self._classes[of] = types.new_class(of.__name__, (_Shadow, of), {"metaclass": type(of)})
+            made = types.new_class(of.__name__, (_Shadow, of), {"metaclass": type(of)})
+            self._classes[of], self._own[made] = made, set(vars(made))
         return self._classes[of]
+
+    def given(self) -> list[str]:
+        """The attributes that recorded code has given to a class."""
+        return [name for made, own in self._own.items() for name in vars(made) if name not in own]
 
     def seen(self, value: Any) -> Any:
         """An attribute as recorded code is to see it: with shadows in place of modules."""
@@ -172,6 +180,7 @@ def _attribute(place: _Place, holder: dict[str, Any], name: str) -> Any:
         return recording.number_of(place.path, name, value)
     if not isinstance(value, nn.Module):
         recording.reads.attribute(place.path, name, value)
+        recording.contents.value(value, name)
     return place.shadows.seen(value)
 
 
@@ -183,6 +192,7 @@ def _inherited(shadow: Any, place: _Place, name: str) -> Any:
         return types.MethodType(linker.linked(value.__func__), value.__self__)
     if is_simple(value):
         place.shadows.recording.reads.attribute(place.path, name, value)
+    place.shadows.recording.contents.value(value, name)
     return linker.linked(value)
 
 
