@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tlsc.adapters import ncnn, real_cugan
 from tlsc.adapters.archives import Payload, read_archive, read_pickle
 from tlsc.adapters.pickles import Damaged, Inert, TensorRef
 from tlsc.errors import TLSCError
@@ -114,7 +115,8 @@ def read(path: Path) -> Checkpoint:
     Args:
         path: a file written by ``torch.save``, ``torch.jit.save`` or ``safetensors``; its content counts, not its
             name. Or an index of shards (``*.index.json``), or a folder with one checkpoint or index in it, as the
-            hub's libraries keep it.
+            hub's libraries keep it. Or Real-CUGAN in ncnn's format: its graph (``.param``) or its weights
+            (``.bin``), each beside the other.
 
     Raises:
         CheckpointError: there is no such file, or it cannot be read (then also an OSError); it is empty, truncated,
@@ -208,6 +210,9 @@ def _contents(path: Path) -> _Contents:
         file.seek(0)
         if not start:
             raise CheckpointError(f"{path} is empty")
+        graph = path if start.startswith(ncnn.MAGIC) else _graph_beside(path, start)
+        if graph is not None:
+            return _of_ncnn(graph)
         if start[8:9] == b"{" or path.suffix.lower() == ".safetensors":
             state, metadata = _safetensors(path)
             return _Contents(list(_weights_in(path, Payload(state, _untouched, {}))), size, metadata, _kind(state))
@@ -225,6 +230,33 @@ def _contents(path: Path) -> _Contents:
                 "writes that"
             ) from error
     return _Contents(weights, size, {}, _kind(payload.value), tuple(payload.refused))
+
+
+def _graph_beside(path: Path, start: bytes) -> Path | None:
+    """The graph that belongs to weights in ncnn's format, which start with nothing of their own."""
+    if path.suffix.lower() != ".bin" or start.startswith((b"PK", b"\x80")):
+        return None
+    graph = path.with_suffix(".param")
+    return graph if graph.is_file() else None
+
+
+def _of_ncnn(graph: Path) -> _Contents:
+    """Weights in ncnn's format: a graph, and beside it a file of the same name that ends in ``.bin``."""
+    values = graph.with_suffix(".bin")
+    if not values.is_file():
+        raise MissingCheckpointError(f"{graph} is a graph of ncnn's, and its weights are not beside it: {values}")
+    try:
+        layers = ncnn.read_layers(graph, values)
+    except Damaged as error:
+        raise CheckpointError(f"{graph} cannot be used: {error}") from error
+    state = real_cugan.weights_by_name(layers, graph)
+    if state is None:
+        raise CheckpointError(
+            f"{graph}: unknown architecture: a graph of ncnn's with {len(layers)} layers, of which Real-CUGAN's "
+            "for 2×, 3× and 4× are known. A network of your own can be built, given its weights and passed to "
+            "tlsc.convert"
+        )
+    return _Contents([Weights((), state)], values.stat().st_size, {})
 
 
 def _sharded(path: Path) -> _Contents:

@@ -59,7 +59,8 @@ def load(
     with any prefix (``module.``, ``_orig_mod.``, ``model.``, ...). Nothing in the file is executed.
 
     Args:
-        path: a file written by ``torch.save`` or safetensors (``.pth``, ``.pt``, ``.ckpt``, ``.safetensors``).
+        path: a file written by ``torch.save`` or safetensors (``.pth``, ``.pt``, ``.ckpt``, ``.safetensors``), or
+            Real-CUGAN's graph in ncnn's format (``.param``, with its ``.bin`` beside it).
         base_size: convert to local statistics, with this window at the input in pixels: an int or (height, width).
             ``model.tlsc.base_size`` recommends one. None leaves the network as published. For networks that do not
             pad by themselves it is rounded up to a size they take.

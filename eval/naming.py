@@ -21,7 +21,7 @@ from tlsc.eval.telling import suggestion
 __all__ = ["find_network"]
 
 _COME_ALONG = (*DEMO_NETWORKS, "ffdnet")
-_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx")
+_CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors", ".onnx", ".param")
 
 
 def find_network(name: str) -> nn.Module:

@@ -115,7 +115,7 @@ def restore_picture(
     with torch.no_grad():
         way = Channels(network.channels, image.shape[1])
         # One by one: three grey pictures take a third of the memory so.
-        restored = way.taken(torch.cat([in_range(run(part)) for part in way.given(image).split(1)]))
+        restored = way.taken(torch.cat([in_range(run(part)) for part in way.given(image).chunk(3)]))
     pixels = np.ascontiguousarray(restored[0].permute(1, 2, 0).numpy())
     if alpha is not None:
         height, width = pixels.shape[:2]

@@ -45,7 +45,7 @@ Asked: TypeAlias = "int | tuple[int, int] | Literal['auto', 'none']"
 
 NAMES = (
     "a demo network by name ('tlsc list' prints them), a checkpoint (.pth, .pt, .ckpt, .safetensors), "
-    "module:factory, path.py:factory, or an ONNX file"
+    "Real-CUGAN's .param, module:factory, path.py:factory, or an ONNX file"
 )
 """How a network can be named, everywhere."""
 
