@@ -18,7 +18,9 @@ from . import (
     mutants,
     nlm,
     prediction,
+    states,
     structure,
+    values,
     versions,
     wheels,
 )
@@ -40,6 +42,8 @@ WITH_PARTS = {
     "modes": modes.main,
     "mutants": mutants.main,
     "prediction": prediction.main,
+    "states": states.main,
+    "values": values.main,
     "versions": versions.main,
     "wheels": wheels.main,
 }
@@ -55,7 +59,9 @@ parser.add_argument(
     "nlm, networks; all if none; of fingerprint: the file to write, and one to compare with; of mutants: "
     "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
-    "or paths of interpreters; of prediction: train, networks, picture FILE",
+    "or paths of interpreters; of prediction: train, networks, picture FILE; of states: another checkout's "
+    "folder, and threads; of values: the folder to write, and "
+    "seconds to stop after, or another state's folder to compare with",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

@@ -29,14 +29,19 @@ hypothesis.settings.register_profile("explore", derandomize=False)
 hypothesis.settings.load_profile("same")
 
 # Each file is one process's, so that what its tests share is made once. The long ones come first, so that no
-# process is left with one at the end; every other one is without Numba's kernels, which two processes that start
-# together would both compile.
+# process is left with one at the end. In a fresh clone the first file compiles nearly all of Numba's kernels, for
+# most of a minute: what the other process begins with needs none of them, or both would compile the same.
 FIRST = (
     "test_invariants.py",
-    "test_export.py",
     "test_triton_compile.py",
-    "test_functional.py",
+    "test_triton_interpreted.py",
+    "test_nlm_triton.py",
+    "test_import.py",
+    "test_docstrings.py",
+    "test_quality.py",
+    "test_export.py",
     "test_basicsr.py",
+    "test_functional.py",
     "test_kernels.py",
     "test_coverage.py",
     "test_harness.py",

@@ -49,6 +49,10 @@ def is_usual(network: Network) -> bool:
     return network.name in USUAL
 
 
+def usual_marks(network: Network) -> list[pytest.MarkDecorator]:
+    return [] if is_usual(network) else [pytest.mark.slow]
+
+
 each_kind = pytest.mark.parametrize("network", slow_unless(is_usual, NETWORKS), ids=str)
 each_kind_and_mprnet = pytest.mark.parametrize("network", slow_unless(is_usual, [*NETWORKS, MPRNET]), ids=str)
 
@@ -119,8 +123,16 @@ def test_beyond_base_size_the_output_does_change(network: Network) -> None:
 # ----------------------------------------------------------------------------------------- I2 exactness
 
 
-@every_network
-@pytest.mark.parametrize("size", [(28, 36), (16, 36)], ids=["both axes larger", "one axis larger"])
+@pytest.mark.parametrize(
+    ("network", "size"),
+    [
+        *(pytest.param(network, (28, 36), id=f"{network}, both axes larger") for network in NETWORKS),
+        *(
+            pytest.param(network, (16, 36), id=f"{network}, one axis larger", marks=usual_marks(network))
+            for network in NETWORKS
+        ),
+    ],
+)
 @torch.no_grad()
 def test_i2_every_site_is_the_original_on_each_position_s_window(network: Network, size: tuple[int, int]) -> None:
     model, x = network(), image(*size)
@@ -241,7 +253,9 @@ def _influence_of_far_pixels(model: nn.Module, far: int) -> tuple[float, float]:
     return float(x.grad[..., far:].abs().max()), float(x.grad[..., :far].abs().max())
 
 
-@pytest.mark.parametrize("network", [*(network for network in NETWORKS if network.all_local), MPRNET], ids=str)
+@pytest.mark.parametrize(
+    "network", [*(network for network in NETWORKS if network.all_local), slow(MPRNET)], ids=str
+)
 def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network) -> None:
     model = network()
     far_before, _ = _influence_of_far_pixels(model, far=160)
@@ -383,7 +397,7 @@ def test_i7_training_flags_survive_and_follow(network: Network, training: bool) 
     assert {module.training for module in model.modules()} == {not training}
 
 
-@pytest.mark.parametrize("network", [n for n in NETWORKS if n.name != IN_PLACE], ids=str)
+@pytest.mark.parametrize("network", slow_unless(is_usual, [n for n in NETWORKS if n.name != IN_PLACE]), ids=str)
 def test_i7_hooks_survive_and_their_handles_still_work(network: Network) -> None:
     model = network()
     path = tlsc.plan(model, BASE).converted[0].path

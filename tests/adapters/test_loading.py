@@ -350,6 +350,7 @@ def test_the_result_is_described_and_in_eval_mode(small: nn.Module, tmp_path: Pa
     assert type(small)(**known.settings).state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("small", ["HINet", slow("MPRNet")], indirect=True)
 @torch.no_grad()
 def test_the_descriptor_disturbs_nothing(small: nn.Module, tmp_path: Path) -> None:
     torch.save(small.state_dict(), tmp_path / "a.pth")

@@ -442,8 +442,9 @@ def test_what_is_kept_for_the_backward_pass(implementation: Any) -> None:
     assert kept(15, 9) <= kept(5, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("implementation", [slow("torch"), IMPLEMENTATIONS[1]])
+@each_implementation
 def test_memory_at_512(implementation: Any) -> None:
     """Forward and backward, image and h, window 11 and patch 5: at most 100 MB above the start."""
     name = {"torch": "tlsc, PyTorch", "numba": "tlsc, Numba"}[implementation]
@@ -572,7 +573,7 @@ def test_layer_shows_its_settings() -> None:
     assert repr(layer)[:-1].endswith(", distance='color', weights='gaussian', sigma=0.1")
 
 
-@each_implementation
+@pytest.mark.parametrize("implementation", [slow("torch"), IMPLEMENTATIONS[1]])
 def test_compiles(implementation: Any) -> None:
     """One operator in the graph, with its gradient, for every size."""
     torch.library.opcheck(

@@ -25,6 +25,7 @@ from tlsc.eval import cli
 from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, haze, smooth_field
 from tlsc.eval.files import replacing
 from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, TRAINING_PHOTOGRAPHS, load_photograph
+from tlsc.eval.run import demo as demo_run
 from tlsc.eval.run.patches import restore
 from tlsc.eval.show import demo
 
@@ -204,6 +205,10 @@ def test_demo_writes_table_files_and_pictures(
 
     monkeypatch.setattr(demo, "degraded_test_photographs", corner)
     monkeypatch.setattr(demo, "PATCH_SIZES", (64, 96, None))
+    # What calibration finds does not matter here; on whole photographs it takes most of the time.
+    images = demo_run._Job.images
+    monkeypatch.setattr(demo_run, "CALIBRATING", demo_run.CALIBRATING[:1])
+    monkeypatch.setattr(demo_run._Job, "images", lambda job: [x[..., :160, :160] for x in images(job)])
     assert cli.main(["demo", "--out", str(tmp_path / "new" / "out")]) == 0
     said = capsys.readouterr().out
     out = tmp_path / "new" / "out"
