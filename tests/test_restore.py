@@ -19,7 +19,9 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.adapters import Descriptor, HINet, load, run
 from tlsc.eval import cli
-from tlsc.eval.photo_files import ImageError, Picture, read_image, write_image
+from tlsc.eval.images import ImageError, Picture
+from tlsc.eval.images import read_picture as read_image
+from tlsc.eval.images import write_picture as write_image
 from tlsc.eval.restore import restore_picture, sources, targets
 from tlsc.eval.run.patches import in_tiles
 
