@@ -54,7 +54,7 @@ parser.add_argument(
     "parts",
     nargs="*",
     help="of kernels: means, norms, windows, gates, networks; of calibration: train, networks, borders, "
-    "guards, hinet, and a folder of photographs; of coverage: plans (all but what is far), names of "
+    "guards, hinet, unets, and a folder of photographs; of coverage: plans (all but what is far), names of "
     "networks; of modes: names of networks; of gpu: dry (tiny, on the CPU), layers, gates, attention, "
     "nlm, networks; all if none; of fingerprint: the file to write, and one to compare with; of mutants: "
     "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "

@@ -3,7 +3,7 @@
 ``python -m benchmarks calibration train`` trains the networks that do not come along, into
 ``calibration-networks``; ``python -m benchmarks calibration networks tiles borders guards hinet [FOLDER]`` prints
 the tables, on the six photographs of scikit-image that no network was trained on, or on three of them and three of
-a folder.
+a folder. ``python -m benchmarks calibration unets [FOLDER]``: see :mod:`benchmarks.unets`.
 
 Every network is trained by ``tlsc.eval.train.demo``. Calibration sees four training photographs, degraded anew.
 """
@@ -30,6 +30,8 @@ from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, HINet
 from tlsc.eval.data.degradations import DEGRADATIONS, degrade_photograph, smooth_field
 from tlsc.eval.run.patches import restore
 from tlsc.eval.train.demo import train
+
+from . import unets
 
 FOLDER = Path("calibration-networks")
 SEEN = ("motorcycle_left", "rocket", "brick", "ihc")
@@ -87,7 +89,7 @@ def main(parts: Sequence[str]) -> None:
     folders = [Path(part) for part in parts if part not in _PARTS]
     if any(not folder.is_dir() for folder in folders) or len(folders) > 1:
         raise SystemExit(f"calibration takes {', '.join(_PARTS)} and one folder of photographs, got {list(parts)}")
-    for name in names or [name for name in _PARTS if name != "train"]:
+    for name in names or [name for name in _PARTS if name not in ("train", "unets")]:
         _PARTS[name](folders[0] if folders else None)
 
 
@@ -352,4 +354,5 @@ _PARTS = {
     "borders": _borders,
     "guards": _guards,
     "hinet": _hinet,
+    "unets": unets.main,
 }
