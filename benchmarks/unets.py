@@ -73,7 +73,6 @@ NETWORKS = {
     "norms 0 and 2, haze, seed 1": Settings((0, 2), "haze", 1),
     "norm 0, motion blur, seed 1": Settings((0,), "motion-blur", 1),
     "norms 0 and 2, motion blur, seed 0": Settings((0, 2), "motion-blur", 0),
-    "norm 0, haze, seed 1": Settings((0,), "haze", 1),
     "norms 0 and 2, haze, seed 0": Settings((0, 2), "haze", 0),
 }
 
