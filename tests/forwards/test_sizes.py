@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -170,3 +172,102 @@ def test_a_child_s_sum_that_a_parent_may_divide(total: str, deep: bool, divides:
     tlsc.convert(model, WINDOW)
     assert len(tlsc.plan(model).converted) == 1
     assert_close(model(x), expected)
+
+
+# ------------------------------------------------------------------------------ a course that depends on the size
+
+
+class _Course(nn.Module):
+    """``mean`` is the global one in the network, a local one in the oracle."""
+
+    def __init__(self, mean: Callable[[Tensor], Tensor] = lambda x: x.mean((2, 3), keepdim=True)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.down, self.mean = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, 2, 1), mean
+        self.local = mean.__name__ != "<lambda>"
+
+    def gated(self, x: Tensor) -> Tensor:
+        x = self.mix(x)
+        return x * torch.sigmoid(self.mean(x) if self.local else x.mean((2, 3), keepdim=True))
+
+
+class _Asserts(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[-2] % 2 == 0, "an odd height"
+        if x.shape[-1] % 2:
+            raise ValueError("an odd width")
+        return self.gated(x)
+
+
+class _Pads(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 8 != 0 or width % 8 != 0:
+            x = F.pad(x, (0, (8 - width % 8) % 8, 0, (8 - height % 8) % 8), "reflect")
+        return self.gated(x)[:, :, :height, :width]
+
+
+class _PadsUntil(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        while x.shape[-1] % 4:
+            x = F.pad(x, (0, 1))
+        return self.gated(x)[..., :height, :width]
+
+
+class _Fits(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.interpolate(self.down(x), scale_factor=2)
+        if y.shape != x.shape:
+            y = F.interpolate(y, x.shape[-2:])
+        return self.gated(y) + x
+
+
+class _Halves(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if min(height, width) < 4:
+            raise ValueError("too small")
+        y = F.interpolate(x, (math.ceil(height / 2), max(width // 2, 1)))
+        return F.interpolate(self.gated(y), (height, width))
+
+
+class _Batch(_Course):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gated(2 * x if x.shape[0] > 1 else x)
+
+
+@pytest.mark.parametrize("kind", [_Asserts, _Pads, _PadsUntil, _Fits, _Halves, _Batch])
+@torch.no_grad()
+def test_the_course_is_that_of_the_size_and_the_windows_those_of_base_size(kind: type[_Course]) -> None:
+    window = 8 if kind is _Halves else 16
+
+    def local(x: Tensor) -> Tensor:
+        return tlsc.functional.local_mean(x, window)
+
+    model, oracle = tlsc.convert(kind().eval(), 16, check=False), kind(local).eval()
+    assert [site.window for site in tlsc.plan(model)] == [(window, window)]
+    for batch, height, width in ((1, 32, 24), (1, 26, 22), (2, 26, 22), (1, 27, 22), (1, 26, 23), (1, 26, 22)):
+        x = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+        try:
+            expected = oracle(x)
+        except (AssertionError, ValueError) as error:
+            with pytest.raises(type(error), match=r"odd|small"):
+                model(x)
+        else:
+            torch.testing.assert_close(model(x), expected)
+    x = torch.rand(1, 3, 26, 22, generator=torch.Generator().manual_seed(1))
+    copied = copy.deepcopy(model).double()
+    torch.testing.assert_close(copied(x.double()), oracle.double()(x.double()))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_size_is_compiled_after_it_was_run() -> None:
+    model = tlsc.convert(_Pads().eval(), 16, check=False)
+    x = torch.rand(1, 3, 26, 22, generator=torch.Generator().manual_seed(1))
+    compiled = torch.compile(model, backend="eager")
+    with pytest.raises(tlsc.TLSCError, match="or at a size"):
+        compiled(x)
+    expected = model(x)
+    torch.testing.assert_close(compiled(x), expected)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-from .._models.contents import Contents, Stores, has_settings, names_in, stores_of
+from .._models.contents import Contents, Stores, has_settings, is_only_called, names_in, stores_of
 from .guards import MISSING, Reads, Variable, is_simple, token
+from .proxies import whole_number
 from .values import Cannot
 
 __all__ = ["Linker", "Whole"]
@@ -131,6 +132,8 @@ class Linker:
             if (value := self._global(function, name)) is not MISSING
             and (made := self.named(function.__globals__, name, value, stores)) is not value
         }
+        if "int" in names and "int" not in function.__globals__ and is_only_called(function.__code__, "int"):
+            changed["int"] = whole_number
         cells = []
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             value = _content(cell)

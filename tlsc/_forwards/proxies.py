@@ -23,6 +23,9 @@ __all__ = [
     "is_tensor",
     "label_of",
     "labels_of_numbers",
+    "largest",
+    "smallest",
+    "whole_number",
 ]
 
 
@@ -184,15 +187,61 @@ class Extremes(NamedTuple):
 
 
 class Numeral(fx.Proxy):
-    """A traced number that depends on sizes: free in arithmetic, refused where the code's course depends on it."""
+    """A traced number that depends on sizes: free in arithmetic, refused where it must be a number of Python's."""
+
+    tracer: Any
 
     def _fixed(self) -> Any:
         raise course(self.node.meta["kind"].labels)
 
-    __bool__ = __index__ = __int__ = __float__ = _fixed
+    def __bool__(self) -> bool:
+        return bool(self.tracer.decided(self.node))
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return self._made(round, *() if digits is None else (digits,))
+
+    def __ceil__(self) -> Any:
+        return self._made(math.ceil)
+
+    def __floor__(self) -> Any:
+        return self._made(math.floor)
+
+    def __trunc__(self) -> Any:
+        return self._made(math.trunc)
+
+    def __abs__(self) -> Any:
+        return self._made(operator.abs)
+
+    def _made(self, function: Any, *more: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *more), {})
+
+    __index__ = __int__ = __float__ = _fixed
 
     def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
         return self._fixed()
+
+
+def whole_number(*args: Any) -> Any:
+    """``int`` where it is called: of a number that comes from sizes it makes another one."""
+    return args[0].__trunc__() if len(args) == 1 and isinstance(args[0], Numeral) else int(*args)
+
+
+def largest(*args: Any, **kwargs: Any) -> Any:
+    """``max``, also of numbers that come from sizes."""
+    return _chosen(max, args, kwargs)
+
+
+def smallest(*args: Any, **kwargs: Any) -> Any:
+    """``min``, also of numbers that come from sizes."""
+    return _chosen(min, args, kwargs)
+
+
+def _chosen(function: Any, args: Any, kwargs: Any) -> Any:
+    given = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    number = next((value for value in given if isinstance(value, Numeral)), None)
+    if number is None or kwargs or len(given) < 2:
+        return function(*args, **kwargs)
+    return number.tracer.create_proxy("call_function", function, given, {})
 
 
 def course(labels: frozenset[str]) -> Cannot:

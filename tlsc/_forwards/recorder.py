@@ -19,7 +19,7 @@ from .guards import Modes, Reads, ambient, depth_of_autocast
 from .kinds import Kinds
 from .linking import CHECKPOINT, Linker, Whole, checkpointed
 from .names import spelled
-from .proxies import Numeral, Proxy, course, is_instance, is_tensor, labels_of_numbers
+from .proxies import Numeral, Proxy, course, is_instance, is_tensor, labels_of_numbers, largest, smallest
 from .shadows import Shadows
 from .spellings import MODULES, SPELLINGS
 from .values import Cannot, Map, Number, Opaque, Space
@@ -47,7 +47,7 @@ class Recorded:
 
     ``structure`` and ``leaves``: its arguments, the tensors without values. ``open``: for each leaf the dimensions
     of which any length will do, None for a number. ``fixed``: the values of numbers count. ``modes``: those of the
-    thread, if they count.
+    thread, if they count. ``outcomes``: how the comparisons of sizes turned out on which the course depends.
     """
 
     reads: Reads
@@ -57,6 +57,7 @@ class Recorded:
     fixed: bool
     modes: Modes | None
     devices: tuple[str, ...]
+    outcomes: tuple[bool, ...] = ()
 
 
 def _example(value: Any) -> Any:
@@ -77,6 +78,10 @@ def attribute_of(owner: nn.Module, path: str, name: str) -> Any:
 def keep_(owner: nn.Module, path: str, name: str, value: Any) -> None:
     """Give a module an attribute, as its code did when it was recorded."""
     setattr(owner.get_submodule(path), name, value)
+
+
+MANY = 32
+"""Comparisons of sizes in one forward up to which its course is followed."""
 
 
 class _Factories(TorchFunctionMode):
@@ -105,6 +110,8 @@ class Recorder(Kinds):
     fixed = False
     free: frozenset[tuple[str, str]] = frozenset()
     """Paths and names of attributes that are numbers of which any value will do."""
+    path: tuple[bool, ...] = ()
+    """How the first comparisons of sizes are to turn out."""
 
     def __init__(
         self,
@@ -130,12 +137,16 @@ class Recorder(Kinds):
         self.serving: set[fx.Node] = set()  # norms that only an attention needs
         self.spaces: list[Space] = []
         self.given: tuple[Any, Any] = (args, kwargs)
+        self.outcomes: list[bool] = []
+        self.doubled = False  # the first dimension of arguments, to tell it from others
         self.leaves: list[Any] = []
         self.placed: list[fx.Node | None] = []
         self.structure = flattened(self.given, self.leaves)
         self.reads = Reads()
         own: dict[Any, Callable[..., Any]] = {
             isinstance: is_instance,
+            max: largest,
+            min: smallest,
             torch.is_tensor: is_tensor,
             CHECKPOINT: checkpointed,
         }
@@ -182,7 +193,9 @@ class Recorder(Kinds):
         leaves = [TensorSpec.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         places = [self._open(leaf, node) for leaf, node in zip(self.leaves, self.placed, strict=True)]
         modes = self.entry if self.reads.cast or self.reads.grad else None
-        return Recorded(self.reads, self.structure, leaves, places, self.fixed, modes, self.devices)
+        return Recorded(
+            self.reads, self.structure, leaves, places, self.fixed, modes, self.devices, tuple(self.outcomes)
+        )
 
     def _open(self, leaf: Any, node: fx.Node | None) -> tuple[int, ...] | None:
         if not isinstance(leaf, Tensor):
@@ -201,6 +214,7 @@ class Recorder(Kinds):
             return leaf
         node = self.create_node("placeholder", f"given_{len(self.placed) + 1}", (), {})
         node.meta["value"] = _example(leaf)
+        self.doubled |= isinstance(leaf, Tensor) and leaf.shape[:1] != node.meta["value"].shape[:1]
         node.meta["kind"] = self._kind(node)
         self.placed.append(node)
         return self.proxy(node)
@@ -245,6 +259,17 @@ class Recorder(Kinds):
             raise Cannot(f"its forward keeps a {type(value).__name__} as {name}") from None
         node = self.create_node("call_function", keep_, (self.owner, *args), {})
         node.meta.update(value=None, kind=None)
+
+    def decided(self, node: fx.Node) -> bool:
+        """How a comparison of sizes, or a number made of them, turns out, on which the course depends."""
+        number = node.meta.get("kind")
+        labels = number.labels if isinstance(number, Number) else labels_of_numbers(node)
+        natural = bool(self._of_the_call(node) if "N" in labels else self._result(node))
+        place = len(self.outcomes)
+        if not labels <= set("NHWPM") or place >= MANY:
+            raise course(labels)
+        self.outcomes.append(self.path[place] if place < len(self.path) else natural)
+        return self.outcomes[-1]
 
     def asked_types(self) -> None:
         """The code asks for the type of a tensor, which autocast may change."""
@@ -316,7 +341,7 @@ class Recorder(Kinds):
         if isinstance(value, bool):
             labels = labels_of_numbers(node)
             if labels:
-                raise course(labels)
+                value = self.decided(node)
             self.graph.erase_node(node)
             return value
         node.meta["value"] = value
@@ -356,8 +381,17 @@ class Recorder(Kinds):
         finally:
             self.running = running
 
-    def _result(self, node: fx.Node) -> Any:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+    def _of_the_call(self, node: fx.Node) -> Any:
+        """A number as it is for the number of images of the call, of which two were made where it is one."""
+        kind = node.meta.get("kind")
+        if isinstance(kind, Number) and "N" not in kind.labels:
+            return node.meta["value"]
+        if node.op == "call_method" and node.target == "size":
+            return node.meta["value"] // 2 if self.doubled else node.meta["value"]
+        return self._result(node, self._of_the_call)
+
+    def _result(self, node: fx.Node, of: Callable[[fx.Node], Any] = lambda n: n.meta["value"]) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), of)
         if node.op == "get_attr":
             value: Any = self.root
             for part in str(node.target).split("."):

@@ -194,13 +194,13 @@ class _Rewriter:
         call = self.graph.call_function
         if reduction.logits is not None:
             logits = self._canonical(reduction.logits, Reduction("mean", reduction.logits, (), False))
-            grid = call(evaluate_weighted, (canonical, logits, space.size, self.stride))
+            grid = call(evaluate_weighted, (canonical, logits, space.window, self.stride))
             self.grids.setdefault(space, grid)
             return call(to_batch, (grid, _item(node.meta["value"])))
         grid = call(
             evaluate,
             (
-                *(canonical, reduction.operation, space.size, self.stride, reduction.order, reduction.correction),
+                *(canonical, reduction.operation, space.window, self.stride, reduction.order, reduction.correction),
                 *(self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1)),
             ),
         )
@@ -233,7 +233,7 @@ class _Rewriter:
             weight, bias = (argument(node, first + i, name) for i, name in enumerate(("weight", "bias")))
             weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
-        args: Any = (self.new[base], space.size, groups, weight, bias, eps, height, width)
+        args: Any = (self.new[base], space.window, groups, weight, bias, eps, height, width)
         args += (self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1))
         return self.graph.call_function(local_norm, args)
 
@@ -244,7 +244,7 @@ class _Rewriter:
             self.new[gram.scale] if isinstance(gram.scale, fx.Node) else 1.0 if gram.scale is None else gram.scale
         )
         size = (self._length(space, axis) for axis in (0, 1))
-        return self.graph.call_function(attend, (*maps, scale, space.size, *size))
+        return self.graph.call_function(attend, (*maps, scale, space.window, *size))
 
     def _canonical(self, base: fx.Node, reduction: Reduction) -> fx.Node:
         """The map as (N, K, D, H, W): K kept channels, D channels that are reduced with the positions."""
@@ -285,7 +285,7 @@ class _Rewriter:
         value = self.new[source]
         if space in self.batched:
             value = call(from_batch, (value, self.grids[space]))
-        return call(meet, (self.new[first], value, space.size, self.stride, operation))
+        return call(meet, (self.new[first], value, space.window, self.stride, operation))
 
     def _length(self, space: Space, axis: int) -> fx.Node:
         return self.graph.call_method("size", (self.new[space.node], axis + space.row - 4))  # also without N
@@ -320,7 +320,11 @@ class _Rewriter:
                 return self.new[node]
             return call(count if space in self.batched else images, (self.grids[space],))
         own: Space = node.meta["kind"].space or space
-        window = [call(_graph.smaller, (own.size[axis], self._length(own, axis))) for axis in (0, 1)]
+        if self.trace.elsewhere and own.of_base is None:
+            raise Cannot(
+                "the size of a map that is not there at base_size takes part in what becomes of a statistic"
+            )
+        window = [call(_graph.smaller, (own.window[axis], self._length(own, axis))) for axis in (0, 1)]
         if label in "HW":
             return window["HW".index(label)]
         depth = node.meta["value"] // math.prod(own.size)
@@ -339,7 +343,7 @@ class _Rewriter:
             value = call(from_batch, (value, self.grids[space]))
         merged = labels.find("M")
         depth = 1 if merged < 0 else int(to.meta["value"].shape[merged]) // math.prod(space.size)
-        args = (value, space.size, self.stride, height, width, labels, _item(node.meta["value"]), depth)
+        args = (value, space.window, self.stride, height, width, labels, _item(node.meta["value"]), depth)
         return call(spread, args)
 
 

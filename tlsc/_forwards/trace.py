@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .recorder import Recorded, Recorder
 from .statistics import ChannelsLast
-from .values import Cannot
+from .values import Cannot, Space
 
 __all__ = ["Trace", "trace"]
 
@@ -25,7 +25,8 @@ __all__ = ["Trace", "trace"]
 class Trace:
     """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta.
 
-    ``unknown``: operations that took all positions together in a way that is not understood.
+    ``unknown``: operations that took all positions together in a way that is not understood. ``elsewhere``: it is
+    not at ``base_size``.
     """
 
     graph: fx.Graph
@@ -36,6 +37,8 @@ class Trace:
     attentions: list[fx.Node] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     recorded: Recorded | None = None
+    spaces: list[Space] = field(default_factory=list)
+    elsewhere: bool = False
 
     def forget(self) -> None:
         """Let go of the fake tensors: nodes outlive what refers to them, and would have to be searched for."""
@@ -55,11 +58,13 @@ def trace(
     skip: tuple[str, ...] = (),
     mode: FakeTensorMode | None = None,
     free: frozenset[tuple[str, str]] = frozenset(),
+    path: tuple[bool, ...] = (),
 ) -> Trace:
     """Trace ``module.forward`` for arguments of the given shapes; children in ``inline`` are entered.
 
     Pools in ``skip`` are not taken for statistics. ``mode``: that of the module's tensors if they are fake.
-    ``free``: attributes, each a path and a name, that are numbers and read anew at each call.
+    ``free``: attributes, each a path and a name, that are numbers and read anew at each call. ``path``: how the
+    first comparisons of sizes are to turn out, on which the course depends.
 
     Raises:
         Cannot: the forward branches on values or on the size of the map, or cannot be traced.
@@ -69,7 +74,7 @@ def trace(
     labels, fixed = "NCHW", False
     while True:
         tracer = Recorder(module, args, kwargs, inline, skip, mode)
-        tracer.labels, tracer.fixed, tracer.free = labels, fixed, free
+        tracer.labels, tracer.fixed, tracer.free, tracer.path = labels, fixed, free, path
         try:
             graph = tracer.record()
         except Exception as error:
@@ -85,7 +90,7 @@ def trace(
             raise first from (None if first is error else error)
         reductions = [node for node in tracer.reductions if node not in tracer.serving]
         found = reductions, tracer.norms, tracer.attentions, tracer.unknown
-        return Trace(graph, module, inline, *found, tracer.recorded())
+        return Trace(graph, module, inline, *found, tracer.recorded(), tracer.spaces)
 
 
 def _cannot(error: Exception) -> Cannot:

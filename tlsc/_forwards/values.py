@@ -33,11 +33,20 @@ class Cannot(Exception):
 
 @dataclass(eq=False)
 class Space:
-    """The positions of one map: its size in the traced run, and where to read its size at run time."""
+    """The positions of one map: its size in the traced run, and where to read its size at run time.
+
+    ``of_base``: its size at ``base_size``, where another was traced.
+    """
 
     size: tuple[int, int]
     node: fx.Node
     row: int = 2  # the dimension of ``node`` that is the height; the width is the next
+    of_base: tuple[int, int] | None = None
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The window of its statistics."""
+        return self.of_base or self.size
 
 
 @dataclass(frozen=True)

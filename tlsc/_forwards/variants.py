@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .._statistics import any_size as _graph
 from ..errors import TLSCError
 from .arguments import flattened, mapped
 from .assembly import Function, function_of
+from .courses import is_its_own, with_windows_of
 from .guards import ambient
 from .recorder import Recorded, TensorSpec
 from .rewriter import rewrite
@@ -35,6 +36,8 @@ __all__ = ["Recipe", "recipe_of", "stand_in"]
 FORMS = "_tlsc_forms"
 LIMIT = 16
 """How many forms of one forward are kept."""
+MANY = 1000
+"""How many sizes are remembered that take one course."""
 
 
 class Form:
@@ -43,6 +46,7 @@ class Form:
     def __init__(self, function: Function, recorded: Recorded, operations: tuple[str, ...]) -> None:
         self.function, self.recorded, self.operations = function, recorded, operations
         reads = recorded.reads.attributes
+        self.sizes: set[Any] = set()  # of arguments, that take its course
         self.flags = tuple((path, name, now[1]) for (path, name), now in reads.items() if _is_flag(name, now))
 
     def __reduce__(self) -> Any:
@@ -53,6 +57,19 @@ class Form:
 
     def fits(self, module: nn.Module, structure: Any, leaves: list[Any]) -> bool:
         """Whether this form is that of a call."""
+        if self.recorded.outcomes and _sizes(leaves) not in self.sizes:
+            return False
+        return self.holds(module, structure, leaves)
+
+    def serve(self, leaves: list[Any]) -> Form:
+        """Note that arguments of these sizes take its course."""
+        if len(self.sizes) >= MANY:
+            self.sizes.clear()
+        self.sizes.add(_sizes(leaves))
+        return self
+
+    def holds(self, module: nn.Module, structure: Any, leaves: list[Any]) -> bool:
+        """The same for arguments of whichever size."""
         known = self.recorded
         if structure != known.structure or not self._takes(leaves):
             return False
@@ -83,11 +100,18 @@ class Form:
         """The same while a graph is made: what Dynamo itself watches is not compared."""
         if structure != self.recorded.structure or not self._takes(leaves):
             return False
+        if self.recorded.outcomes and _sizes(leaves) not in self.sizes:
+            return False
         for path, name, value in self.flags:
             part = module.get_submodule(path) if path else module
             if getattr(part, name) != value:
                 return False
         return True
+
+
+def _sizes(leaves: list[Any]) -> tuple[Any, ...]:
+    """What the course may depend on beside the state: the shapes of tensors, and numbers."""
+    return tuple(tuple(map(int, leaf.shape)) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 
 
 def _shape(leaf: Tensor, spec: TensorSpec) -> tuple[Any, ...]:
@@ -140,6 +164,16 @@ def _operation(node: Any) -> str:
     return "norm" if found is None else str(found.operation)
 
 
+class _Call(NamedTuple):
+    """A call of a rewritten module: the structure of its arguments, their leaves, and themselves."""
+
+    module: nn.Module
+    structure: Any
+    leaves: list[Any]
+    args: Any
+    kwargs: Any
+
+
 class Forms:
     """The forms of one rewritten module."""
 
@@ -173,15 +207,15 @@ class Forms:
                 if place:
                     self.forms = [form, *[other for other in self.forms if other is not form]]
                 return form.function.call(module, *leaves)
-        form = self._recorded(module, structure, leaves, args, kwargs)
-        return form.function.call(module, *leaves)
+        return self._recorded(module, structure, leaves, args, kwargs)(module, *leaves)
 
     def _in_graph(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
         for form in self.forms:
             if form.fits_graph(module, structure, leaves):
                 return form.function.call
+        where = ", or at a size," if any(form.recorded.outcomes for form in self.forms) else ""
         raise TLSCError(
-            f"{self.recipe.base.__name__} is called in a way that it was not yet: run it once like this before "
+            f"{self.recipe.base.__name__} is called in a way{where} that it was not yet: run it like this before "
             "compiling or exporting it"
         )
 
@@ -201,11 +235,15 @@ class Forms:
                 return False
         return True
 
-    def _recorded(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Form:
+    def _recorded(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Any:
+        """The function of a form that is made for a call, or found for its sizes."""
+        call = _Call(module, structure, leaves, args, kwargs)
         try:
             with no_fakes_left(), python_numbers_kept(), silent_fakes():
-                form = self._for_changed(module, structure, leaves, args, kwargs)
+                form = self._found(call)
         except Cannot as error:
+            if is_its_own(error) and self.example.recorded.outcomes:
+                return self._raising(module, args, kwargs, error)
             what = ", ".join(self.forms[0].recorded.reads.changed(module)) or "its arguments or its modes"
             raise TLSCError(
                 f"{self.recipe.base.__name__}: {what} changed since it was converted, and as it is now it has no "
@@ -216,57 +254,91 @@ class Forms:
                 f"{self.recipe.base.__name__} takes other statistics than when it was calibrated: calibrate it as "
                 "it is now"
             )
-        self.forms = [form, *self.forms][:LIMIT]
-        return form
+        self.forms = [form, *(other for other in self.forms if other is not form)][:LIMIT]
+        return form.function.call
 
-    def _for_changed(self, module: nn.Module, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> Form:
+    def _raising(self, module: nn.Module, args: Any, kwargs: Any, error: Cannot) -> Any:
+        """A call on which the forward raises an error of its own: it raises it."""
+
+        def call(*_: Any) -> Any:
+            self.recipe.base.forward(module, *args, **kwargs)
+            raise TLSCError(f"{self.recipe.base.__name__}: at this size it has no local form ({error})")
+
+        return call
+
+    def _found(self, call: _Call) -> Form:
+        """The form that serves the sizes of a call, recorded if there is none."""
+        known = [form for form in self.forms if form.recorded.outcomes and form.holds(*call[:3])]
+        known = known or [self._for_changed(call)]
+        if not known[0].recorded.outcomes:
+            return known[0]
+        with self._tracing(call, self.free, self._at_its_size) as made:
+            for form in known:
+                if made.recorded is not None and form.recorded.outcomes == made.recorded.outcomes:
+                    return form.serve(call.leaves)
+            with self._tracing(call, self.free, self._at_base_size) as base:
+                return self._form(with_windows_of(made, base)).serve(call.leaves)
+
+    def _for_changed(self, call: _Call) -> Form:
         """Numbers that have changed since the last form was made, such as counters, are from now on read anew,
         unless the course depends on them."""
-        reads = self.forms[0].recorded.reads
+        module, reads = call.module, self.forms[0].recorded.reads
         changed = {
             one for one in reads.changed_attributes(module) if _is_number(reads.attributes[one])
         } - self.bound
         for more in (changed, *[{one} for one in changed if len(changed) > 1]):
             with suppress(Cannot):
-                form = self._anew(module, structure, leaves, args, kwargs, self.free | more)
+                form = self._anew(call, self.free | more)
                 self.free |= more
                 return form
             if len(more) == 1:
                 self.bound |= more
-        return self._anew(module, structure, leaves, args, kwargs, frozenset())
+        return self._anew(call, frozenset())
 
-    def _anew(
-        self,
-        module: nn.Module,
-        structure: Any,
-        leaves: list[Any],
-        args: Any,
-        kwargs: Any,
-        free: frozenset[tuple[str, str]],
-    ) -> Form:
-        """A function of its own, so that with its end go the tensors without values that it holds."""
+    def _anew(self, call: _Call, free: frozenset[tuple[str, str]]) -> Form:
+        with self._tracing(call, free, self._at_base_size) as made:
+            return self._form(made)
+
+    def _form(self, made: Trace) -> Form:
+        if made.unknown:
+            raise Cannot(f"its {made.unknown[0]} has no local form here")
+        return _form(made, rewrite(made, self.recipe.stride))
+
+    @contextmanager
+    def _tracing(self, call: _Call, free: frozenset[tuple[str, str]], sized: Any) -> Iterator[Trace]:
+        """Record a forward; with the end of the block go the tensors without values."""
         mode = FakeMode()
-        copied = structure_of(_as_original(module), lambda t: fake_of(mode, t), _as_original, to_run=False)
+        copied = structure_of(_as_original(call.module), lambda t: fake_of(mode, t), _as_original, to_run=False)
         with mode:
-            given = self._at_base_size(structure, leaves, args, kwargs)
-        made = trace(copied.model, *given, self.recipe.inline, self.recipe.skip, mode, free)
+            left = list(sized(call))
+            args, kwargs = mapped((call.args, call.kwargs), lambda _: left.pop(0))
+        made = trace(copied.model, args, kwargs, self.recipe.inline, self.recipe.skip, mode, free)
         try:
-            if made.unknown:
-                raise Cannot(f"its {made.unknown[0]} has no local form here")
-            return _form(made, rewrite(made, self.recipe.stride))
+            yield made
         finally:
             made.forget()
 
-    def _at_base_size(self, structure: Any, leaves: list[Any], args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Arguments of the kind of a call, of the size that they have at ``base_size``."""
+    def _is_alike(self, call: _Call) -> bool:
+        """Whether a call is of the same arguments as at first, but for sizes."""
         known = self.example.recorded
-        same = structure == known.structure and all(
+        return call.structure == known.structure and all(
             not isinstance(leaf, Tensor) or len(_shape(leaf, spec)) == len(spec.shape)
-            for leaf, spec in zip(leaves, known.leaves, strict=True)
+            for leaf, spec in zip(call.leaves, known.leaves, strict=True)
         )
-        left = list(self._specs(leaves) if not same else self._like(leaves))
-        made = mapped((args, kwargs), lambda _: left.pop(0))
-        return made  # type: ignore[no-any-return]
+
+    def _at_its_size(self, call: _Call) -> Iterator[Any]:
+        """The leaves of a call, the tensors without values."""
+        specs = self.example.recorded.leaves if self._is_alike(call) else call.leaves
+        for leaf, spec in zip(call.leaves, specs, strict=True):
+            if isinstance(leaf, Tensor):
+                shape = tuple(map(int, _shape(leaf, spec)))
+                yield torch.empty(shape, dtype=leaf.dtype, device=leaf.device)
+            else:
+                yield leaf
+
+    def _at_base_size(self, call: _Call) -> Iterator[Any]:
+        """The same, of the size that they have at ``base_size``."""
+        return self._like(call.leaves) if self._is_alike(call) else self._specs(call.leaves)
 
     def _like(self, leaves: list[Any]) -> Iterator[Any]:
         known = self.example.recorded

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Contents", "Stores", "has_settings", "names_in", "outside_kept", "stores_of"]
+__all__ = ["Contents", "Stores", "has_settings", "is_only_called", "names_in", "outside_kept", "stores_of"]
 
 _MISSING: Any = object()
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -51,6 +51,17 @@ def stores_of(code: types.CodeType) -> Stores:
             cells |= more.cells & set(code.co_freevars)
             names["ATTR"] |= more.attributes
     return Stores(frozenset(names["GLOBAL"]), frozenset(cells), frozenset(names["ATTR"]))
+
+
+@functools.lru_cache(4096)
+def is_only_called(code: types.CodeType, name: str) -> bool:
+    """Whether a function's code, and that inside it, reads a global variable for nothing but to call it.
+
+    Before Python 3.11 this does not show, and is False.
+    """
+    loads = [step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL" and step.argval == name]
+    inner = (is_only_called(constant, name) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return all("NULL" in step.argrepr for step in loads) and all(inner)
 
 
 class Contents:

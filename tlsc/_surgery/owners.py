@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .._forwards.courses import explored
 from .._forwards.names import name_of
 from .._forwards.rewriter import rewrite
 from .._forwards.sizes import is_divided
@@ -160,7 +161,10 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     try:
-        return _owner(slot, run, candidates, made, recipe_of(slot.module, entered, skipped, stride))
+        owner = _owner(slot, run, candidates, made, recipe_of(slot.module, entered, skipped, stride))
+        if owner is not None:
+            explored(made, args, kwargs, skipped, mode, stride)
+        return owner
     finally:
         made.forget()
 
