@@ -93,7 +93,43 @@ def test_a_model_compiled_in_place_that_is_itself_rewritten_stays_compiled() -> 
     torch.testing.assert_close(_run(model), _local(_Gate))
 
 
+class _Twice(nn.Module):
+    """A module and what ``torch.compile`` made of it, beside each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = _Gate()
+        self.compiled = torch.compile(self.plain, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compiled(x) + self.plain(x)
+
+
+@pytest.mark.parametrize("make", [_Gate, pytest.param(_Twice, marks=pytest.mark.slow)])
+def test_what_torch_compile_made_is_converted_through(make: Callable[[], nn.Module]) -> None:
+    torch._dynamo.reset()
+    model = _net(make)
+    inner = model.plain if isinstance(model, _Twice) else model
+    asked = model if isinstance(model, _Twice) else torch.compile(model, backend="eager")
+    before = _run(asked)
+    tlsc.convert(asked, BASE)
+    assert {site.action for site in tlsc.plan(asked)} == {"exact"}
+    times = 2 if make is _Twice else 1
+    torch.testing.assert_close(_run(asked), times * _local(_Gate))
+    torch.testing.assert_close(_run(inner), _local(_Gate))
+    tlsc.revert(asked)
+    torch.testing.assert_close(_run(asked), before)
+
+
 # ------------------------------------------------------------------------------------------ traced and scripted
+
+
+@torch.no_grad()
+def test_symbolic_traces_hold_a_converted_module_as_one_operation() -> None:
+    around = nn.Sequential(tlsc.convert(_net(_Gate), BASE), tlsc.convert(nn.Sequential(nn.InstanceNorm2d(3)), BASE))
+    torch.testing.assert_close(_run(torch.fx.symbolic_trace(around)), _run(around))
+    with pytest.raises(TLSCError, match=r"put it into a Sequential"):
+        torch.fx.symbolic_trace(around[0])
 
 
 @pytest.mark.parametrize("stride", [1, 3])

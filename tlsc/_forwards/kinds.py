@@ -81,7 +81,7 @@ class Kinds(Products):
             if isinstance(kind, Map) and isinstance(value, Tensor):
                 positions = math.prod(kind.space.size)
                 if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
-                    self.unknown.append(f"{name_of(node, self.root)} over all positions")
+                    self.unknown.append(f"{name_of(node, self.root).removeprefix('whole_')} over all positions")
 
     def _number(self, node: fx.Node) -> Number | None:
         if node.op == "call_method" and node.target == "size":

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .._models.copies import structure_of
 from .._models.fakes import FakeMode, fake_of, no_fakes_left, silent_fakes
@@ -197,6 +197,11 @@ class Forms:
         if not kwargs and len(args) == 1 and type(args) is tuple and type(args[0]) is Tensor:
             leaves.append(args[0])
         else:
+            if any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
+                raise TLSCError(
+                    f"torch.fx.symbolic_trace does not look into the converted {self.recipe.base.__name__}: put it "
+                    "into a Sequential, in which it is one operation, or use torch.export"
+                )
             structure = flattened((args, kwargs), leaves)
         if _graph.applies():
             return self._in_graph(module, structure, leaves, args, kwargs)(module, *leaves)

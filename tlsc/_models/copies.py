@@ -96,7 +96,7 @@ class _Copier:
         new.__dict__.update({name: OrderedDict() for name in HOOKS if name in new.__dict__})
         new.__dict__.update(training=False, _compiled_call_impl=None)
         if "_orig_mod" in new._modules:  # made by torch.compile: what it compiled runs instead
-            new.__dict__["forward"] = functools.partial(_call, new.get_submodule("_orig_mod"))
+            new.__dict__["forward"] = functools.partial(_call_compiled, new)
         return new
 
     def value(self, value: Any) -> Any:
@@ -157,5 +157,5 @@ _COPIERS: dict[type, Callable[[_Copier, Any], Any]] = {
 }
 
 
-def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    return module(*args, **kwargs)
+def _call_compiled(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module.get_submodule("_orig_mod")(*args, **kwargs)  # as it is now: another may have taken its place

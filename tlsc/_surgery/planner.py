@@ -203,9 +203,14 @@ def _own_code(slots: tuple[Slot, ...]) -> list[Slot]:
         slot
         for slot in slots
         if not isinstance(slot.module, torch.jit.ScriptModule)
-        and "_orig_mod" not in slot.module._modules  # compiled
+        and not _is_compiled(slot.module)
         and (slot.parent is None or slot.module._modules or not _is_pytorch_s(slot.module))
     ]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what ``torch.compile`` made."""
+    return "_orig_mod" in module._modules
 
 
 def _is_pytorch_s(module: nn.Module) -> bool:

@@ -138,6 +138,7 @@ def dressed(local: nn.Module, original: nn.Module) -> nn.Module:
             local.__dict__[name] = original.__dict__[name]
     local.__dict__[ORIGINAL] = original
     local.__dict__["__prepare_scriptable__"] = _not_scriptable  # asked by torch.jit.script
+    local.__dict__["__module__"] = "torch.nn"  # of which torch.fx takes every module as it is, as one operation
     local.__dict__["_compiled_call_impl"] = None
     return local
 
@@ -290,8 +291,10 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
                 journal.without(module, PLAN)
         _take_out(model, journal)
         new = local(slots_of(model)) if made is not None else []
-        for slot, module in new:
+        for slot, module in sorted(new, key=lambda pair: not _is_in_place(pair[0])):
             assert made is not None
+            if EXCHANGED in slot.module.__dict__:
+                continue  # in another place of it
             module.__dict__[MADE_FOR] = made.base_size, made.stride
             _swap(slot, module, journal)
         if new:
@@ -299,13 +302,18 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
     return bool(new)
 
 
+def _is_in_place(slot: Slot) -> bool:
+    """Whether somebody else holds the very object: the caller, or what ``torch.compile`` made of it."""
+    return slot.parent is None or (slot.name == "_orig_mod" and hasattr(slot.parent, "dynamo_ctx"))
+
+
 def _swap(slot: Slot, local: nn.Module, journal: _Journal) -> None:
-    if slot.parent is not None and EXCHANGED not in local.__dict__:
+    if not _is_in_place(slot) and EXCHANGED not in local.__dict__:
         local.training = local.__dict__[ORIGINAL].training
         _compile_as(local.__dict__[ORIGINAL], local)
         journal.put(slot, local)
     else:
-        # The caller holds this very object: it becomes local, and the other one keeps the original.
+        # Others hold this very object: it becomes local, and the other one keeps the original.
         local.training = slot.module.training
         module = slot.module
         journal.exchange(module, local)
