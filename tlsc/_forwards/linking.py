@@ -134,13 +134,7 @@ class Linker:
         }
         if "int" in names and "int" not in function.__globals__ and is_only_called(function.__code__, "int"):
             changed["int"] = whole_number
-        cells = []
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            value = _content(cell)
-            made = self.named(cell, name, value, stores)
-            cells.append(cell if made is value else types.CellType(made))
-            if name in stores.cells:
-                self.contents.variable(cells[-1], name)
+        cells = self._cells(function, stores)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.contents.value(default, f"a default of {function.__name__}")
         if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
@@ -154,6 +148,17 @@ class Linker:
         new.__kwdefaults__ = function.__kwdefaults__
         new.__dict__.update(function.__dict__)
         return self._note(function, new)
+
+    def _cells(self, function: types.FunctionType, stores: Stores) -> list[types.CellType]:
+        """The variables of enclosing functions."""
+        cells = []
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            value = _content(cell)
+            made = self.named(cell, name, value, stores)
+            cells.append(cell if made is value else types.CellType(made))
+            if name in stores.cells:
+                self.contents.variable(cells[-1], name)
+        return cells
 
     def _global(self, function: types.FunctionType, name: str) -> Any:
         found = function.__globals__.get(name, MISSING)
