@@ -28,6 +28,7 @@ EXTRAS = {
     "networks": ("spandrel", "timm"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "basicsr": ("basicsr",),
+    "lightning": ("lightning",),
 }
 
 
@@ -101,6 +102,12 @@ def takes_basicsr_s_options() -> None:
     assert issubclass(HINetLocal, nn.Module)
 
 
+def makes_a_callback() -> None:
+    from tlsc.adapters.lightning import LocalValidation
+
+    assert LocalValidation(384).base_size == 384
+
+
 def command(*words: object) -> subprocess.CompletedProcess[str]:
     """The command line, in a process of its own."""
     given = [sys.executable, "-m", "tlsc.eval", *map(str, words)]
@@ -155,6 +162,7 @@ def main() -> None:
         found = needs("networks", lambda: loads_what_spandrel_knows(folder), adapters.CheckpointError)
         tell("checkpoint of spandrel's", found)
         tell("BasicSR", needs("basicsr", takes_basicsr_s_options))
+        tell("Lightning", needs("lightning", makes_a_callback))
     print("smoke test passed")
 
 

@@ -15,11 +15,15 @@ import tlsc
 
 MODULES = ["tlsc", *(found.name for found in pkgutil.walk_packages(tlsc.__path__, "tlsc."))]
 
+EXTRAS = {"tlsc.adapters.basicsr": "basicsr", "tlsc.adapters.lightning": "lightning"}
+"""Modules that need a package which is not there by default, or not on every Python."""
+
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
 def test_examples_run(name: str) -> None:
-    if name == "tlsc.adapters.basicsr" and importlib.util.find_spec("basicsr") is None:
-        pytest.skip("BasicSR is an extra, and does not build on Python 3.13")
+    extra = EXTRAS.get(name)
+    if extra is not None and importlib.util.find_spec(extra) is None:
+        pytest.skip(f"{extra} is an extra")
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 

@@ -94,7 +94,7 @@ SIGNATURES = {
     "-> 'Model'",
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Iterator[Model]'",
-    "plan": f"(model: 'nn.Module', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
+    "plan": f"(model: 'nn.Module | Described', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
     "predict": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor]', "
     "base_size: 'Window | Iterable[Window] | None' = None, *, crop: 'Window', psnr: 'float | None' = None, "
     "calibrate: 'bool' = False, crops_per_image: 'int' = 16, seed: 'int' = 0, "

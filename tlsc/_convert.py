@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ._calibration.calibrate import calibrated
 from ._influence.check import is_cheap, warn_of_far
 from ._models.contents import outside_kept
+from ._models.described import Described, module_in, size_taken
 from ._models.undisturbed import interruptible
 from ._plan import Plan
 from ._surgery.planner import plan_for
@@ -21,11 +22,11 @@ from .errors import ArgumentTypeError, NoSiteError, TLSCWarning
 
 __all__ = ["Selection", "convert", "converted", "plan", "revert"]
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module | Described)
 
 
 def plan(
-    model: nn.Module,
+    model: nn.Module | Described,
     base_size: int | tuple[int, int] | None = None,
     *,
     stride: int = 1,
@@ -55,9 +56,10 @@ def plan(
         ['0']
     """
     if base_size is None:
-        return plan_of(model)
-    with interruptible(), outside_kept(model):
-        return plan_for(model, base_size, stride, example_input, include, exclude).plan
+        return plan_of(module_in(model))
+    module, taken = module_in(model), size_taken(model, base_size)
+    with interruptible(), outside_kept(module):
+        return plan_for(module, taken, stride, example_input, include, exclude).plan
 
 
 def convert(
@@ -84,7 +86,8 @@ def convert(
     :func:`plan` shows what happens to each layer and why some are left.
 
     Args:
-        model: any module, in evaluation or training mode, on any device; also one such layer by itself.
+        model: any module, in evaluation or training mode, on any device; also one such layer by itself; or a
+            descriptor of spandrel, whose network is converted, with ``base_size`` rounded up to a size it takes.
         base_size: window at the model's input, in pixels: an int or (height, width). A good first choice is
             1.5 times the training crop.
         stride: 1 for exact local statistics. With ``r > 1`` pools evaluate their means on a grid of this stride,
@@ -128,25 +131,27 @@ def convert(
         >>> convert(model, base_size=384)[1]
         LocalInstanceNorm2d(8, window=(384, 384), eps=1e-05, affine=True)
     """
+    module: nn.Module = module_in(model)
+    taken = size_taken(model, base_size)
     with interruptible():
-        with outside_kept(model):
-            decided = plan_for(model, base_size, stride, example_input, include, exclude)
+        with outside_kept(module):
+            decided = plan_for(module, taken, stride, example_input, include, exclude)
         made = decided.plan
         if not made.sites and strict:
             raise NoSiteError(
-                f"{type(model).__name__} has no layer that aggregates globally and that is known here "
+                f"{type(module).__name__} has no layer that aggregates globally and that is known here "
                 "(AdaptiveAvgPool2d(1), InstanceNorm2d, GroupNorm, registered types): there is nothing to convert. "
                 "Teach a layer of your own with tlsc.register, or pass strict=False"
             )
-        local = replace(model, made, decided.local)
+        local = replace(module, made, decided.local)
         if made.sites and not local:
             reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
             warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
         if calibrate is not None and local:
-            calibrated(model, calibrate, crop)
-        if check or (check is None and is_cheap(model, decided.work)):
-            with outside_kept(model):
-                warn_of_far(model, made, decided.inputs, bool(check), 2)
+            calibrated(module, calibrate, crop)
+        if check or (check is None and is_cheap(module, decided.work)):
+            with outside_kept(module):
+                warn_of_far(module, made, decided.inputs, bool(check), 2)
     return model
 
 
@@ -156,13 +161,13 @@ def revert(model: Model) -> Model:
     Works on a converted model, on a part of one, on a copy, or around one; does nothing to another model.
 
     Args:
-        model: a module.
+        model: a module, or a descriptor of spandrel.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ArgumentTypeError: ``model`` is not a module.
+        ArgumentTypeError: ``model`` is neither.
 
     Example:
         >>> from torch import nn
@@ -171,9 +176,10 @@ def revert(model: Model) -> Model:
         >>> revert(convert(model, 64))[0] is norm
         True
     """
-    if not isinstance(model, nn.Module):
+    module = module_in(model)
+    if not isinstance(module, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    replace(model, None, lambda slots: [])
+    replace(module, None, lambda slots: [])
     return model
 
 
@@ -209,7 +215,7 @@ def converted(
         >>> type(model[0]).__name__
         'InstanceNorm2d'
     """
-    with reverted(model):
+    with reverted(module_in(model)):
         try:
             convert(
                 model,
