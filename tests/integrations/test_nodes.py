@@ -72,7 +72,7 @@ def test_the_node_for_comfyui(loaded: Loaded) -> None:
         out = getattr(node(), node.FUNCTION)(**given)
         assert len(out) == len(node.RETURN_TYPES) == len(node.RETURN_NAMES)
         assert _is_a_converted_copy(out[0], loaded)
-        assert "1 of 1 sites become local" in out[1]
+        assert "1 of 1 site becomes local" in out[1]
         plain = Loaded(nn.Sequential(nn.Conv2d(3, 3, 1)))
         same, text = getattr(node(), node.FUNCTION)(**{**given, "upscale_model": plain})
         assert same is plain
