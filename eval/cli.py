@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from tlsc import keep_memory
 from tlsc.errors import TLSCError
-from tlsc.eval.commands import advise, demo, evaluate, export, inspect, list, nlm, restore, shift
+from tlsc.eval.commands import advise, app, demo, evaluate, export, inspect, list, nlm, restore, shift
 from tlsc.eval.commands.parser import Parser
 from tlsc.eval.telling import note, telling
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # These modules import PyTorch and the rest when their command runs: help and a mistyped command come at once.
-    for command in (demo, list, inspect, restore, evaluate, advise, shift, nlm, export):
+    for command in (demo, list, inspect, restore, evaluate, advise, shift, nlm, export, app):
         command.add_command(commands)
     args = parser.parse_args(argv)
     with telling(args.quiet, args.verbose, args.json):

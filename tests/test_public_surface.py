@@ -106,7 +106,8 @@ SIGNATURES = {
     "revert": "(model: 'Model') -> 'Model'",
     "influence": "(model: 'nn.Module', size: 'int | tuple[int, int]', *, example_input: 'Any' = None, "
     "radius: 'int | tuple[int, int] | None' = None, output: 'int | Callable[[Any], Tensor] | None' = None, "
-    "samples: 'int' = 2, seed: 'int' = 0) -> 'Influence'",
+    "samples: 'int' = 2, seed: 'int' = 0, exact: 'bool' = True, "
+    "progress: 'Callable[[int], None] | None' = None) -> 'Influence'",
     "keep_memory": "() -> 'bool'",
     "register": "(module_type: 'type[nn.Module]', factory: 'Callable[..., nn.Module]') -> 'Registration'",
     "functional.local_mean": f"({_MAP}, stride: 'int' = 1) -> 'Tensor'",

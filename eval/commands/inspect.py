@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_command"]
 
+_ROUNDING = 1e-6
+"""A change so much smaller than another is none: that of sums in another order, in float32."""
 _ANY = 64
 """A window that tells whether a network has sites, where none is known."""
 
@@ -50,6 +52,12 @@ def add_command(commands: Commands) -> None:
         metavar="SIZE",
         help="measure the influence on an input of this size: N or HEIGHTxWIDTH (default: three windows)",
     )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="measure in float64 on two inputs, which takes several times as long (default: in the network's own "
+        "precision on one, and in float64 only where it is in doubt which module looks far); implies --influence",
+    )
     group.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
     group = add_out(parser, None, "write what --json prints to this file")
     add_telling_arguments(group)
@@ -72,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     say(recognised_table(facts) + "\n")
     say(plan_table(plan, every=wanted().verbose))
     data = {"network": facts, **plan.as_dict()}
-    if args.influence is not None or args.picture is not None:
+    if args.influence is not None or args.picture is not None or args.exact:
         data["influence"] = _influence(args, network, plan)
     hand_over(data)
     if args.out is not None:
@@ -99,16 +107,17 @@ def _influence(args: argparse.Namespace, network: Network, plan: tlsc.Plan) -> d
     import tlsc
 
     size = args.influence or (3 * plan.base_size[0], 3 * plan.base_size[1])
-    output = getattr(getattr(network.model, "tlsc", None), "output", None)
     after = None
-    with progress(
-        total=2 if plan.converted else 1, desc="influence", unit="measurement", leave=False, delay=1
-    ) as bar:
-        before = tlsc.influence(network.model, size, output=output)
-        bar.update()
+    with progress(desc="influence", unit=" passes", leave=False, delay=1) as bar:
+        words: dict[str, Any] = {"exact": args.exact, "samples": 2 if args.exact else 1}
+        words["output"] = getattr(getattr(network.model, "tlsc", None), "output", None)
+        words["progress"] = lambda passes: bar.update()
+        before = tlsc.influence(network.model, size, **words)
         if plan.converted:
-            converted = tlsc.convert(network.model, plan.base_size, stride=args.stride)
-            after = tlsc.influence(converted, size, output=output)
+            bar.reset(2 * bar.n)
+            bar.update(bar.total // 2)
+            converted = tlsc.convert(network.model, plan.base_size, stride=args.stride, check=False)
+            after = tlsc.influence(converted, size, **words)
     verdict = _verdict(before, after)
     say(f"\n{verdict}\n\nbefore: {before}\n")
     say(f"after: {after}" if after is not None else "after: the same, as nothing becomes local")
@@ -129,6 +138,8 @@ def _verdict(before: tlsc.Influence, after: tlsc.Influence | None) -> str:
     now = float(after.change[after.change_distance.tolist().index(distance)])
     if now == 0:
         return f"{start}, and not at all converted: influence is local."
+    if after.culprit is None and now <= _ROUNDING * was:
+        return f"{start}, and by less than a millionth of that converted: influence is local."
     if after.culprit is not None:
         return f"{start}, by {now:.2g} converted: {after.culprit} still looks at the whole image."
     return f"{start}, by {now:.2g} converted, where windows add up and nothing looks at the whole image."

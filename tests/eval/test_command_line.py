@@ -450,6 +450,8 @@ def test_the_influence_has_a_verdict() -> None:
             "farther than 96 changes the centre of the output by 0.5 as trained, and not at all converted",
         ),
         (measured(0.1, "head (Mean)"), "by 0.1 converted: head (Mean) still looks at the whole image"),
-        (measured(1e-9), "by 1e-09 converted, where windows add up"),
+        (measured(1e-5), "by 1e-05 converted, where windows add up"),
+        (measured(1e-9), "by less than a millionth of that converted"),
+        (measured(1e-9, "head (Mean)"), "by 1e-09 converted: head (Mean) still looks"),
     ):
         assert said in _verdict(measured(0.5), after)

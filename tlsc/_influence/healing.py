@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from .network import CHANGE_ZERO, Network, to_watch
 from .result import Source
 
-__all__ = ["find"]
+__all__ = ["Found", "find"]
+
+Found = tuple[tuple[Source, ...], Source | None]
+"""The modules that look far, and the first whose view arrives at the output."""
 
 
-def find(
-    network: Network, radius: tuple[int, int] | None, samples: int
-) -> tuple[tuple[Source, ...], Source | None]:
+def find(network: Network, radius: tuple[int, int] | None, samples: int) -> Found:
     """The modules that look far, and the first whose view arrives at the output."""
     third = max(1, network.size[0] // 3), max(1, network.size[1] // 3)
     # The wider the region, the surer that a part of the image (a half, a quarter) has its middle inside.

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .._arguments import as_pair, as_positive_int, shown
 from ..errors import ArgumentTypeError, ArgumentValueError, ProbeError, TLSCError
-from .healing import find
-from .network import CHANGE_ZERO, Network, in_copy, in_double, in_place
+from .healing import Found, find
+from .network import CHANGE_ZERO, Counted, Network, in_copy, in_double, in_place
 from .result import Array, Influence
 
 __all__ = ["Influence", "influence"]
@@ -36,6 +36,8 @@ def influence(
     output: int | Callable[[Any], Tensor] | None = None,
     samples: int = 2,
     seed: int = 0,
+    exact: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> Influence:
     """Measure how far input pixels reach, and name the module that lets them reach too far.
 
@@ -57,6 +59,9 @@ def influence(
         samples: random inputs, each with its own combination of output channels, so that no influence hides
             behind a cancellation or an inactive unit.
         seed: of all that is random.
+        exact: all in float64, so that zeros are zeros. False: in the model's own precision, several times faster,
+            and in float64 only where that leaves in doubt which module looks far.
+        progress: is called with the number of forward passes done, after each.
 
     Returns:
         An :class:`Influence`: arrays over distance, ``reach``, ``far``, ``culprit``; a table when printed, and
@@ -102,18 +107,26 @@ def influence(
     if not (output is None or callable(output) or (isinstance(output, int) and not isinstance(output, bool))):
         raise ArgumentTypeError(f"output must be an index or a function, got {shown(output)}")
 
+    counted = Counted(progress)
+    given = pair, example_input, output, seed, counted
     failures: list[Exception] = []
-    for setting in (in_double, in_copy, in_place):
+    for setting in (in_double, in_copy, in_place) if exact else (in_copy, in_double, in_place):
         with ExitStack() as stack:
             try:
                 worker = stack.enter_context(setting(model))
-                network = Network(worker, pair, example_input, output, seed)
+                network = Network(worker, *given)
             except TLSCError:
                 raise
             except Exception as error:
                 failures.append(error)
                 continue
-            return _measure(network, allowed, samples)
+
+            def in_doubt() -> Found:
+                """Who looks far, in float64 and with a sample more."""
+                with in_double(model) as double:
+                    return find(Network(double, *given), allowed, samples + 1)
+
+            return _measure(network, allowed, samples, None if exact else in_doubt)
     failed = failures[-1]
     lines = str(failed).strip().splitlines()
     raise ProbeError(
@@ -123,7 +136,9 @@ def influence(
     ) from failed
 
 
-def _measure(network: Network, radius: tuple[int, int] | None, samples: int) -> Influence:
+def _measure(
+    network: Network, radius: tuple[int, int] | None, samples: int, in_doubt: Callable[[], Found] | None
+) -> Influence:
     changes = _Changes(network, samples)
     maps = [network.gradient(leaves, sample) for sample, leaves in enumerate(changes.near)]
     known = [one for one in maps if one is not None]
@@ -141,6 +156,11 @@ def _measure(network: Network, radius: tuple[int, int] | None, samples: int) -> 
     limit = radius if radius is not None else (network.border[0] - 1, network.border[1] - 1)
     far = reach[0] > limit[0] or reach[1] > limit[1]
     sources, culprit = find(network, radius, samples) if far else ((), None)
+    if far and culprit is None and in_doubt is not None:
+        try:
+            sources, culprit = in_doubt()
+        except Exception:  # what cannot be copied or run in float64: the answer stays that of its own precision
+            sources, culprit = (), None
     return Influence(
         size=network.size,
         centre=(network.centre[0], network.centre[1]),

@@ -21,7 +21,7 @@ from ..errors import ArgumentValueError, ProbeError, TLSCError
 from .layout import Layout, under
 from .result import Array
 
-__all__ = ["CHANGE_ZERO", "Network", "in_copy", "in_double", "in_place", "is_image", "noise", "to_watch"]
+__all__ = ["CHANGE_ZERO", "Counted", "Network", "in_copy", "in_double", "in_place", "is_image", "noise", "to_watch"]
 
 CHANGE_ZERO = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative to the largest value: what is rounding. Sums that run over a map leave some without any influence."""
@@ -76,6 +76,18 @@ def _copied(model: nn.Module) -> nn.Module:
     return made
 
 
+class Counted:
+    """Forward passes that were done, for someone who waits."""
+
+    def __init__(self, told: Callable[[int], None] | None) -> None:
+        self.told, self.passes = told, 0
+
+    def one_more(self) -> None:
+        self.passes += 1
+        if self.told is not None:
+            self.told(self.passes)
+
+
 class Network:
     """A model with its inputs: the images among them can be filled with noise, near and far."""
 
@@ -86,8 +98,10 @@ class Network:
         example_input: Any,
         output: int | Callable[[Any], Tensor] | None,
         seed: int,
+        counted: Counted,
     ) -> None:
         self.model = model
+        self.counted = counted
         self.output = output
         self.seed = seed
         self.dtype = _probe._first_floating(model).dtype
@@ -204,7 +218,9 @@ class Network:
 
     def call(self, leaves: list[Any]) -> Any:
         with OwnNumbers(self.seed % 2**63):  # for a network that draws noise itself: the same in every run
-            return _probe.called(self.model, tree_unflatten(leaves, self.spec))
+            returned = _probe.called(self.model, tree_unflatten(leaves, self.spec))
+        self.counted.one_more()
+        return returned
 
     def _forward(self, leaves: list[Any]) -> Tensor:
         return self.select(self.call(leaves))
