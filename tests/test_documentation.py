@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -30,6 +31,8 @@ DOCS = ROOT / "docs"
 # A page's blocks run one after the other, in one namespace. What cannot run has another language than these two.
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>python|console)\n(?P<text>.*?)^ *```$", re.M | re.S)
 QUICK = ("index.md",)  # the other pages are for `pytest -m slow`
+NEEDS = {"integrations.md": ("lightning", "timm", "spandrel")}
+"""Packages of others that a page is about; they warn of many things."""
 
 
 @dataclass
@@ -95,6 +98,9 @@ def given(page: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("place")
 @pytest.mark.filterwarnings("ignore::tlsc.TLSCWarning")  # random pictures
 def test_the_code_of_a_page_runs(page: Path) -> None:
+    for package in NEEDS.get(page.name, ()):
+        warnings.simplefilter("ignore")  # for this test: pytest puts the filters back
+        pytest.importorskip(package, reason=f"{page.name} needs {package}")
     names: dict[str, Any] = {"__name__": "page", **given(page)}
     for block in blocks(page):
         with tlsc.backend("torch"):  # kernels would have to be compiled
