@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-# Two worker processes with two OpenMP threads each often share two cores; a thread that waits in a busy loop takes
-# the core from the one it waits for. Asleep instead, the tests take a third less time, and the kernels still run in
-# parallel. Read when PyTorch loads.
+# There is a worker process for each core, so that a second thread of one would only wait for the other's; tests of
+# threads ask for two by name. A thread that waits in a busy loop takes the core from the one it waits for: asleep
+# instead, the tests take a third less time. Both are read when PyTorch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Where Python is told not to write bytecode, each of some fifty processes would compile PyTorch and the rest anew,
 # for up to ten seconds. It is written, then, but not beside the sources, and not for long.

@@ -96,7 +96,7 @@ def test_i1_holds_on_the_grid_too(network: Network) -> None:
     assert relative_error(convert(model, BASE, stride=4)(x), before) <= 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, slow(torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("device", DEVICES)
 @each_kind
 @torch.no_grad()
@@ -160,7 +160,7 @@ def treated(site: tlsc.Site) -> str:
     return site.path if site.owner is None else site.owner
 
 
-@every_network
+@each_kind
 def test_i2_windows_are_the_feature_sizes_at_base_size(network: Network) -> None:
     model = network()
     sites = tlsc.plan(model, BASE).converted
@@ -377,7 +377,7 @@ def test_i7_parameters_are_the_same_objects(network: Network) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("training", [slow(False), True])
 def test_i7_training_flags_survive_and_follow(network: Network, training: bool) -> None:
     model = network().train(training)
     last = list(model.modules())[-1].train(not training)
@@ -483,7 +483,7 @@ def test_i7_a_pickled_model_can_be_reverted(network: Network) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, slow(torch.float32)], ids=str)
 def test_i7_a_dtype_change_after_converting_reaches_the_originals(network: Network, dtype: torch.dtype) -> None:
     model = convert(network(), BASE)
     model.to(dtype)

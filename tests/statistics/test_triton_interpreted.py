@@ -42,7 +42,7 @@ rows = torch.rand(8, 4)
 rows[5], rows[6], rows[7] = 0.9, -2.0, 3.5
 fitted, halves = Correction(rows), Correction(rows[:, :2].contiguous())
 # Several strips; sums of blocks, with rows left over on both sides; a narrow map, channels in a slice of others.
-for shape, window, layout in (((1, 4, 13, 12), (4, 5), "first"), ((1, 2, 90, 3), (67, 2), "first"),
+for shape, window, layout in (((1, 4, 13, 12), (4, 5), "first"), ((1, 1, 90, 3), (67, 2), "first"),
                               ((1, 4, 11, 12), (4, 5), "last")):
     x = torch.randn(shape) + 2
     channels, correction = shape[1], fitted
