@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._calibration import fit as _fit
-from tlsc._calibration.calibrate import _fewer as fewer
+from tlsc._calibration.choice import chosen
+from tlsc._calibration.distance import Distance
 from tlsc._calibration.runs import Run
 from tlsc.adapters import load_demo_network
 from tlsc.eval.data.degradations import degrade_photograph
@@ -384,10 +385,10 @@ def test_a_right_correction_is_kept_where_another_does_harm_and_forwards_are_few
     given, pixels = images(4, 72), [0]
     seen: list[tuple[bool, ...]] = []
 
-    def distance(run: Run, outputs: Any) -> float:
+    def distance(run: Run, outputs: Any) -> Distance:
         seen.append(tuple(place.module.correction is not None for place in run.places))
         distances: dict[tuple[bool, ...], float] = {(True, False): 0.5, (False, True): 3.0, (True, True): 2.0}
-        return distances.get(seen[-1], 1.0)
+        return Distance(np.full(20, distances.get(seen[-1], 1.0) ** 2), 20.0)
 
     monkeypatch.setattr(Run, "distance", distance)
     model[0].register_forward_hook(lambda _, args, out: pixels.__setitem__(0, pixels[0] + args[0][:, 0].numel()))
@@ -401,13 +402,35 @@ def test_a_right_correction_is_kept_where_another_does_harm_and_forwards_are_few
     assert pixels[0] <= 10 * given[:, 0].numel()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
-def test_what_is_tried_where_all_corrections_do_harm(count: int) -> None:
-    tried = fewer(list(range(count)))
-    assert len(tried) <= 3
-    assert all(0 < len(some) < count for some in tried)
-    if 1 < count <= 3:
-        assert [[n for n in range(count) if n not in some] for some in tried] == [[n] for n in range(count)]
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
+def test_the_right_corrections_are_kept_beside_a_wrong_one(count: int) -> None:
+    """Each of them halves the distance but one, which makes it huge: of up to four all others stay; of more those
+    outside the part that the halving comes to, a quarter of all.
+    """
+    for wrong in range(count):
+        tried: list[Any] = []
+
+        def measure(some: Any, wrong: int = wrong, tried: list[Any] = tried) -> Distance:
+            tried.append(list(some))
+            return Distance(np.full(8, 1e9 if wrong in some else 4.0 ** -len(some)), 8.0)
+
+        kept, after = chosen(range(count), Distance(np.ones(8), 8.0), measure)
+        assert len(tried) <= 3
+        assert wrong not in kept
+        assert len(kept) >= count - max(1, -(-count // 4))
+        assert after.rms == pytest.approx(0.5 ** len(kept))
+
+
+def test_a_few_crops_that_disagree_drop_no_correction() -> None:
+    """One of eight crops is far worse with it, seven are better: the mean is larger, but not clearly."""
+    without = Distance(np.ones(8), 8.0)
+    once = Distance(np.array([0.5] * 7 + [5.0]), 8.0)
+    assert once.rms > without.rms
+    assert not once.clearly_above(without)
+    assert Distance(np.array([1.2] * 7 + [1.5]), 8.0).clearly_above(without)
+    # Crops that cover each other count less.
+    assert not Distance(np.array([0.8, 1.5] * 4), 2.0).clearly_above(without)
+    assert Distance(np.array([0.8, 1.5] * 4), 8.0).clearly_above(without)
 
 
 def test_a_warning_where_converting_moves_the_output_away() -> None:

@@ -21,6 +21,7 @@ from .._arguments import as_pair, as_positive_int
 from .._plan import Calibration, Fit, Plan
 from .._surgery import swapping as _surgery
 from ..errors import ArgumentValueError, TLSCError, TLSCWarning, first_line
+from .choice import chosen
 from .regions import alike, checked_seed, images_of, regions_of, step_of
 from .runs import Run, correction_of, evaluating
 from .sites import places_of
@@ -108,7 +109,7 @@ def calibrated(
         return _take(model, plan, found, about)
     run = Run(model, places, regions, spots, size, independent)
     original, found, after = _run(run, reasons)
-    made = _take(model, plan, found, replace(about, original=original, local=run.local, calibrated=after))
+    made = _take(model, plan, found, replace(about, original=original, local=run.local.rms, calibrated=after))
     if after > WORSE * original:
         warnings.warn(
             f"converting moves the output away from what the model does on crops of {size[0]}×{size[1]}: at their "
@@ -129,7 +130,7 @@ def _run(run: Run, reasons: dict[int, str]) -> tuple[float, dict[int, Fit], floa
             run.through()
             found, after = _outcome(run, reasons)
             with _surgery.reverted(run.model):
-                return run.distance(run.whole()), found, after
+                return run.distance(run.whole()).rms, found, after
     except TLSCError:
         raise
     except Exception as error:
@@ -144,25 +145,15 @@ def _outcome(run: Run, reasons: dict[int, str]) -> tuple[dict[int, Fit], float]:
     """What was fitted at each site, and how far the output then is from that on crops."""
     found = {n: Fit(reason=why) for n, why in reasons.items()}
     found.update((place.site, place.outcome()) for place in run.places)
-    if run.corrected <= run.local:
-        return found, run.corrected
+    if not run.corrected.clearly_above(run.local):
+        return found, run.corrected.rms
     kept = [n for n in sorted(found) if found[n].kept]
-    tried = [(run.with_only({n: found[n] for n in some}), some) for some in _fewer(kept)]
-    after, best = min([(run.local, []), *tried])
+    best, after = chosen(kept, run.local, lambda some: run.with_only({n: found[n] for n in some}))
     what = "without it" if best else "with all corrections"
     comparison = "closer to" if best else "further from"
     why = f"dropped: {what} the model's output would be {comparison} its output on crops"
     dropped = set(kept) - set(best)
-    return {n: replace(fit, kept=False, reason=why) if n in dropped else fit for n, fit in found.items()}, after
-
-
-def _fewer(sites: list[int]) -> list[list[int]]:
-    """Which corrections to try alone where all together do harm, at most three choices: all but one; of more than
-    three sites the first ones, as each was fitted behind those before it.
-    """
-    if len(sites) <= 3:
-        return [some for n in sites if (some := [m for m in sites if m != n])]
-    return [sites[: len(sites) * quarters // 4] for quarters in (3, 2, 1)]
+    return {n: replace(fit, kept=False, reason=why) if n in dropped else fit for n, fit in found.items()}, after.rms
 
 
 def apply(model: nn.Module, plan: Plan) -> Plan:

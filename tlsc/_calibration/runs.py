@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._plan import Fit
 from .._statistics.correction import Correction
+from .distance import Distance, centre, distance, maps
 from .fit import Statistics, fitted
 from .regions import Spot, like
 from .sites import NEVER, Place, watching
@@ -51,7 +52,7 @@ class Run:
         self.model, self.places, self.regions, self.spots = model, places, regions, spots
         self.crop, self.independent = crop, independent
         self.expected: list[Tensor] = []
-        self.local = self.corrected = math.nan
+        self.local = self.corrected = Distance(np.zeros(0), independent)
 
     def through(self) -> None:
         self._crops()
@@ -62,7 +63,7 @@ class Run:
         with watching(self.places, self._fit):
             self.corrected = self.distance(self.whole())
 
-    def with_only(self, fits: dict[int, Fit]) -> float:
+    def with_only(self, fits: dict[int, Fit]) -> Distance:
         """How far the output is from that on crops with these sites corrected and no others."""
         with watching(self.places, lambda place, x: None):
             for place in self.places:
@@ -74,26 +75,9 @@ class Run:
         """What the model, as it is, makes of the regions."""
         return self.model(self.regions)
 
-    def distance(self, outputs: Any) -> float:
-        """How far outputs on regions are from those on crops, at the crops' centres: RMS."""
-        total = 0.0
-        numbers = 0
-        for expected, whole in zip(self.expected, _maps(outputs), strict=True):
-            scale = self._scale(whole)
-            for (n, top, left), centre in zip(self.spots, expected, strict=True):
-                i, j = (round(at * s) for at, s in zip((top, left), scale, strict=True))
-                size = [round(k * s) for k, s in zip(self.crop, scale, strict=True)]
-                inside = _centre(whole[n, :, i : i + size[0], j : j + size[1]])
-                if inside.shape != centre.shape:
-                    break  # not an image of the input's size or a multiple of it
-                difference = inside.double() - centre.double()
-                total += float(difference.square().sum())
-                numbers += difference.numel()
-        return math.sqrt(total / numbers) if numbers else 0.0
-
-    def _scale(self, whole: Tensor) -> tuple[float, float]:
-        rows, columns = (n / k for n, k in zip(whole.shape[2:], self.regions.shape[2:], strict=True))
-        return rows, columns
+    def distance(self, outputs: Any) -> Distance:
+        """How far outputs on regions are from those on crops, at the crops' centres."""
+        return distance(outputs, self.expected, self.spots, self.crop, self.regions, self.independent)
 
     def _crops(self) -> None:
         """Each site's statistics on crops, and the outputs at their centres."""
@@ -106,7 +90,7 @@ class Run:
                 part = self.spots[first : first + number]
                 height, width = self.crop
                 batch = torch.stack([self.regions[n, :, i : i + height, j : j + width] for n, i, j in part])
-                outputs.append([_centre(x).clone() for x in _maps(self.model(batch))])
+                outputs.append([centre(x).clone() for x in maps(self.model(batch))])
         self.expected = [torch.cat(list(parts)) for parts in zip(*outputs, strict=True)]
 
     def _on_crops(self, place: Place, x: Tensor) -> None:
@@ -161,18 +145,3 @@ def _moments(x: Tensor, groups: int | None) -> tuple[Tensor, Tensor]:
 def _arrays(parts: Sequence[tuple[Tensor, Tensor]], mean_only: bool) -> Statistics:
     var, mean = (torch.cat([part[i] for part in parts]).cpu().double().numpy() for i in (0, 1))
     return Statistics(None if mean_only else var, mean, var)
-
-
-def _maps(outputs: Any) -> list[Tensor]:
-    """The images among a model's outputs."""
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.dim() == 4 and outputs.is_floating_point() else []
-    if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return [x for part in outputs for x in _maps(part)] if isinstance(outputs, (list, tuple)) else []
-
-
-def _centre(x: Tensor) -> Tensor:
-    """The middle half of an image on both axes."""
-    height, width = x.shape[-2:]
-    return x[..., height // 4 : height - height // 4, width // 4 : width - width // 4]
