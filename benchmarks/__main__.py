@@ -17,6 +17,7 @@ from . import (
     modes,
     mutants,
     nlm,
+    pieces,
     prediction,
     states,
     structure,
@@ -41,6 +42,7 @@ WITH_PARTS = {
     "kernels": kernels.main,
     "modes": modes.main,
     "mutants": mutants.main,
+    "pieces": pieces.main,
     "prediction": prediction.main,
     "states": states.main,
     "values": values.main,
@@ -61,7 +63,7 @@ parser.add_argument(
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
     "or paths of interpreters; of prediction: train, networks, picture FILE; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
-    "seconds to stop after, or another state's folder to compare with",
+    "seconds to stop after, or another state's folder to compare with; of pieces: names of networks",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

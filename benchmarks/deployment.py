@@ -66,6 +66,20 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 
 def converted(name: str, window: int, stride: int) -> nn.Module:
+    """One with random weights, converted."""
+    network = random_network(name)
+    if not name.endswith("overlapping"):
+        return tlsc.convert(network, window, stride=stride)
+    kinds = {type(part) for part in network.modules() if attention.recognise(part) is not None}
+    handles = [tlsc.register(kind, attention.overlap) for kind in kinds]
+    try:
+        return tlsc.convert(network, window)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def random_network(name: str) -> nn.Module:
     """A network with random weights that keep its values near 1."""
     torch.manual_seed(0)
     network = NETWORKS[name][0]().eval()
@@ -76,15 +90,7 @@ def converted(name: str, window: int, stride: int) -> nn.Module:
             nn.init.normal_(parameter, 0.5, 0.1)
     if isinstance(network, NLMNet):
         nn.init.constant_(network.gate[-1].bias, 3.0)  # a strength at which it does not leave the image as it is
-    if not name.endswith("overlapping"):
-        return tlsc.convert(network, window, stride=stride)
-    kinds = {type(part) for part in network.modules() if attention.recognise(part) is not None}
-    handles = [tlsc.register(kind, attention.overlap) for kind in kinds]
-    try:
-        return tlsc.convert(network, window)
-    finally:
-        for handle in handles:
-            handle.remove()
+    return network
 
 
 def _result(model: nn.Module, outputs: Any) -> Tensor:

@@ -152,7 +152,7 @@ def measured(run: Callable[[], T], device: torch.device) -> tuple[int, T]:
 
 
 def kernels(device: torch.device, before: int) -> int:
-    """Bytes of a process that stay once a network has run, compiled kernels above all.
+    """Bytes of a process that stay once a network has run for the first time, compiled kernels above all.
 
     Args:
         device: where it computes.
@@ -181,12 +181,13 @@ class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 place = storage.data_ptr()
-                if place and place not in self._known:
+                if place and place not in self._known and place not in given:  # no view of the caller's image
                     self._known[place] = storage.nbytes()
                     self._now += storage.nbytes()
                     weakref.finalize(storage, self._gone, place)

@@ -266,6 +266,10 @@ def test_memory_is_measured() -> None:
         for _ in range(5):
             torch.ones(2**18)
     assert counted.peak <= 2 * 2**20 + 64
+    image = torch.ones(2**20)
+    with memory._Counting() as counted:  # a part of what is there already is none of it
+        image[:1024] + 1
+    assert counted.peak <= 1024 * 4 + 64
 
 
 def test_a_number_beside_none_is_infinitely_far() -> None:

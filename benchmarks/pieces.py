@@ -1,0 +1,141 @@
+"""Pieces against the whole image and against tiles: difference, memory, time.
+
+``uv run python -m benchmarks pieces [NETWORK ...]``. Demo networks with their weights, the others in small settings
+with random ones; a photograph of 1500×2000. Each run is a process of its own, whose peak is counted above what it
+holds with the network as trained, and above what it holds once the network is converted and has run on one window.
+Times are processor seconds of one thread, converting and what is compiled once left out. Tiles are those of the
+training crop, with half overlap, of the network as trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import tlsc
+from tlsc import adapters
+from tlsc.adapters import Pieces, load_demo_network
+from tlsc.eval.images.photographs import load_photograph
+from tlsc.eval.run.patches import in_tiles
+
+from . import deployment
+
+SIZE = (1500, 2000)
+CROP = 64
+WINDOW = 96
+DEMO = ("se", "hin", "hin-all")
+NETWORKS = (*DEMO, "hinet", "mprnet", "nafnet", "restormer")
+LIMITS = ("256MB", "1GB")
+
+
+def main(names: list[str]) -> None:
+    rows = []
+    for name in names or NETWORKS:
+        with tempfile.TemporaryDirectory() as folder:
+            made = {way: _in_a_process(name, way, folder) for way in ("whole", *LIMITS, "tiles")}
+            whole = np.load(f"{folder}/whole.npy")
+            for way, got in made.items():
+                path = Path(folder, f"{way}.npy")
+                off = np.abs(np.load(path) - whole).max() * 255 if path.exists() and way in LIMITS else None
+                row = [name, way, got.get("pieces"), off, got.get("error"), got.get("peak"), got.get("warm")]
+                seconds = got.get("seconds")
+                ratios = [
+                    seconds / made[to]["seconds"] if seconds and way in LIMITS else None
+                    for to in ("whole", "tiles")
+                ]
+                rows.append([*row, seconds, *ratios, got.get("said", "")])
+                print(rows[-1], file=sys.stderr, flush=True)
+    print(f"{SIZE[0]}×{SIZE[1]}, window {WINDOW}, tiles of {CROP}; PyTorch {torch.__version__}, one thread\n")
+    headers = [
+        "network",
+        "way",
+        "pieces",
+        "off by /255",
+        "said /255",
+        "MB above trained",
+        "above converted",
+        "CPU s",
+    ]
+    print(tabulate(rows, [*headers, "of whole", "of tiles", ""], floatfmt=".3g", tablefmt="github"))
+
+
+def _in_a_process(name: str, way: str, folder: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.pieces", name, way, folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        return {"said": done.stderr.strip().splitlines()[-1][:200]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _network(name: str, converted: bool) -> nn.Module:
+    if name in DEMO:
+        model: nn.Module = load_demo_network(name)
+        return tlsc.convert(model, WINDOW) if converted else model
+    return deployment.converted(name, WINDOW, 1) if converted else deployment.random_network(name)
+
+
+def _image() -> Tensor:
+    """A photograph, mirrored until it is large enough."""
+    pixels = load_photograph("astronaut").transpose(2, 0, 1)
+    rows, columns = (n - k for n, k in zip(SIZE, pixels.shape[-2:], strict=True))
+    pixels = np.pad(pixels, ((0, 0), (0, rows), (0, columns)), mode="symmetric")
+    return torch.from_numpy(pixels)[None]
+
+
+def _resident(kind: str) -> float:
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"{kind}:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
+
+
+def _child(name: str, way: str, folder: str) -> None:
+    image = _image()
+    trained = _network(name, converted=False)
+    resident = _resident("VmRSS")
+    with warnings.catch_warnings(record=True) as said, torch.no_grad():
+        warnings.simplefilter("always")
+        model = trained if way == "tiles" else _network(name, converted=True)
+        adapters.run(model, image[..., :WINDOW, : WINDOW + 32])
+        warm = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+        begin = time.process_time()
+        pieces = Pieces(model, memory=way) if way in LIMITS else None
+        if pieces is not None:
+            out = pieces.run(image)
+        elif way == "whole":
+            out = adapters.run(model, image)
+        else:
+            out = in_tiles(lambda tile: adapters.run(model, tile), image, CROP, CROP // 2)
+        seconds = time.process_time() - begin
+    peak = _resident("VmHWM")
+    np.save(Path(folder, f"{way}.npy"), out.numpy())
+    got = {
+        "seconds": seconds,
+        "peak": peak - resident,
+        "warm": peak - warm,
+        "said": "; ".join(str(w.message) for w in said),
+    }
+    if pieces is not None and pieces.report is not None:
+        got |= {"pieces": pieces.report.pieces, "error": pieces.report.error * 255}
+    print(json.dumps(got))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _child(*sys.argv[1:])
