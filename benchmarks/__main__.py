@@ -19,6 +19,7 @@ from . import (
     nlm,
     pieces,
     prediction,
+    realcugan,
     states,
     structure,
     values,
@@ -44,6 +45,7 @@ WITH_PARTS = {
     "mutants": mutants.main,
     "pieces": pieces.main,
     "prediction": prediction.main,
+    "realcugan": realcugan.main,
     "states": states.main,
     "values": values.main,
     "versions": versions.main,
@@ -63,7 +65,8 @@ parser.add_argument(
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
     "or paths of interpreters; of prediction: train, networks, picture FILE; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
-    "seconds to stop after, or another state's folder to compare with; of pieces: names of networks",
+    "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
+    "realcugan: picture FILE, a folder that figures are kept in",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:
