@@ -28,7 +28,7 @@ from tlsc.eval.run.distributed import Team, team
 from tlsc.eval.run.records import alone_in, open_run
 from tlsc.eval.run.runner import Job, fixed_arithmetic
 from tlsc.eval.run.runner import run as run_job
-from tlsc.eval.show import comparisons, plots
+from tlsc.eval.show import comparisons, plots, seams
 from tlsc.eval.show.outputs import (
     Outcome,
     as_json,
@@ -107,7 +107,7 @@ def _measured(
     settings = _settings(args, network, data, cells)
     if _together(team, lambda: _opened(out, settings, args, held)) is None:
         return None, None
-    job = Job(network, data, cells, protocol, args.lpips)
+    job = Job(network, data, cells, protocol, args.lpips, indicators=args.command == "eval")
     records = run_job(job, out, team, args.resume)
     summaries = summarise(cells, records)
     name = f"{network.name} ({network.description})" if network.description else network.name
@@ -273,6 +273,8 @@ def _say(outcome: Outcome, out: Path) -> None:
         say()
     say(f"*: the highest mean PSNR. Gain: {outcome.verdict.interval}.")
     say(f"Time: median over images, {outcome.device}; peak memory of the process or the GPU.")
+    for sentence in seams.sentences(outcome.summaries):
+        say(sentence)
     for remark in outcome.verdict.remarks:
         say(f"- {remark}")
     say(f"\n{outcome.verdict.recommendation}\n")

@@ -33,6 +33,8 @@ class Summary:
         seconds: median per megapixel of input.
         peak: largest peak memory in bytes.
         failed: images that this cell could not restore, of all.
+        mismatch, disparity: means in units of the result, None where there are none: see
+            :mod:`tlsc.eval.judge.seams`.
     """
 
     cell: Cell
@@ -44,6 +46,8 @@ class Summary:
     seconds: float | None
     peak: int | None
     failed: int
+    mismatch: float | None = None
+    disparity: float | None = None
 
     @property
     def shown_psnr(self) -> str:
@@ -175,7 +179,6 @@ def _summary(cell: Cell, own: dict[str, Record], images: list[str]) -> Summary:
     chosen = [own[name] for name in images]
     psnrs = [record.psnr for record in chosen if math.isfinite(record.psnr)]
     ssims = [record.ssim for record in chosen if not math.isnan(record.ssim)]
-    perceived = [record.lpips for record in chosen if record.lpips is not None]
     times = [r.seconds / r.megapixels for r in own.values() if r.seconds is not None and r.megapixels]
     peaks = [record.peak for record in own.values() if record.peak is not None]
     return Summary(
@@ -184,11 +187,19 @@ def _summary(cell: Cell, own: dict[str, Record], images: list[str]) -> Summary:
         float(np.mean(psnrs)) if psnrs else math.nan,
         sum(math.isinf(record.psnr) for record in chosen),
         float(np.mean(ssims)) if ssims else math.nan,
-        float(np.mean(perceived)) if perceived else None,
+        _mean([record.lpips for record in chosen]),
         float(np.median(times)) if times else None,
         max(peaks, default=None),
         sum(record.status == "failed" for record in own.values()),
+        _mean([record.mismatch for record in chosen]),
+        _mean([record.disparity for record in chosen]),
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that there are."""
+    found = [value for value in values if value is not None]
+    return float(np.mean(found)) if found else None
 
 
 def judge(cells: Sequence[Cell], records: Sequence[Record], remarks: Sequence[str] = ()) -> Verdict:

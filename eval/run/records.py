@@ -83,6 +83,9 @@ class Record:
         seconds: for the network and the blending of its results, not for reading and comparing.
         megapixels: of the input.
         peak: bytes in use at most while it ran; None where it cannot be measured.
+        mismatch: of neighbouring tiles' results, in units of the result; None for whole images.
+        disparity: between training crops by themselves and within the image, likewise; None where it was not asked
+            for.
         message: what went wrong.
     """
 
@@ -96,6 +99,8 @@ class Record:
     megapixels: float = 0.0
     peak: int | None = None
     message: str = ""
+    mismatch: float | None = None
+    disparity: float | None = None
 
     @property
     def key(self) -> Key:
@@ -194,7 +199,8 @@ def _valid(record: Record) -> bool:
         return False
     if record.status not in _STATUSES or type(record.peak) not in _WHOLE:
         return False
-    if any(type(value) not in _NUMBER for value in (record.lpips, record.seconds, record.megapixels)):
+    indicators = (record.mismatch, record.disparity)
+    if any(type(value) not in _NUMBER for value in (record.lpips, record.seconds, record.megapixels, *indicators)):
         return False
     if record.status == "ok" and not (-1000 < record.psnr < 1000 or record.psnr == math.inf):
         return False

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tlsc.eval.data.datasets import Dataset, ImagePair
 from tlsc.eval.images import Pixels, as_float
 from tlsc.eval.judge.metrics import Protocol, Scorer, lpips_metric
+from tlsc.eval.judge.seams import Disparity, tile_mismatch
 from tlsc.eval.networks import Network
 from tlsc.eval.run.cells import Cell, as_cell
 from tlsc.eval.run.distributed import Team
@@ -25,7 +26,7 @@ from tlsc.eval.run.patches import bands
 from tlsc.eval.run.records import Record, Records, merged, read_records
 from tlsc.eval.telling import progress as progress_bar
 
-__all__ = ["Job", "fixed_arithmetic", "restored", "run"]
+__all__ = ["Indicators", "Job", "fixed_arithmetic", "restored", "run"]
 
 
 CALIBRATING = 4
@@ -40,6 +41,7 @@ class Job:
         network, data, cells, protocol: as they are called.
         lpips: beside PSNR and SSIM.
         figures: "all"; or "psnr", and neither SSIM nor the peak of memory, which take their time.
+        indicators: tile mismatch, and train/eval disparity where the training crop is known, too.
     """
 
     network: Network
@@ -48,6 +50,7 @@ class Job:
     protocol: Protocol
     lpips: bool = False
     figures: Literal["all", "psnr"] = "all"
+    indicators: bool = False
 
     def images(self) -> list[torch.Tensor]:
         """The inputs to calibrate on: the first, the same in every process."""
@@ -200,6 +203,7 @@ def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lp
     meter = _Meter(job.network.reference.device, job.figures == "all")
     scorer = Scorer(job.protocol, target.shape[0], target.shape[1], job.figures == "all")
     row, kept = 0, []
+    indicators = Indicators(job.network, cell, given) if job.indicators else None
     for rows in meter.timed(restored(job.network, cell, given)):
         expected = target[row : row + len(rows)]
         if rows.shape != expected.shape:
@@ -208,6 +212,8 @@ def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lp
                 f"of them so far; the target is {target.shape[0]}×{target.shape[1]} with {target.shape[2]} channels"
             )
         scorer.add(rows, expected)
+        if indicators is not None:
+            indicators.add(rows)
         row += len(rows)
         if lpips is not None:
             kept.append(rows)
@@ -215,17 +221,70 @@ def _measured(job: Job, cell: Cell, name: str, given: Pixels, target: Pixels, lp
         raise ValueError(f"the network made {row} rows, the target has {len(target)}")
     figures = scorer.figures()
     perceived = lpips(np.concatenate(kept), target) if lpips is not None else None
-    return Record(
-        str(cell), name, "ok", figures.psnr, figures.ssim, perceived, meter.seconds, _megapixels(given), meter.peak
+    megapixels = _megapixels(given)
+    found = Record(
+        str(cell), name, "ok", figures.psnr, figures.ssim, perceived, meter.seconds, megapixels, meter.peak
     )
+    if indicators is None:
+        return found
+    return replace(found, mismatch=indicators.mismatch(), disparity=indicators.disparity())
+
+
+class Indicators:
+    """What can be said of a way to run a network without a target, see :mod:`tlsc.eval.judge.seams`.
+
+    Args:
+        network: its model as ``cell`` has it.
+        cell: the way.
+        given: the input, (height, width, channels).
+    """
+
+    def __init__(self, network: Network, cell: Cell, given: Pixels) -> None:
+        self._network, self._cell, self._given = network, cell, given
+        height, width = given.shape[:2]
+        self._disparity = None if network.crop is None else Disparity(height, width, network.crop)
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """The next rows of the result."""
+        if self._disparity is not None:
+            self._disparity.add(rows)
+
+    def mismatch(self) -> float | None:
+        """Of the cell's tiles along the middle of the image, which overlap by an eighth at least; None without."""
+        size = self._cell.patch_size
+        if size is None or size < 2:
+            return None
+        height, width = self._given.shape[:2]
+        top, side = max(0, (height - size) // 2), min(size, height)
+        if width <= side:
+            return 0.0
+        row = _as_batch(self._given[top : top + side])
+        return tile_mismatch(self._network, row, side, max(1, min(self._cell.overlap or side // 8, side - 1)))
+
+    def disparity(self) -> float | None:
+        """Against the network on crops, in the state that it is in; None where the training crop is not known."""
+        found = self._disparity
+        if found is None:
+            return None
+
+        def run(crop: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.moveaxis(self._network(_as_batch(crop))[0].numpy(), 0, 2)
+
+        with torch.no_grad():
+            size = found.size
+            return found.value(run, lambda top, left: self._given[top : top + size, left : left + size])
+
+
+def _as_batch(pixels: Pixels) -> torch.Tensor:
+    """(1, channels, height, width)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(as_float(pixels), 2, 0))).unsqueeze(0)
 
 
 def restored(network: Network, cell: Cell, given: Pixels) -> Iterator[NDArray[np.float32]]:
     """The result in bands of rows, (rows, width, channels); the model is as ``cell`` has it already."""
 
     def cut(top: int, bottom: int, left: int, right: int) -> torch.Tensor:
-        part = np.ascontiguousarray(np.moveaxis(as_float(given[top:bottom, left:right]), 2, 0))
-        return torch.from_numpy(part).unsqueeze(0)
+        return _as_batch(given[top:bottom, left:right])
 
     for part in bands(network, cut, given.shape[0], given.shape[1], cell.patch_size, cell.overlap):
         yield np.moveaxis(part[0].numpy(), 0, 2)

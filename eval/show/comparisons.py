@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from tlsc.eval.data.datasets import ImagePair
 from tlsc.eval.images import Pixels, as_float, with_channels
 from tlsc.eval.judge.verdict import Verdict
-from tlsc.eval.run.cells import Cell, as_cell
+from tlsc.eval.run.cells import ORIGINAL, Cell, as_cell
 from tlsc.eval.run.runner import Job, restored
 from tlsc.eval.show.outputs import Outcome
 from tlsc.eval.show.pictures import Row, busiest, draw_comparison, error_map
+from tlsc.eval.show.seams import SeamMap, plain_tiles, seam_map
 
 __all__ = ["Comparison", "compare", "draw", "shown_cells"]
 
@@ -40,6 +41,7 @@ class Comparison:
         whole: the same as ``crops`` of the whole image, made smaller where that is large.
         place: left, top, width and height of the crops in pixels of the target.
         before, after: captions of the two that differ most.
+        seams: where plain tiles meet, if they were compared.
     """
 
     image: str
@@ -49,6 +51,7 @@ class Comparison:
     place: tuple[int, int, int, int]
     before: str
     after: str
+    seams: SeamMap | None = None
 
 
 def shown_cells(verdict: Verdict) -> list[Cell]:
@@ -81,7 +84,8 @@ def compare(job: Job, outcome: Outcome) -> list[Comparison]:
     names = [verdict.images[i] for i in order]
     chosen = [n for n in names if (size := by_size[n].size) is not None and math.prod(size) <= _LARGEST][:_IMAGES]
     results: dict[str, dict[Cell, Picture]] = {name: {} for name in chosen}
-    for cell in (verdict.baseline, *cells):
+    tiles = plain_tiles(outcome.cells) if verdict.baseline == ORIGINAL else None
+    for cell in dict.fromkeys((verdict.baseline, *cells, *([] if tiles is None else [tiles]))):
         try:
             with as_cell(job.network.model, cell, job.images, job.network.crop):
                 for name in chosen:
@@ -90,11 +94,16 @@ def compare(job: Job, outcome: Outcome) -> list[Comparison]:
         except Exception:  # it worked before: perhaps there is less memory now. A picture less.
             continue
     psnrs = {(record.cell, record.image): record.psnr for record in outcome.records}
-    return [
-        _comparison(job, by_size[name], verdict.baseline, cells[0], own, psnrs)
-        for name, own in results.items()
-        if verdict.baseline in own and cells[0] in own
-    ]
+    found = []
+    for name, own in results.items():
+        if verdict.baseline in own and cells[0] in own:
+            seams = None
+            if tiles in own and tiles is not None:
+                seams = seam_map(name, tiles, own[tiles], own[verdict.baseline])
+            shown = {cell: picture for cell, picture in own.items() if cell in (verdict.baseline, *cells)}
+            made = _comparison(job, by_size[name], verdict.baseline, cells[0], shown, psnrs)
+            found.append(replace(made, seams=seams))
+    return found
 
 
 def _comparison(

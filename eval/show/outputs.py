@@ -78,6 +78,7 @@ _PLACE = ("image", "network", "variant", "base_size", "stride", "patch_size", "o
 def write_results(path: Path, outcome: Outcome) -> None:
     """A row per image, variant and patch size, then one per bad pair. No times: equal runs give equal bytes."""
     lpips = any(record.lpips is not None for record in outcome.records)
+    indicators = any(record.disparity is not None or record.mismatch is not None for record in outcome.records)
     names = [
         *_PLACE,
         "protocol",
@@ -85,6 +86,7 @@ def write_results(path: Path, outcome: Outcome) -> None:
         "psnr_db",
         "ssim",
         *(["lpips"] if lpips else []),
+        *(["tile_mismatch", "train_eval_disparity"] if indicators else []),
         "status",
         "message",
     ]
@@ -95,6 +97,9 @@ def write_results(path: Path, outcome: Outcome) -> None:
         figures = [_decimal(record.psnr, 8), _decimal(record.ssim, 10)]
         if lpips:
             figures.append("" if record.lpips is None else _decimal(record.lpips, 8))
+        if indicators:
+            both = record.mismatch, record.disparity
+            figures += ["" if value is None else _decimal(value, 8) for value in both]
         place = _place(record.image, outcome.settings["network"], cells[record.cell])
         rows.append([*place, *protocol, *figures, record.status, record.message])
     for bad in outcome.data.bad:
@@ -256,7 +261,18 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-HEADERS = ("variant", "patch size", "overlap", "PSNR, dB", "SSIM", "gain, dB", "s/megapixel", "peak, MB")
+INDICATORS = "mismatch, /255", "disparity, /255"
+HEADERS = (
+    "variant",
+    "patch size",
+    "overlap",
+    "PSNR, dB",
+    "SSIM",
+    "gain, dB",
+    *INDICATORS,
+    "s/megapixel",
+    "peak, MB",
+)
 
 
 def rows(outcome: Outcome) -> list[list[str]]:
@@ -274,6 +290,7 @@ def rows(outcome: Outcome) -> list[list[str]]:
                 own.shown_psnr,
                 "–" if math.isnan(own.ssim) else f"{own.ssim:.4f}",
                 "baseline" if own.cell == outcome.verdict.baseline else gain,
+                *("" if value is None else f"{255 * value:.2f}" for value in (own.mismatch, own.disparity)),
                 "" if own.seconds is None else f"{own.seconds:.2f}",
                 "" if own.peak is None else f"{own.peak / 1e6:.0f}",
                 *(["" if own.lpips is None else f"{own.lpips:.4f}"] if _has_lpips(outcome) else []),

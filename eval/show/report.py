@@ -17,6 +17,7 @@ from tlsc.eval.files import replacing
 from tlsc.eval.show.comparisons import Comparison
 from tlsc.eval.show.outputs import Outcome, best_row, filled, head, sweep_table
 from tlsc.eval.show.pictures import ERROR
+from tlsc.eval.show.seams import sentences
 
 __all__ = ["write_report"]
 
@@ -32,6 +33,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 tr.best td { font-weight: 700; }
+figure.seams img { max-width: 100%; }
 img.plot { width: 100%; max-width: 58rem; background: #fff; }
 @media (prefers-color-scheme: dark) { img.plot { filter: invert(1) hue-rotate(180deg); } }
 @media (max-width: 30rem) { body { margin: 1rem auto; } .choose { flex-wrap: wrap; } }
@@ -113,7 +115,7 @@ def write_report(
         how = "Drag, or use the arrow keys. Choose what stands left and right, the part, and how large it is."
         parts.append(f'<p class="small">{how}</p>')
         parts += [_pair(number, found) for number, found in enumerate(comparisons)]
-    parts += [_bad(outcome), _per_image(outcome)]
+    parts += [_seams(outcome, comparisons), _bad(outcome), _per_image(outcome)]
     with replacing(path) as new:
         new.write_text(_page(title, "\n".join(parts)), encoding="utf-8", errors="replace")
 
@@ -154,6 +156,26 @@ def _table(names: Sequence[str], body: Sequence[Sequence[str]], best: int | None
 
 def _cells_table(outcome: Outcome) -> str:
     return _table(*filled(outcome), best_row(outcome))
+
+
+def _seams(outcome: Outcome, comparisons: Sequence[Comparison]) -> str:
+    """Both indicators in a sentence each, and a picture of where plain tiles meet."""
+    said = sentences(outcome.summaries)
+    found = next((own.seams for own in comparisons if own.seams is not None), None)
+    if not said and found is None:
+        return ""
+    parts = ["<h2>Seams, and crops within images</h2>", _list(said)]
+    if found is not None:
+        caption = (
+            f"{found.image}: {found.cell}, minus the same network on the whole image; white is "
+            f"{255 * found.brightest:.2g}/255 and more. Rectangles are seams: statistics differ from tile to tile."
+        )
+        picture = _exact(np.repeat(found.picture[..., None], 3, axis=2))
+        parts.append(
+            f'<figure class="seams"><img alt="differences where tiles meet" src="{picture}">'
+            f'<figcaption class="small">{escape(caption)}</figcaption></figure>'
+        )
+    return "".join(parts)
 
 
 def _pair(number: int, found: Comparison) -> str:

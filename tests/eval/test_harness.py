@@ -29,6 +29,7 @@ from tlsc.eval import cli
 from tlsc.eval.images.photographs import load_photograph
 from tlsc.eval.judge.intervals import bounds, images_to_settle, interval
 from tlsc.eval.judge.metrics import score
+from tlsc.eval.judge.seams import tile_mismatch
 from tlsc.eval.judge.verdict import change, judge, summarise
 from tlsc.eval.networks import load_network
 from tlsc.eval.run.cells import Cell, cells_of
@@ -161,6 +162,7 @@ def test_eval_writes_figures_that_can_be_made_by_hand(place: Path, capsys: pytes
             assert float(row["psnr_db"]) == pytest.approx(expected.psnr, abs=1e-5)
             assert float(row["ssim"]) == pytest.approx(expected.ssim, abs=1e-6)
             assert (row["protocol"], row["crop_border"], row["status"]) == ("rgb-uint8", "0", "ok")
+    _check_indicators(place, figures, said)
     report = json.loads((out / "results.json").read_text(encoding="utf-8"))
     mean = np.mean([float(row["psnr_db"]) for row in rows if row["variant"] == "base size 16"])
     assert next(m for m in report["means"] if m["cell"] == "base size 16, whole")["psnr"] == pytest.approx(mean)
@@ -168,6 +170,33 @@ def test_eval_writes_figures_that_can_be_made_by_hand(place: Path, capsys: pytes
     assert report["data"]["checksum_sha256"]
     assert "rgb-uint8 (clipped and rounded to 8 bit" in said
     assert report["verdict"]["recommendation"] in said
+
+
+def _check_indicators(place: Path, figures: dict[tuple[str, ...], dict[str, str]], said: str) -> None:
+    """Of tiles and of crops, from the network alone; sentences and a picture in the report."""
+    model = load_network(_net(place)).model
+    given = np.asarray(Image.open(place / "data/input/000.png"))
+    image = torch.from_numpy(given / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
+    top = (image.shape[2] - 16) // 2
+    expected = {o: tile_mismatch(model, image[..., top : top + 16, :], 16, o) for o in (2, 4)}
+    cuts = ("16", "0"), ("16", "4"), ("whole", "0")
+    row = {cut: figures[("000.png", "original", *cut)] for cut in cuts}
+    assert float(row["16", "0"]["tile_mismatch"]) == pytest.approx(expected[2], abs=1e-7)
+    assert float(row["16", "4"]["tile_mismatch"]) == pytest.approx(expected[4], abs=1e-7)
+    assert row["whole", "0"]["tile_mismatch"] == ""
+    with torch.no_grad():
+        whole, apart = model(image), []
+        tops, lefts = ([n // 4 - 8, 3 * n // 4 - 8] for n in image.shape[2:])
+        for y, x in ((max(0, min(y, image.shape[2] - 16)), max(0, x)) for y in tops for x in lefts):
+            x = min(x, image.shape[3] - 16)
+            alone = model(image[..., y : y + 16, x : x + 16])
+            apart.append((whole[..., y + 4 : y + 12, x + 4 : x + 12] - alone[..., 4:12, 4:12]).abs().mean())
+    found = float(row["whole", "0"]["train_eval_disparity"])
+    assert found == pytest.approx(float(np.mean(apart)), abs=1e-6)
+    assert "Tile mismatch: where neighbouring tiles both have a result, they differ by" in said
+    page = (place / "out/report.html").read_text(encoding="utf-8")
+    assert "Train/eval disparity: a training crop" in page
+    assert 'alt="differences where tiles meet" src="data:image/png;base64,' in page
 
 
 def test_calibrated_networks_are_a_variant_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
