@@ -24,6 +24,7 @@ from ._arguments import as_pair, as_positive_int, check_channels, check_eps, che
 from ._statistics import any_size as _graph
 from ._statistics import operations as _dispatch
 from ._statistics import reference as _reference
+from ._statistics.autocast import widened
 from ._statistics.correction import Correction
 from ._windows import covers
 from .errors import ArgumentValueError
@@ -141,7 +142,7 @@ def local_group_norm(
         eps: added to the variance, in squared units of ``x``.
 
     Returns:
-        (N, C, H, W), same dtype and memory format.
+        (N, C, H, W), same memory format and dtype; under CUDA's autocast float32, as from PyTorch's own.
 
     Raises:
         ArgumentTypeError, ArgumentValueError: as :func:`local_instance_norm`; ``num_groups`` is not a positive
@@ -184,6 +185,7 @@ def _local_group_norm(
         raise ArgumentValueError(f"num_groups must divide the {x.shape[1]} channels of x, got {num_groups}")
     check_channels(weight, "weight", x)
     check_channels(bias, "bias", x)
+    x = x if num_groups is None else widened(x, "group_norm")
     groups = x.shape[1] if num_groups is None else num_groups
     if _graph.applies_to(x):
         return _dispatch.local_group_norm(x, window, groups, weight, bias, eps, correction)

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import tlsc
 from tlsc._forwards import variants
+from tlsc._statistics import autocast
 
 WINDOW = 32
 
@@ -159,3 +160,24 @@ def test_counters_and_numbers_cost_no_recording_at_each_call(monkeypatch: pytest
         counts.append(len(recorded))
     assert model.steps == oracle.steps == 8
     assert counts[-1] == counts[4]
+
+
+class _Wide(_Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.enter(x)
+        return self.norm(x), x * x.sum((2, 3), keepdim=True), self.gated(x)
+
+
+@torch.no_grad()
+def test_what_autocast_has_in_float32_is_so_after_converting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CUDA; its list stands for the CPU's here, on which the original keeps the type."""
+    model, x = tlsc.convert(_Wide().eval(), WINDOW, check=False), torch.rand(1, 3, 40, 50)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [out.dtype for out in model(x)] == [torch.bfloat16] * 3
+        monkeypatch.setitem(autocast._WIDE, "cpu", autocast._WIDE["cuda"])
+        assert [out.dtype for out in model(x)] == [torch.float32, torch.float32, torch.bfloat16]
+    assert [out.dtype for out in model(x)] == [torch.float32] * 3

@@ -13,6 +13,7 @@ from .. import attention, functional
 from .._sites.state import SiteState
 from .._statistics import any_size as _graph
 from .._statistics import operations as _dispatch
+from .._statistics.autocast import widened
 from .._statistics.correction import Correction
 
 __all__ = [
@@ -116,6 +117,7 @@ def evaluate(
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction, corrections, number)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
     corrected = _found(corrections, number, x, operation, window)
+    x = widened(x, operation)
     if not _graph.applies_to(x) and window[0] >= height and window[1] >= width:
         return _global(x, operation, order, correction)
     if operation == "mean":
