@@ -96,7 +96,7 @@ def given(page: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 @pytest.mark.usefixtures("place")
-@pytest.mark.filterwarnings("ignore::tlsc.TLSCWarning")  # random pictures
+@pytest.mark.filterwarnings("ignore::tlsc.TLSCWarning", "ignore::FutureWarning")  # random pictures, spandrel
 def test_the_code_of_a_page_runs(page: Path) -> None:
     for package in NEEDS.get(page.name, ()):
         warnings.simplefilter("ignore")  # for this test: pytest puts the filters back
