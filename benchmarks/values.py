@@ -39,17 +39,17 @@ Found = dict[str, Any]
 
 
 def lines() -> Iterator[tuple[str, str, Callable[[], Found]]]:
-    """Name, class, and how it is made, those of few seconds first."""
+    """Name, class, and how it is made; those that take longest, the calibrated and exported, in the end."""
     known = list(networks())
     for name, make, base, example in known:
+        for way, settings in WAYS.items():
+            yield name, way, lambda a=(make, base, example, settings): _converted(*a)  # type: ignore[misc]
+    for name, make, base, example in known:
+        if name in ("se", "hin", "MPRNet of ours", "NLMNet", "HINet"):
+            yield name, "exported", lambda a=(make, base): _exported(*a)  # type: ignore[misc]
         if name in ("se", "hin", "hin-all", "HINet"):
             settings = {"calibrate": photographs()}
             yield name, "calibrated", lambda a=(make, base, example, settings): _converted(*a)  # type: ignore[misc]
-        if name in ("se", "hin", "MPRNet of ours", "NLMNet", "HINet"):
-            yield name, "exported", lambda a=(make, base): _exported(*a)  # type: ignore[misc]
-    for way, settings in WAYS.items():
-        for name, make, base, example in known:
-            yield name, way, lambda a=(make, base, example, settings): _converted(*a)  # type: ignore[misc]
 
 
 def _converted(make: Make, base: tuple[int, int], example: Images | None, settings: dict[str, Any]) -> Found:
