@@ -12,6 +12,7 @@ second kind has both on the deepest level. The seed of a network decides its wei
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -230,16 +231,22 @@ def _grid(n: int, every: int) -> list[int]:
 
 
 def main(folder: Path | None) -> None:
-    """Train what is missing, and print the table; with ``torch.set_num_threads(1)``, a row a minute."""
+    """Train what is missing, and print the table. What was measured is kept beside the networks."""
     weights = Path("calibration-networks")
     weights.mkdir(exist_ok=True)
     seen, tested = photographs(folder)
     names = ["network", "whole", *(f"local {w}" for w in WINDOWS), *(f"calibrated {w}" for w in WINDOWS), "tiles"]
+    kept = weights / f"unets-{folder.name if folder else 'scikit-image'}.json"
+    found: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
     rows = []
     for name, own in NETWORKS.items():
         with torch.enable_grad():
             model = train(own, seen, weights)
-        rows.append([name, *(f"{value:.2f}" for value in _measured(model, own, seen, tested))])
+        if name not in found:
+            found[name] = _measured(model, own, seen, tested)
+            with replacing(kept) as new:
+                new.write_text(json.dumps(found))
+        rows.append([name, *(f"{value:.2f}" for value in found[name])])
         print(rows[-1], flush=True)
     headers = [*names, *(f"crops' own, every {n}" for n in EVERY)]
     print(tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True))
