@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["add_command"]
 
 _ROUNDING = 1e-6
-"""A change so much smaller than another is none: that of sums in another order, in float32."""
+"""Relative to the largest change: less is rounding in float32."""
 _ANY = 64
 """A window that tells whether a network has sites, where none is known."""
 
@@ -138,8 +138,8 @@ def _verdict(before: tlsc.Influence, after: tlsc.Influence | None) -> str:
     now = float(after.change[after.change_distance.tolist().index(distance)])
     if now == 0:
         return f"{start}, and not at all converted: influence is local."
-    if after.culprit is None and now <= _ROUNDING * was:
-        return f"{start}, and by less than a millionth of that converted: influence is local."
+    if after.culprit is None and now <= _ROUNDING * after.change.max():
+        return f"{start}, and converted by less than a millionth of what near pixels do: influence is local."
     if after.culprit is not None:
         return f"{start}, by {now:.2g} converted: {after.culprit} still looks at the whole image."
     return f"{start}, by {now:.2g} converted, where windows add up and nothing looks at the whole image."

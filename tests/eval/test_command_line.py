@@ -460,7 +460,7 @@ def test_the_influence_has_a_verdict() -> None:
         ),
         (measured(0.1, "head (Mean)"), "by 0.1 converted: head (Mean) still looks at the whole image"),
         (measured(1e-5), "by 1e-05 converted, where windows add up"),
-        (measured(1e-9), "by less than a millionth of that converted"),
+        (measured(1e-9), "converted by less than a millionth of what near pixels do"),
         (measured(1e-9, "head (Mean)"), "by 1e-09 converted: head (Mean) still looks"),
     ):
         assert said in _verdict(measured(0.5), after)

@@ -7,7 +7,7 @@ everything beyond a distance is replaced. Both run on a private copy in float64,
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = ["Influence", "influence"]
 
 _GRADIENT_ZERO = {torch.float64: 1e-12}
 """Relative to the largest gradient: what is rounding."""
+FLOAT32_ROUNDING = 1e-6
 
 
 def influence(
@@ -155,12 +156,12 @@ def _measure(
 
     limit = radius if radius is not None else (network.border[0] - 1, network.border[1] - 1)
     far = reach[0] > limit[0] or reach[1] > limit[1]
+    change = np.asarray([changes.beyond(step, step) for step in distances])
     sources, culprit = find(network, radius, samples) if far else ((), None)
-    if far and culprit is None and in_doubt is not None:
-        try:
+    if far and culprit is None and in_doubt is not None and (_felt(change) or _felt(largest)):
+        # What cannot be copied or run in float64 is answered in its own precision.
+        with suppress(Exception):
             sources, culprit = in_doubt()
-        except Exception:  # what cannot be copied or run in float64: the answer stays that of its own precision
-            sources, culprit = (), None
     return Influence(
         size=network.size,
         centre=(network.centre[0], network.centre[1]),
@@ -169,7 +170,7 @@ def _measure(
         gradient_mean=np.bincount(rings.ravel(), gradient.ravel()) / counts,
         gradient_map=gradient,
         change_distance=np.asarray(distances),
-        change=np.asarray([changes.beyond(step, step) for step in distances]),
+        change=change,
         reach_per_axis=reach,
         radius=radius,
         far=far,
@@ -177,6 +178,11 @@ def _measure(
         culprit=culprit,
         dtype=network.dtype,
     )
+
+
+def _felt(by_distance: Array) -> bool:
+    """Whether what is measured at the largest distance is more than rounding in float32; NaN: not known."""
+    return not by_distance[-1] <= FLOAT32_ROUNDING * by_distance.max()
 
 
 class _Changes:
