@@ -9,6 +9,7 @@ from . import (
     calibration,
     coverage,
     fingerprint,
+    first_minutes,
     full_size,
     gpu,
     intervals,
@@ -29,6 +30,7 @@ from . import (
 
 BENCHMARKS = {
     "attention": attention.main,
+    "first_minutes": first_minutes.main,
     "full_size": full_size.main,
     "intervals": intervals.main,
     "local_statistics": local_statistics.main,

@@ -128,6 +128,17 @@ def test_every_page_is_in_the_menu() -> None:
     assert {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")} <= menu
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted(DOCS.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
+    """``uv run --group docs jupyter execute docs/notebooks/*.ipynb``; its outputs are not committed."""
+    nbclient = pytest.importorskip("nbclient", reason="the dependency group docs is not installed")
+    nbformat = pytest.importorskip("nbformat")
+    pages = nbformat.read(notebook, as_version=4)
+    assert not any(cell.get("outputs") for cell in pages.cells)
+    nbclient.NotebookClient(pages, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
 class Links(HTMLParser):
     """What a page asks for, where its links lead, and the places in it that links may lead to."""
 
