@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -160,15 +164,21 @@ class Links(HTMLParser):
             self.asked.add(found["src"])
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning_or_a_broken_link(tmp_path: Path) -> None:
-    """``uv run --group docs mkdocs build --strict``, whose pages ask others for nothing."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``uv run --group docs mkdocs build --strict`` makes."""
     pytest.importorskip("mkdocs", reason="the dependency group docs is not installed")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    made = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(made)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
-    found = {page: Links(page) for page in tmp_path.rglob("*.html")}
+    return made
+
+
+@pytest.mark.slow
+def test_the_site_asks_others_for_nothing_and_has_no_broken_link(site: Path) -> None:
+    found = {page: Links(page) for page in site.rglob("*.html")}
     assert len(found) > 12
     for page, what in found.items():
         for target in what.asked:
@@ -182,3 +192,28 @@ def test_the_site_is_built_without_a_warning_or_a_broken_link(tmp_path: Path) ->
             assert other.is_file(), f"{page.name} leads to {target}"
             if part and other.suffix == ".html":
                 assert part in found[other].places | {"__search"}, f"{page.name} leads to {target}"
+
+
+@pytest.mark.slow
+def test_the_site_in_a_browser(site: Path, browser: Any) -> None:
+    """Every page is opened: no request leaves the machine, and none is for what is not there."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        browser.get("about:blank")
+        browser.get_log("performance")
+        for page in sorted(site.rglob("*.html")):
+            browser.get(f"{home}{page.relative_to(site).as_posix()}")
+        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        server.shutdown()
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert len(asked) > 50
+    assert [url for url in asked if not url.startswith((home, "data:", "blob:", "about:"))] == []
+    answers = [m["params"]["response"] for m in messages if m["method"] == "Network.responseReceived"]
+    assert [answer["url"] for answer in answers if answer["status"] >= 400] == []
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
