@@ -68,7 +68,7 @@ parser.add_argument(
     "or paths of interpreters; of prediction: train, networks, picture FILE; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
     "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
-    "realcugan: picture FILE, a folder that figures are kept in",
+    "realcugan: names of images, picture FILE, a folder that figures are kept in",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

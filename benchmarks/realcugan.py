@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tabulate import tabulate
@@ -37,25 +38,29 @@ GATES = ("unet1.conv2", "unet2.conv2", "unet2.conv3", "unet2.conv4")
 
 
 def main(parts: list[str]) -> None:
-    """``[picture FILE] [FOLDER]``: tables; each figure is kept in the folder, where the next run goes on."""
-    picture = None
-    if parts[:1] == ["picture"]:
-        picture, parts = Path(parts[1]), parts[2:]
-    folder = Path(parts[0] if parts else "realcugan-figures")
+    """``[IMAGE …] [picture FILE] [FOLDER]``: tables; what is in the folder is not measured again."""
+    picture = parts[parts.index("picture") + 1] if "picture" in parts else None
+    names = [part for part in parts if part in IMAGES]
+    rest = [part for part in parts if part not in (*IMAGES, "picture", picture)]
+    folder = Path(rest[0] if rest else "realcugan-figures")
     folder.mkdir(exist_ok=True)
-    if picture is not None:
-        _draw(picture)
-        return
-    for name, make in IMAGES.items():
-        target = make()
+    for name in names or IMAGES:
+        target = IMAGES[name]()
         image = enlarged_input(target, 2)
-        for way, run in WAYS.items():
+        for way in WAYS:
             _kept(
-                folder, f"{name} {way}", lambda run=run, image=image, target=target: _measured(run, image, target)
+                folder,
+                f"{name} {way}",
+                lambda way=way, name=name, i=image, t=target: _measured(folder, name, way, i, t),
             )
+    for name in names or IMAGES:
+        target = IMAGES[name]()
+        image = enlarged_input(target, 2)
         for size in WINDOWS:
             _kept(folder, f"{name} window {size}", lambda n=size, i=image, t=target: _window(n, i, t))
     print(_tables(folder))
+    if picture is not None:
+        _draw(Path(picture), folder, (names or list(IMAGES))[0])
 
 
 # ------------------------------------------------------------------------------------------------ what is compared
@@ -237,13 +242,12 @@ def _kept(folder: Path, name: str, compute: Callable[[], dict[str, float]]) -> N
         print(f"{name}: {path.read_text()}", flush=True)
 
 
-def _measured(
-    run: Callable[[Tensor], tuple[Tensor, Tensor | None]], image: Tensor, target: Tensor
-) -> dict[str, float]:
-    run(image[..., :100, :100])  # compiles, and allocates
+def _measured(folder: Path, name: str, way: str, image: Tensor, target: Tensor) -> dict[str, float]:
+    WAYS[way](image[..., :100, :100])  # compiles, and allocates
     start = time.process_time()
-    result, seams = run(image)
+    result, seams = WAYS[way](image)
     found = {"seconds": time.process_time() - start, "psnr": _psnr(result, target)}
+    np.save(folder / f"{name} {way}.npy", result[0].numpy().astype(np.float16))
     if seams is not None:
         found |= {"mismatch": float(seams.mean()) * 255, "most": float(seams.max()) * 255}
     return found
@@ -279,28 +283,23 @@ COLUMNS = (("mismatch", ".3f"), ("most", ".1f"), ("seconds", ".1f"), ("psnr", ".
 # ------------------------------------------------------------------------------------------------------ picture
 
 
-def _draw(path: Path) -> None:
-    """Differences from the whole image's result, 20 times enlarged, of each way to cut a drawing."""
+def _draw(path: Path, folder: Path, name: str) -> None:
+    """Differences of each way to cut an image from the whole, 20 times enlarged, from what the folder holds."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    image = enlarged_input(IMAGES["landscape"](), 2)
-    with torch.no_grad():
-        results = {
-            name: WAYS[name](image)[0] for name in ("whole", "plain tiles", "tiles in step", "sampled tiles")
-        }
-        results["local"], results["local, pieces"] = local(image)[0], pieces(image)[0]
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2), layout="constrained")
-    axes[0, 0].imshow(results["whole"][0].permute(1, 2, 0).clamp(0, 1)[::2, ::2])
-    axes[0, 0].set_title("the whole image", fontsize=9)
-    for axis, name in zip(axes.flat[1:], list(results)[1:], strict=True):
-        to = "local" if name == "local, pieces" else "whole"
-        apart = (results[name] - results[to])[0].mean(0)[::2, ::2]
-        axis.imshow(apart * 20, cmap="RdBu", vmin=-0.5, vmax=0.5)
-        axis.set_title(f"{name}, minus {'the same whole' if to == 'local' else 'the whole'}", fontsize=9)
+    results = {way: np.load(folder / f"{name} {way}.npy").astype(np.float32) for way in WAYS}
+    shown = ["plain tiles", "overlapping tiles", "sampled tiles", "tiles in step", "local, pieces"]
+    figure, axes = plt.subplots(2, 3, figsize=(9.6, 4.9), layout="constrained")
+    axes[0, 0].imshow(results["local"].transpose(1, 2, 0).clip(0, 1))
+    axes[0, 0].set_title("the image, converted", fontsize=9)
+    for axis, way in zip(axes.flat[1:], shown, strict=True):
+        to = "local" if way == "local, pieces" else "whole"
+        axis.imshow((results[way] - results[to]).mean(0)[::2, ::2] * 20, cmap="RdBu", vmin=-0.5, vmax=0.5)
+        axis.set_title(f"{way}, minus {'its whole' if to == 'local' else 'the whole'}", fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.suptitle("Real-CUGAN 2×: differences, mean of channels, ×20 (white: none)", fontsize=10)
-    figure.savefig(path, dpi=100, metadata={"Software": f"tlsc {tlsc.__version__}"})
+    figure.suptitle("Real-CUGAN 2×: differences from one piece, mean of channels, ×20 (white: none)", fontsize=10)
+    figure.savefig(path, dpi=90, metadata={"Software": f"tlsc {tlsc.__version__}"})

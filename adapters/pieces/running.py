@@ -27,6 +27,8 @@ __all__ = ["Pieces", "Report"]
 
 # Pieces of a network that nothing is known about begin at multiples of this.
 _UNKNOWN = 32
+# And of one that enlarges, or cuts borders off its maps: how often it halves them cannot be read off their sizes.
+_UNEVEN = 8
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,8 @@ def _step(plan: tlsc.Plan, known: Descriptor | None) -> int:
     for site in plan.converted:
         if site.feature_size is not None:
             for n, feature in zip(plan.base_size, site.feature_size, strict=True):
+                if n % feature:
+                    step = math.lcm(step, _UNEVEN)
                 step = math.lcm(step, max(1, round(n / feature)) * (plan.stride if site.action == "strided" else 1))
     return step
 

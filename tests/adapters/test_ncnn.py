@@ -81,6 +81,19 @@ def test_every_excitation_of_real_cugan_becomes_local(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@torch.no_grad()
+def test_pieces_of_real_cugan_are_the_whole(scale: int, tmp_path: Path) -> None:
+    """They begin where its maps, half and three times as large as the image, begin a pixel."""
+    model = adapters.load(write(tmp_path / "net.param", real_cugan(scale)), 36)
+    x = image(90, 40, dtype=torch.float32) / 2
+    pieces = adapters.Pieces(model, pieces=34, margin=24)
+    assert (pieces.run(x) - adapters.run(model, x)).abs().max() < 0.05 / 255
+    assert pieces.report is not None
+    assert pieces.report.pieces > 2
+
+
+@pytest.mark.slow
 def test_real_cugan_is_exported_for_images_of_any_size(tmp_path: Path) -> None:
     """Equal to PyTorch's results in ONNX Runtime: smaller than the window, equal, odd, larger, not square."""
     runtime = pytest.importorskip("onnxruntime")
