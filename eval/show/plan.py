@@ -11,11 +11,9 @@ from tabulate import tabulate
 from tlsc import Plan, Site
 from tlsc.adapters import Descriptor
 from tlsc.eval.networks import Network
+from tlsc.eval.show.similar import end_of, in_groups, pattern
 
 __all__ = ["plan_table", "recognised", "recognised_table"]
-
-_SIMILAR = 5
-"""So many sites that differ in their place only are one row."""
 
 
 def recognised(network: Network, name: str, crop: int | None = None) -> dict[str, Any]:
@@ -116,16 +114,7 @@ def plan_table(plan: Plan, every: bool = False) -> str:
     head = str(plan).partition("\n\n")[0]
     if every or not plan.sites:
         return str(plan)
-    groups: dict[Any, list[Site]] = {}
-    for site in plan:
-        groups.setdefault(_likeness(site), []).append(site)
-    rows, single = [], []
-    for sites in groups.values():
-        if len(sites) >= _SIMILAR:
-            rows.append((_first(plan, sites), _row(sites)))
-        else:
-            single += [(_first(plan, [site]), _row([site])) for site in sites]
-    ordered = [row for _, row in sorted(rows + single, key=lambda pair: pair[0])]
+    ordered = [_row(sites) for sites in in_groups(plan, _likeness)]
     names = ["path", "operation", "feature size", "window", "action", "reason"]
     kept = [number for number in range(len(names)) if any(row[number] for row in ordered)]
     table = tabulate(
@@ -139,23 +128,18 @@ def plan_table(plan: Plan, every: bool = False) -> str:
 
 def _likeness(site: Site) -> Any:
     """What similar sites have in common: all but their places and sizes; the end of the path says what they are."""
-    end = tuple(part for part in site.path.split(".")[-2:] if not part.isdecimal())
     fitted = None if site.fit is None else site.fit.kept
-    return site.operation, site.action, _unnumbered(site.reason), end, len(site.aliases), fitted
+    return site.operation, site.action, _unnumbered(site.reason), end_of(site.path), len(site.aliases), fitted
 
 
 def _unnumbered(text: str) -> str:
     return re.sub(r"\S*\d\S*", "#", text)
 
 
-def _first(plan: Plan, sites: Sequence[Site]) -> int:
-    return min(number for number, site in enumerate(plan) if site is sites[0])
-
-
 def _row(sites: Sequence[Site]) -> tuple[str, ...]:
     one = sites[0]
     paths = [",\n".join(path or "(the model)" for path in (site.path, *site.aliases)) for site in sites]
-    path = paths[0] if len(sites) == 1 else f"{len(sites)} × {_pattern([site.path for site in sites])}"
+    path = paths[0] if len(sites) == 1 else f"{len(sites)} × {pattern([site.path for site in sites])}"
     reason = one.reason or (f"not corrected: {one.fit.reason}" if one.fit is not None and one.fit.reason else "")
     return (
         path,
@@ -165,21 +149,6 @@ def _row(sites: Sequence[Site]) -> tuple[str, ...]:
         one.action,
         reason,
     )
-
-
-def _pattern(paths: Sequence[str]) -> str:
-    """What paths begin and end with, in whole parts, and a star between.
-
-    Example:
-        >>> _pattern(["a.0.CA.pool", "a.1.CA.pool", "a.1.body.2.CA.pool"])
-        'a.*.CA.pool'
-    """
-    parts = [path.split(".") for path in paths]
-    shortest = min(map(len, parts))
-    begin = next((n for n in range(shortest) if len({own[n] for own in parts}) > 1), shortest)
-    rest = shortest - begin
-    end = next((n for n in range(rest) if len({own[-1 - n] for own in parts}) > 1), rest)
-    return ".".join([*parts[0][:begin], "*", *parts[0][len(parts[0]) - end :]])
 
 
 def _range(sizes: Sequence[tuple[int, int] | None]) -> str:

@@ -21,21 +21,35 @@ from tlsc.eval.networks import Network, checksum
 from tlsc.eval.run.cells import shown_size
 from tlsc.eval.show.outputs import versions
 from tlsc.eval.show.pictures import COLOURS, new_figure, save
+from tlsc.eval.show.similar import end_of, in_groups, pattern
 from tlsc.eval.telling import say as tell
+from tlsc.eval.telling import wanted
 
-__all__ = ["FILES", "as_dict", "say", "write"]
+__all__ = ["FILES", "as_dict", "say", "table", "write"]
 
 FILES = ("shift.csv", "shift.json", "shift.png")
 
 
-def _table(found: Sequence[Shift]) -> tuple[list[str], list[list[str]]]:
+def table(found: Sequence[Shift], every: bool) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows; one row for a statistic of many sites that differ in their place only, unless ``every``."""
     more = [CALIBRATED] if any(one.calibrated is not None for one in found) else []
     names = ["site", "statistic", *CONDITIONS[1:], *more, "crops, two halves"]
-    rows = []
-    for one in found:
-        corrected = [] if one.calibrated is None else [one.calibrated]
-        rows.append([one.site, one.statistic, *(f"{n:.3f}" for n in (one.whole, one.local, *corrected, one.noise))])
-    return names, rows
+    groups = [list(found[n : n + 1]) for n in range(len(found))] if every else in_groups(found, _likeness)
+    return names, [_row(group) for group in groups]
+
+
+def _likeness(one: Shift) -> tuple[object, ...]:
+    return end_of(one.site.partition(" #")[0]), one.statistic, one.calibrated is None
+
+
+def _row(group: Sequence[Shift]) -> list[str]:
+    """Of several sites the mean."""
+    one = group[0]
+    figures = [[each.whole for each in group], [each.local for each in group], [each.noise for each in group]]
+    if one.calibrated is not None:
+        figures.insert(2, [each.calibrated for each in group if each.calibrated is not None])
+    site = one.site if len(group) == 1 else f"{len(group)} × {pattern([each.site for each in group])}"
+    return [site, one.statistic, *(f"{np.mean(values):.3f}" for values in figures)]
 
 
 _CONVENTION = (
@@ -58,7 +72,7 @@ def _finding(found: Sequence[Shift]) -> str:
 
 def say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Network, data: Dataset) -> None:
 
-    names, rows = _table(found)
+    names, rows = table(found, wanted().verbose)
     tell(f"Network: {network.name}; crops of {network.crop}, base size {shown_size(plan.base_size)}")
     tell(f"Data: {data.name}: {data.layout}, {len(data.pairs)} images; skipped as bad: {len(data.bad)}\n")
     tell(
@@ -66,7 +80,8 @@ def say(out: Path, found: Sequence[Shift], plan: Plan, samples: Any, network: Ne
             rows, headers=names, disable_numparse=True, colalign=("left", "left", *["right"] * (len(names) - 2))
         )
     )
-    tell(f"\n{_CONVENTION}.")
+    mean = "; of similar sites in one row the mean (-v: each)" if len(rows) < len(found) else ""
+    tell(f"\n{_CONVENTION}{mean}.")
     for number, site in enumerate(plan):
         if number not in samples:
             reason = site.reason or "its input is not a map"

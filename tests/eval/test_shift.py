@@ -17,8 +17,9 @@ import tlsc
 from tlsc.eval import cli
 from tlsc.eval.data.datasets import find_pairs
 from tlsc.eval.images.photographs import load_photograph
-from tlsc.eval.judge.shift import CONDITIONS, distance, measure, shifts
+from tlsc.eval.judge.shift import CONDITIONS, Shift, distance, measure, shifts
 from tlsc.eval.networks import Network
+from tlsc.eval.show.shift import table
 
 RNG = np.random.default_rng(0)
 
@@ -135,6 +136,20 @@ def test_local_statistics_are_closer(folder: Path) -> None:
     for one in found:
         if one.statistic == "standard deviation" and one.site in ("1", "2.pool", "3"):
             assert one.local < 0.5 * one.whole
+
+
+def test_similar_sites_are_one_row() -> None:
+    """Of each statistic, with the mean of the distances; others, and all where each is asked for, stay."""
+    sites = [f"encoder.{n}.CA.pool" for n in range(6)]
+    found = [Shift(site, kind, n, 2 * n, 0.5) for n, site in enumerate(sites) for kind in ("mean", "spread")]
+    found.append(Shift("head.pool", "mean", 1, 1, 1))
+    _, rows = table(found, every=False)
+    assert rows == [
+        ["6 × encoder.*.CA.pool", "mean", "2.500", "5.000", "0.500"],
+        ["6 × encoder.*.CA.pool", "spread", "2.500", "5.000", "0.500"],
+        ["head.pool", "mean", "1.000", "1.000", "1.000"],
+    ]
+    assert len(table(found, every=True)[1]) == 13
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
