@@ -589,3 +589,27 @@ def test_what_cannot_be_inspected_is_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert all(word in lines[0] for word in words), lines
+
+
+class Faint(nn.Module):
+    """A mean so weak beside the values that float32 does not see it arrive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 10 + 1e-4 * x.mean((2, 3), keepdim=True)
+
+
+def test_in_the_model_s_own_precision() -> None:
+    """The same answers from fewer digits; what is in doubt is looked for in float64."""
+    for model, culprit in ((_unet(squeeze_excitation=(0,)), "gate.0"), (nn.Sequential(_conv(3, 3), Faint()), "1")):
+        passes: list[int] = []
+        quick = tlsc.influence(model, 32, exact=False, samples=1, progress=passes.append)
+        exact = tlsc.influence(model, 32)
+        assert (quick.dtype, exact.dtype) == (torch.float32, torch.float64)
+        assert quick.culprit == exact.culprit
+        assert culprit in str(quick.culprit)
+        assert quick.reach == exact.reach
+        assert passes == list(range(1, len(passes) + 1))
+        assert len(passes) > 10
+    local = tlsc.influence(tlsc.convert(_unet(squeeze_excitation=(0,)), 8), 64, exact=False, samples=1)
+    assert not local.far
+    assert local.culprit is None

@@ -173,7 +173,9 @@ def blocks(page: Page) -> Any:
         said = gradio.Textbox(label="What came out", interactive=False, lines=2, elem_id="said")
         with gradio.Row():
             pictures = [
-                gradio.Image(label=label, format="png", interactive=False, elem_id=name)
+                gradio.Image(
+                    label=label, format="png", interactive=False, elem_id=name, buttons=["download", "fullscreen"]
+                )
                 for name, label in (("trained", "As trained"), ("converted", "Converted"))
             ]
         whole = {"fn": page.restored, "inputs": [file, window], "outputs": [*pictures, said]}
