@@ -21,6 +21,7 @@ from . import (
     pieces,
     prediction,
     realcugan,
+    sources,
     states,
     structure,
     values,
@@ -48,6 +49,7 @@ WITH_PARTS = {
     "pieces": pieces.main,
     "prediction": prediction.main,
     "realcugan": realcugan.main,
+    "sources": sources.main,
     "states": states.main,
     "values": values.main,
     "versions": versions.main,
@@ -68,7 +70,8 @@ parser.add_argument(
     "or paths of interpreters; of prediction: train, networks, picture FILE; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
     "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
-    "realcugan: names of images, picture FILE, a folder that figures are kept in",
+    "realcugan: names of images, picture FILE, a folder that figures are kept in; of "
+    "sources: the file that is kept",
 )
 given = parser.parse_args()
 if given.name in WITH_PARTS:

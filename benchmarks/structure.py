@@ -27,8 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("tlsc._convert",),
     ("tlsc._export", "tlsc._influence", "tlsc._calibration"),
     ("tlsc._surgery",),
-    ("tlsc._forwards", "tlsc._sites", "tlsc.modules", "tlsc.attention"),
-    ("tlsc.functional",),
+    ("tlsc._forwards", "tlsc._sites", "tlsc.modules", "tlsc.attention", "tlsc.sources"),
+    ("tlsc.functional", "tlsc._sources"),
     ("tlsc._statistics", "tlsc._models", "tlsc._plan", "tlsc._plan_file"),
     ("tlsc._windows", "tlsc._arguments", "tlsc._files", "tlsc._memory", "tlsc.errors"),
 )

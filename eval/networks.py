@@ -104,13 +104,14 @@ class Network:
         height, width = (n + -n % self.pad_to for n in (height, width))
         return height if height == width else (height, width)
 
-    def converted(self, asked: Asked, stride: int = 1) -> tuple[tlsc.Plan | None, str]:
+    def converted(self, asked: Asked, stride: int = 1, source: str = "window") -> tuple[tlsc.Plan | None, str]:
         """Convert the model in place, as it is asked for: the one rule of all commands.
 
         Args:
             asked: ``"auto"`` is the recommended window where the training crop is known and something becomes
                 local; otherwise the network stays as trained. ``"none"`` leaves it so. A size is that window.
             stride: of the conversion.
+            source: from where its statistics are, see :func:`tlsc.convert`.
 
         Returns:
             The plan, None where the network stays as it was; and what was done, in words.
@@ -137,7 +138,10 @@ class Network:
         if asked == "auto" and self.base_size is None:
             return None, "as trained: its training crop is not known (--crop N or --base-size N converts it)"
         try:
-            tlsc.convert(self.model, self.taken(self.base_size if asked == "auto" else asked), stride=stride)
+            window = self.taken(self.base_size if asked == "auto" else asked)
+            rows, columns = (window, window) if isinstance(window, int) else window
+            crop = None if self.crop is None else (min(self.crop, rows), min(self.crop, columns))
+            tlsc.convert(self.model, window, stride=stride, source=source, crop=crop)
         except tlsc.NoSiteError:
             if asked != "auto":
                 raise
@@ -145,7 +149,10 @@ class Network:
         plan = tlsc.plan(self.model)
         left = f", {len(plan.left)} stay global ('tlsc inspect' says why)" if plan.left else ""
         height, width = plan.base_size
-        return plan, f"{len(plan.converted)} sites local over {height}×{width} pixels{left}"
+        how = f"local over {height}×{width} pixels"
+        if source != "window":
+            how = f"with statistics from source {source}, window {height}×{width}"
+        return plan, f"{len(plan.converted)} sites {how}{left}"
 
     def _padded(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]

@@ -148,7 +148,8 @@ class Work:
         if pixels * _ROOMY <= memory.free(device):
             return False
         try:
-            return not tlsc.plan(network.model).left
+            plan = tlsc.plan(network.model)
+            return plan.source == "window" and not plan.left
         except TLSCError:  # not converted
             return False
 

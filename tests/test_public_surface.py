@@ -77,7 +77,7 @@ _OPTIONS = (
 _CALIBRATE = (
     "calibrate: 'Tensor | Sequence[Tensor] | Plan | None' = None, crop: 'int | tuple[int, int] | None' = None"
 )
-_CHECK = "check: 'bool | None' = None"
+_CHECK = "check: 'bool | None' = None, source: 'str | Source' = 'window'"
 _BASE = "base_size: 'int | tuple[int, int]'"
 _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
 _QKV = "q: 'Tensor', k: 'Tensor', v: 'Tensor'"
@@ -94,7 +94,8 @@ SIGNATURES = {
     "-> 'Model'",
     "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Iterator[Model]'",
-    "plan": f"(model: 'nn.Module | Described', {_BASE[:-1]} | None' = None, *, {_OPTIONS}) -> 'Plan'",
+    "plan": f"(model: 'nn.Module | Described', {_BASE[:-1]} | None' = None, *, {_OPTIONS}, "
+    "source: 'str | Source' = 'window', crop: 'int | tuple[int, int] | None' = None) -> 'Plan'",
     "predict": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor]', "
     "base_size: 'Window | Iterable[Window] | None' = None, *, crop: 'Window', psnr: 'float | None' = None, "
     "calibrate: 'bool' = False, crops_per_image: 'int' = 16, seed: 'int' = 0, "
@@ -150,6 +151,7 @@ FIELDS = {
         "stride": "int",
         "sites": "tuple[Site, ...]",
         "calibration": "Calibration | None",
+        "source": "str",
     },
     "Site": {
         "path": "str",

@@ -82,7 +82,7 @@ __all__ = [
 __version__ = "0.2.0"
 
 
-_MODULES = ("attention", "functional", "modules")
+_MODULES = ("attention", "functional", "modules", "sources")
 
 
 if not TYPE_CHECKING:  # a type checker is to refuse names that are not there

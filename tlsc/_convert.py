@@ -9,16 +9,22 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ._arguments import as_pair
 from ._calibration.calibrate import calibrated
 from ._influence.check import is_cheap, warn_of_far
 from ._models.contents import outside_kept
 from ._models.described import Described, module_in, size_taken
 from ._models.undisturbed import interruptible
 from ._plan import Plan
+from ._sources.named import as_source
+from ._sources.passes import Passes
+from ._sources.source import Source
+from ._sources.window import Window
 from ._surgery.planner import plan_for
 from ._surgery.selection import Selection
+from ._surgery.sourcing import local_modules, planned
 from ._surgery.swapping import plan_of, replace, reverted
-from .errors import ArgumentTypeError, NoSiteError, TLSCWarning
+from .errors import ArgumentTypeError, ArgumentValueError, NoSiteError, TLSCWarning
 
 __all__ = ["Selection", "convert", "converted", "plan", "revert"]
 
@@ -33,14 +39,16 @@ def plan(
     example_input: Any = None,
     include: Selection | None = None,
     exclude: Selection | None = None,
+    source: str | Source = "window",
+    crop: int | tuple[int, int] | None = None,
 ) -> Plan:
     """What :func:`convert` would do with the same arguments, without doing it.
 
     A model that is converted already is planned as the original it was.
 
     Args:
-        model, base_size, stride, example_input, include, exclude: as for :func:`convert`. Without ``base_size``:
-            what was done to a converted model, its corrections included.
+        model, base_size, stride, example_input, include, exclude, source, crop: as for :func:`convert`. Without
+            ``base_size``: what was done to a converted model, its corrections included.
 
     Returns:
         A :class:`Plan`: data, and a table when printed. Without any site it is empty.
@@ -58,8 +66,10 @@ def plan(
     if base_size is None:
         return plan_of(module_in(model))
     module, taken = module_in(model), size_taken(model, base_size)
+    chosen = _checked(source, taken, stride, crop)
     with interruptible(), outside_kept(module):
-        return plan_for(module, taken, stride, example_input, include, exclude).plan
+        decided = plan_for(module, taken, stride, example_input, include, exclude)
+        return decided.plan if chosen is None else planned(decided, chosen.source)
 
 
 def convert(
@@ -74,6 +84,7 @@ def convert(
     calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
     crop: int | tuple[int, int] | None = None,
     check: bool | None = None,
+    source: str | Source = "window",
 ) -> Model:
     """Replace each global aggregation of a trained model by a local one, in place.
 
@@ -99,14 +110,18 @@ def convert(
             (``"encoder.*"``), one or several.
         strict: raise :class:`NoSiteError` for a model without any known layer; False returns it as it is.
         calibrate: unlabelled images, or a saved plan: :func:`calibrate` the model with them.
-        crop: side of the training crops, for that; by default ``base_size``.
+        crop: side of the training crops, for that and for the tiles of a source; by default ``base_size``.
         check: after converting, try whether far pixels still reach the output, also by something that no plan can
             know, and warn with the deepest module through which they do. The experiment takes four forward passes
             at three times ``base_size`` on one axis (more, if it has to make sure), on a copy that shares the
             parameters. It warns only where it is certain: of a network that cuts its image into parts, for
             instance, it says little. None: where a forward at ``base_size`` takes at most 500 million
             multiplications, and not in half precision on a CPU; True: always, and warn also where it cannot be
-            done, or where the plan says so already; False: never.
+            done, or where the plan says so already; False: never. It is made of windows only.
+        source: from where each site has its statistics: ``"window"``, or for comparison another published answer,
+            ``"map"``, ``"tile"``, ``"table"`` (KIN), ``"centres"`` (DN), ``"thumbnail"`` (TIN), ``"crops"``; or one
+            of ``tlsc.sources`` with its options. Some make a first pass over parts of the image, by hooks of the
+            model. They are for PyTorch alone, not for export.
 
     Returns:
         ``model`` itself. Converting again replaces the earlier conversion.
@@ -115,6 +130,7 @@ def convert(
         ArgumentTypeError, ArgumentValueError: an argument cannot be used; a pattern matches no path.
         ProbeError: the model cannot be run at ``base_size``.
         NoSiteError: it has no layer that is known.
+            With a source, ArgumentValueError: a site takes no statistic that could come from there.
         TLSCError: a registered factory failed or changed the ``state_dict``. In each case the model is as before.
             :func:`calibrate` failed: the model is converted, and not corrected.
 
@@ -133,26 +149,51 @@ def convert(
     """
     module: nn.Module = module_in(model)
     taken = size_taken(model, base_size)
+    passes = _checked(source, taken, stride, crop)
+    if passes is not None and (calibrate is not None or check):
+        what = "check" if calibrate is None else "calibrate"
+        raise ArgumentValueError(
+            f"{what} is for windows: leave it out, or take source='window', got {passes.source}"
+        )
     with interruptible():
         with outside_kept(module):
             decided = plan_for(module, taken, stride, example_input, include, exclude)
-        made = decided.plan
+        made = decided.plan if passes is None else planned(decided, passes.source)
         if not made.sites and strict:
             raise NoSiteError(
                 f"{type(module).__name__} has no layer that aggregates globally and that is known here "
                 "(AdaptiveAvgPool2d(1), InstanceNorm2d, GroupNorm, registered types): there is nothing to convert. "
                 "Teach a layer of your own with tlsc.register, or pass strict=False"
             )
-        local = replace(module, made, decided.local)
+        if passes is None:
+            local = replace(module, made, decided.local)
+        else:
+            local = replace(module, made, lambda slots: local_modules(decided, slots, passes), passes)
         if made.sites and not local:
             reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
             warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
         if calibrate is not None and local:
             calibrated(module, calibrate, crop)
-        if check or (check is None and is_cheap(module, decided.work)):
+        if passes is None and (check or (check is None and is_cheap(module, decided.work))):
             with outside_kept(module):
                 warn_of_far(module, made, decided.inputs, bool(check), 2)
     return model
+
+
+def _checked(source: str | Source, base_size: Any, stride: int, crop: Any) -> Passes | None:
+    """What the sites of a conversion share where their statistics come from a source other than the window."""
+    chosen = as_source(source)
+    if isinstance(chosen, Window):
+        return None
+    size = as_pair(base_size, "base_size")
+    tile = size if crop is None else as_pair(crop, "crop")
+    if any(n > k for n, k in zip(tile, size, strict=True)):
+        raise ArgumentValueError(
+            f"crop must not be larger than base_size, got {tile[0]}×{tile[1]} and {size[0]}×{size[1]}"
+        )
+    if stride != 1:
+        raise ArgumentValueError(f"stride is for windows: leave it out, or take source='window', got {stride}")
+    return Passes(chosen, size, tile)
 
 
 def revert(model: Model) -> Model:
@@ -196,11 +237,12 @@ def converted(
     calibrate: Tensor | Sequence[Tensor] | Plan | None = None,
     crop: int | tuple[int, int] | None = None,
     check: bool | None = None,
+    source: str | Source = "window",
 ) -> Iterator[Model]:
     """Convert a model for the length of a ``with`` block; afterwards it is as before, converted or not.
 
     Args:
-        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop, check: as for
+        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop, check, source: as for
             :func:`convert`.
 
     Raises:
@@ -228,6 +270,7 @@ def converted(
                 calibrate=calibrate,
                 crop=crop,
                 check=check,
+                source=source,
             )
             yield model
         finally:

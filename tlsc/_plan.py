@@ -16,7 +16,9 @@ from .errors import ArgumentValueError
 
 __all__ = ["Action", "Calibration", "Fit", "Plan", "Site"]
 
-Action = Literal["exact", "strided", "left global", "left alone"]
+Action = Literal[
+    "exact", "strided", "map", "tile", "table", "centres", "thumbnail", "crops", "left global", "left alone"
+]
 FORMAT = "tlsc plan 1"
 
 
@@ -75,8 +77,9 @@ class Site:
         operation: what it computes, by the name of the PyTorch layer.
         feature_size: (height, width) of its map when the input is ``base_size``; None if it was not reached.
         window: (height, width) of its window in pixels of its map; None if it is left.
-        action: ``exact`` or ``strided`` where it becomes local; ``left global`` where it stays as it is, and
-            ``left alone`` where it was not global in the first place.
+        action: ``exact`` or ``strided`` where it becomes local, or the name of the source from which it has its
+            statistics instead; ``left global`` where it stays as it is, and ``left alone`` where it was not global
+            in the first place.
         reason: why it is left; empty otherwise.
         owner: path of the module whose forward is rewritten for it, with all that follows the statistic until its
             result meets the map again; None where the site's own module is replaced.
@@ -96,8 +99,8 @@ class Site:
 
     @property
     def converted(self) -> bool:
-        """Whether the site becomes local."""
-        return self.action in ("exact", "strided")
+        """Whether the site becomes local, or has its statistics from another source."""
+        return not self.action.startswith("left")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Plan:
         stride: grid on which local means are evaluated; 1 is exact.
         sites: one :class:`Site` each.
         calibration: how it was calibrated; None if it was not.
+        source: from where the sites have their statistics, with options that are not the usual ones.
 
     Example:
         >>> from torch import nn
@@ -128,6 +132,7 @@ class Plan:
     stride: int
     sites: tuple[Site, ...]
     calibration: Calibration | None = None
+    source: str = "window"
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites)
@@ -188,7 +193,7 @@ class Plan:
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ArgumentValueError(f"{path} is no plan: it does not begin with the format {FORMAT!r}")
         try:
-            plan = from_json(cls, data)
+            plan = from_json(cls, {"source": "window", **data})  # files of 0.2 name none
             assert isinstance(plan, Plan)
             _check(plan)
         except (TypeError, ValueError) as error:
@@ -199,10 +204,11 @@ class Plan:
         from tabulate import tabulate
 
         noun, verb = ("site", "becomes") if len(self.sites) == 1 else ("sites", "become")
-        head = (
-            f"base_size {_size(self.base_size)}, stride {self.stride}: "
-            f"{len(self.converted)} of {len(self.sites)} {noun} {verb} local"
-        )
+        how, what = f"stride {self.stride}", f"{verb} local"
+        if self.source != "window":
+            how, what = f"source {self.source}", "converted"
+        size = _size(self.base_size)
+        head = f"base_size {size}, {how}: {len(self.converted)} of {len(self.sites)} {noun} {what}"
         if not self.sites:
             return head
         names = ["path", "operation", "feature size", "window", "action", "reason"]

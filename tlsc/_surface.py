@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import attention, functional, modules
+from . import attention, functional, modules, sources
 from ._calibration.calibrate import calibrate
 from ._convert import convert, converted, plan, revert
 from ._export.export import Export, export
@@ -37,4 +37,5 @@ __all__ = [
     "predict",
     "register",
     "revert",
+    "sources",
 ]

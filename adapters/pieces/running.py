@@ -320,6 +320,11 @@ def _local_plan(model: nn.Module) -> tlsc.Plan:
         TLSCError: it is not, or not converted at all; the message names the site.
     """
     plan = tlsc.plan(model)
+    if plan.source != "window":
+        raise TLSCError(
+            f"pieces are for windows, and this network's statistics are from source {plan.source}: restore it "
+            "whole, or convert it with source='window'"
+        )
     for site in plan:
         if site.action == "left global":
             raise TLSCError(

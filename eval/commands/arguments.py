@@ -33,6 +33,7 @@ __all__ = [
     "positive",
     "size",
     "sizes",
+    "sources",
     "window",
     "windows",
 ]
@@ -145,6 +146,16 @@ def add_calling_arguments(group: argparse._ArgumentGroup) -> None:
         help="noise level, of 255, for a network that takes one beside the image (default: that of --degrade "
         "noise:S, where that is given)",
     )
+
+
+def sources(text: str) -> tuple[str, ...]:
+    """Names of sources, see :func:`tlsc.convert`."""
+    known = ("window", "map", "tile", "table", "centres", "thumbnail", "crops")
+    names = known if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+    return names
 
 
 def add_window_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

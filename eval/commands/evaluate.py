@@ -14,6 +14,7 @@ from tlsc.eval.commands.arguments import (
     add_running_arguments,
     add_telling_arguments,
     numbers,
+    sources,
     windows,
 )
 
@@ -82,6 +83,14 @@ def _add_first(parser: argparse.ArgumentParser, auto: str) -> argparse._Argument
         action="store_true",
         help="each converted network also with its statistics calibrated, on the first four inputs (no targets); "
         "needs the training crop",
+    )
+    group.add_argument(
+        "--source",
+        type=sources,
+        default=("window",),
+        metavar="NAME[,NAME]",
+        help="from where converted networks have their statistics: window (default), map, tile, table, centres, "
+        "thumbnail, crops, or all",
     )
     group.add_argument(
         "--no-whole", action="store_true", help="never a whole image at once: for those larger than memory"

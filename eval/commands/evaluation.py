@@ -98,6 +98,7 @@ def _measured(
         args.command == "sweep" or args.tile_converted,
         not args.no_whole,
         args.calibrate,
+        args.source,
     )
     if isinstance(network.model, OnnxFile):
         remarks.append("an ONNX file runs as it was exported: it is not converted here")

@@ -70,6 +70,12 @@ def add_command(commands: Commands) -> None:
         help="correct the converted network's statistics for what the training crops' borders did to them, on each "
         "image itself, or as a saved plan (JSON, Plan.save) says",
     )
+    group.add_argument(
+        "--source",
+        default="window",
+        choices=("window", "map", "tile", "table", "centres", "thumbnail", "crops"),
+        help="from where the converted network has its statistics (%(default)s)",
+    )
     group = parser.add_argument_group("images larger than memory")
     group.add_argument("--tile", type=int, metavar="N", help="tiles of N×N pixels, blended (default: whole images)")
     group.add_argument(
@@ -149,6 +155,9 @@ def _restored(args: argparse.Namespace, crew: Team) -> int:
     tile, overlap = _tiling(args)
     if args.calibrate is not None and args.base_size == "none":
         raise ArgumentValueError("--calibrate corrects a converted network: leave --base-size none out")
+    if args.source != "window" and (args.calibrate is not None or args.memory is not None):
+        option = "--memory" if args.calibrate is None else "--calibrate"
+        raise ArgumentValueError(f"{option} is for windows: leave --source {args.source} out")
     places = first(crew, lambda: _places(args, inputs, out))
 
     import tlsc
@@ -156,7 +165,7 @@ def _restored(args: argparse.Namespace, crew: Team) -> int:
 
     plan = tlsc.Plan.load(args.calibrate) if args.calibrate else None
     network = network_of(args)
-    converted, said = network.converted(args.base_size, args.stride)
+    converted, said = network.converted(args.base_size, args.stride, args.source)
     known = getattr(network.model, "tlsc", None)
     name = network.name if network.kind == "ONNX file" else getattr(known, "architecture", network.kind)
     say(f"{name}{f', {known.task}' if known is not None and known.task else ''}, {said}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -28,10 +28,13 @@ class Cell:
         patch_size: side of the patches that images are cut into; None is the whole image.
         overlap: pixels that neighbouring patches share.
         calibrated: whether the converted network's statistics are calibrated on the first inputs.
+        source: from where its statistics are, see :func:`tlsc.convert`.
 
     Example:
         >>> print(Cell(96), "|", Cell(patch_size=64, overlap=16), "|", Cell(96, 4, 64))
         base size 96, whole | original, tiles of 64, overlap 16 | base size 96, stride 4, patches of 64
+        >>> print(Cell(96, source="table"))
+        base size 96, source table, whole
     """
 
     base_size: Size | None = None
@@ -39,6 +42,7 @@ class Cell:
     patch_size: int | None = None
     overlap: int = 0
     calibrated: bool = False
+    source: str = "window"
 
     @property
     def variant(self) -> str:
@@ -46,7 +50,9 @@ class Cell:
         if self.base_size is None:
             return "original"
         strided = f", stride {self.stride}" if self.stride > 1 else ""
-        return f"base size {shown_size(self.base_size)}{strided}" + (", calibrated" if self.calibrated else "")
+        source = f", source {self.source}" if self.source != "window" else ""
+        calibrated = ", calibrated" if self.calibrated else ""
+        return f"base size {shown_size(self.base_size)}{strided}{source}{calibrated}"
 
     @property
     def state(self) -> Cell:
@@ -98,16 +104,24 @@ def as_cell(
         model: the network's.
         cell: what it is to be.
         images: gives those to calibrate on, for a cell that is calibrated.
-        crop: side of the training crops, for that.
+        crop: side of the training crops, for that and for tiles of a source.
     """
     if cell.base_size is None:
         yield model
         return
-    with tlsc.converted(model, cell.base_size, stride=cell.stride):
+    with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=_crop_of(cell, crop)):
         if cell.calibrated:
             assert images is not None
             calibrated(model, images(), crop)
         yield model
+
+
+def _crop_of(cell: Cell, crop: int | None) -> Size | None:
+    """The tiles of a source: training crops, where these are known and no larger than the window."""
+    if crop is None or cell.base_size is None or cell.source == "window":
+        return None
+    rows, columns = (cell.base_size,) * 2 if isinstance(cell.base_size, int) else cell.base_size
+    return min(crop, rows), min(crop, columns)
 
 
 def calibrated(model: nn.Module, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
@@ -128,6 +142,7 @@ def cells_of(
     converted_patches: bool = False,
     whole: bool = True,
     calibrated: bool = False,
+    sources: Iterable[str] = ("window",),
 ) -> tuple[list[Cell], list[str]]:
     """What to compare, and remarks on what is left out.
 
@@ -139,11 +154,12 @@ def cells_of(
         converted_patches: whether converted networks run on patches, too.
         whole: whether whole images are among them.
         calibrated: whether each converted network comes calibrated, too.
+        sources: from where converted networks have their statistics; strides and calibration are for windows.
 
     Raises:
         ArgumentValueError: a size, stride or overlap that cannot be used.
     """
-    cuts = _cuts(patches, whole)
+    cuts, sources = _cuts(patches, whole), tuple(sources)
     cells = [Cell(None, 1, size, overlap) for size, overlap in cuts]
     own = cuts if converted_patches or not whole else [(None, 0)]
     remarks: list[str] = []
@@ -161,9 +177,32 @@ def cells_of(
                 continue
             left = [site for site in plan.left if site.action == "left global"]
             remarks += [f"{site.path or 'the model'} stays global: {site.reason}" for site in left]
-            for more in (False, True) if calibrated else (False,):
-                cells += [Cell(base_size, stride, size, overlap, more) for size, overlap in own]
+            states = Cell(base_size, stride), Cell(base_size, stride, calibrated=True)
+            if "window" in sources:
+                cells += _cut(states[: 1 + calibrated], own)
+        others, said = _from_sources(model, base_size, sources)
+        cells += _cut(others, own)
+        remarks += said
     return cells, list(dict.fromkeys(remarks))
+
+
+def _cut(states: Iterable[Cell], cuts: Sequence[tuple[int | None, int]]) -> list[Cell]:
+    """Each state of the network on images that are cut in each way."""
+    return [replace(state, patch_size=size, overlap=overlap) for state in states for size, overlap in cuts]
+
+
+def _from_sources(model: nn.Module, base_size: Size, sources: Iterable[str]) -> tuple[list[Cell], list[str]]:
+    """The network with the sources beside the window that every site can have, and remarks on the others."""
+    cells, remarks = [], []
+    for name in dict.fromkeys(sources):
+        if name == "window":
+            continue
+        try:
+            tlsc.plan(model, base_size, source=name)
+            cells.append(Cell(base_size, source=name))
+        except ArgumentValueError as error:
+            remarks.append(f"source {name} is left out: {error}")
+    return cells, remarks
 
 
 def _cuts(patches: Iterable[tuple[int | None, int]], whole: bool) -> list[tuple[int | None, int]]:

@@ -221,6 +221,25 @@ def test_calibrated_networks_are_a_variant_of_their_own(place: Path, capsys: pyt
     assert (place / "again/results.csv").read_bytes() == (place / "out/results.csv").read_bytes()
 
 
+def test_sources_are_variants_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The figure is that of the network converted by hand, with tiles of the training crop."""
+    _write_images(place / "data", 1, (64, 80))
+    assert _run(place, "--base-size", "24", "--source", "window,tile,crops") == 0
+    assert "base size 24, source tile" in capsys.readouterr().out
+    found = [row for row in _rows(place / "out") if (row["patch_size"], row["image"]) == ("whole", "000.png")]
+    rows = {row["variant"]: row for row in found}
+    variants = ["base size 24", "base size 24, source tile", "base size 24, source crops"]
+    assert list(rows) == ["original", *variants]
+    network = load_network(_net(place))
+    given, target = (np.asarray(Image.open(place / f"data/{role}/000.png")) for role in ("input", "target"))
+    image = torch.from_numpy(given / np.float32(255)).permute(2, 0, 1).unsqueeze(0)
+    tlsc.convert(network.model, 24, source="crops", crop=16)
+    with torch.no_grad():
+        out = network(image).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    expected = peak_signal_noise_ratio(target, np.rint(out * 255).astype(np.uint8), data_range=255)
+    assert float(rows[variants[2]]["psnr_db"]) == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [(["--base-size", "8"], "no smaller than the training crop, 16"), ([], "needs the training crop")],

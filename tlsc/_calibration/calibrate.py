@@ -85,6 +85,8 @@ def calibrated(
 ) -> Plan:
     """:func:`calibrate`, for a caller that is called itself: warnings are the caller's caller's."""
     plan = _surgery.plan_of(model)
+    if plan.source != "window":
+        raise ArgumentValueError(f"calibration is of windows, and this model's statistics are from {plan.source}")
     if isinstance(images, Plan):
         return apply(model, images)
     size = plan.base_size if crop is None else as_pair(crop, "crop")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .._arguments import as_pair, as_positive_int
 from .._files import replacing
+from .._sources.passes import refuse_passes
 from .._statistics import onnx_functions as _onnx
 from .._surgery import probe as _probe
 from ..errors import ArgumentTypeError, ArgumentValueError, ExportError, needing
@@ -119,6 +120,7 @@ def export(
     path = _checked_path(path)
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    refuse_passes(model)
     if opset is not None:
         opset = as_positive_int(opset, "opset")
         if opset < _OLDEST_OPSET:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .. import attention, functional
 from .._sites.state import SiteState
+from .._sources.passes import At, Passes
+from .._sources.reading import Field, grouped, normalised
 from .._statistics import any_size as _graph
 from .._statistics import operations as _dispatch
 from .._statistics.autocast import widened
@@ -18,6 +20,7 @@ from .._statistics.correction import Correction
 
 __all__ = [
     "CORRECTIONS",
+    "Sourced",
     "attend",
     "count",
     "evaluate",
@@ -34,6 +37,23 @@ __all__ = [
 
 CORRECTIONS = "_tlsc_corrections"
 """Where a rewritten module keeps the corrections of its statistics, by the number of each among its sites."""
+
+
+class Sourced(dict[int, Correction]):
+    """In place of corrections, for a module whose statistics come from a source other than the window."""
+
+    def __init__(self, passes: Passes, module: int, path: str) -> None:
+        super().__init__()
+        self.passes, self.module, self.path = passes, module, path
+
+    def field(
+        self, number: int, x: Tensor, window: tuple[int, int], second: bool, eps: float = 0.0
+    ) -> Field | None:
+        """What the source has for one of the module's statistics; None where it is the whole map's."""
+        return At(self.passes, (self.module, number), self.path).field(x, window, second, eps)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sourced, (self.passes, self.module, self.path)
 
 
 def pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +74,11 @@ def local_norm(
 ) -> Tensor:
     """Local group norm, or instance norm, of a map (N, C, H, W) or (N, C, H·W)."""
     maps = x.reshape(*x.shape[:2], height, width)
+    if isinstance(corrections, Sourced):
+        field = corrections.field(number, grouped(maps, groups), window, True, eps)
+        if field is not None:
+            return normalised(maps, field, groups, weight, bias, eps).reshape(x.shape)
+        corrections = {}
     correction = _found(corrections, number, maps, "var_mean", window, eps, groups)
     out = functional._local_group_norm(maps, window, groups, weight, bias, eps, correction)
     return out.reshape(x.shape)
@@ -116,6 +141,8 @@ def evaluate(
     if x.dim() == 3:
         out = evaluate(x.unsqueeze(0), operation, window, stride, order, correction, corrections, number)
         return tuple(value.squeeze(0) for value in out) if isinstance(out, tuple) else out.squeeze(0)
+    if isinstance(corrections, Sourced):
+        return _from_source(x, operation, window, order, correction, corrections, number)
     corrected = _found(corrections, number, x, operation, window)
     x = widened(x, operation)
     if not _graph.applies_to(x) and window[0] >= height and window[1] >= width:
@@ -135,6 +162,10 @@ def evaluate(
         sign = 1 if operation == "amax" else -1
         return sign * _dispatch.grid_maxima(sign * x, window, stride)
     var, mean = _dispatch.grid_moments(x, window, stride, corrected)
+    return _of_moments(var, mean, operation, correction, positions)
+
+
+def _of_moments(var: Tensor, mean: Tensor, operation: str, correction: float, positions: Any) -> Any:
     if operation == "var_sum":
         return var * positions
     if correction:
@@ -142,6 +173,36 @@ def evaluate(
         var = var * positions / left
     first = var.sqrt() if operation.startswith("std") else var
     return (first, mean) if operation.endswith("_mean") else first
+
+
+def _from_source(
+    x: Tensor,
+    operation: str,
+    window: tuple[int, int],
+    order: float,
+    correction: float,
+    sources: Sourced,
+    number: int,
+) -> Any:
+    """A statistic of every position, (N, K, H, W), or (N, K, 1, 1) where it is the same everywhere.
+
+    Sums and norms are those of as many positions as the window has.
+    """
+    powers = x.abs().pow(order) if operation == "norm" else x
+    field = sources.field(number, powers, window, operation.startswith(("var", "std")))
+    if field is None:
+        return _global(x, operation, order, correction)
+    mean, var = (None if part is None else part.to(x.dtype) for part in field.moments())
+    assert mean is not None
+    if operation == "mean":
+        return mean
+    positions = _graph.positions(x, window) * (x.shape[2] if x.dim() == 5 else 1)
+    if operation == "sum":
+        return mean * positions
+    if operation == "norm":
+        return (mean * positions).pow(1 / order)
+    assert var is not None
+    return _of_moments(var, mean, operation, correction, positions)
 
 
 def _norms(x: Tensor, window: tuple[int, int], stride: int, order: float, positions: Any) -> Any:
@@ -230,7 +291,7 @@ def spread(
 
     ``depth``: how many channels are one dimension with the positions, where some are (label M).
     """
-    if _graph.applies_to(grid) or grid.shape[-2] > 1 or grid.shape[-1] > 1:
+    if _graph.applies_to(grid) or tuple(grid.shape[-2:]) not in ((1, 1), (height, width)):
         grid = _dispatch.place(grid, window, stride, height, width)
     if labels == "NCHW":
         return grid
@@ -248,7 +309,8 @@ def spread(
 def meet(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operation: str) -> Tensor:
     """``x`` "mul", "add" or "sub" the value of each position's window, without a map of these values."""
     height, width = x.shape[-2:]
-    whole = not _graph.applies_to(x) and window[0] >= height and window[1] >= width
+    # One value, or one for each position (a source's, or windows of one pixel), needs no placing.
+    whole = not _graph.applies_to(x) and tuple(grid.shape[-2:]) in ((1, 1), (height, width))
     alike = x.dim() == grid.dim() == 4 and x.shape[0] == grid.shape[0] and x.dtype == grid.dtype
     if whole or not alike or grid.shape[1] not in (1, x.shape[1]) or not x.is_floating_point() or x.numel() == 0:
         values = grid if whole else _dispatch.place(grid, window, stride, height, width)

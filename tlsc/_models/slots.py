@@ -19,6 +19,7 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_LISTENING = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(eq=False)
@@ -54,4 +55,5 @@ def slots_of(model: nn.Module) -> list[Slot]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether somebody listens to the calls of ``module``."""
-    return any(module.__dict__.get(name) for name in HOOKS)
+    hooks = (hook for name in _LISTENING for hook in (module.__dict__.get(name) or {}).values())
+    return any(not getattr(getattr(hook, "__self__", None), "of_tlsc", False) for hook in hooks)

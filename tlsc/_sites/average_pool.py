@@ -71,6 +71,9 @@ class LocalAvgPool2d(LocalModule):
         return self._pool(input)
 
     def _pool(self, x: Tensor) -> Tensor:
+        field = self._field(x, second=False)
+        if field is not None:
+            return field.moments().mean.to(x.dtype)
         if self._collapse and not any_size.applies() and self._covers(x):
             return functional._global_mean(x)
         # A view that repeats its elements would break the in-place activation of a layer behind.
@@ -93,5 +96,5 @@ def _why_left(pool: nn.Module) -> tuple[Action, str] | None:
 
 known(
     nn.AdaptiveAvgPool2d,
-    Kind("AdaptiveAvgPool2d", LocalAvgPool2d.from_module, _why_left, strided=True, pools=True),  # type: ignore[arg-type]
+    Kind("AdaptiveAvgPool2d", LocalAvgPool2d.from_module, _why_left, strided=True, pools=True, sourced=True),  # type: ignore[arg-type]
 )

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .. import functional
 from .._arguments import as_pair, as_positive_int, check_eps
+from .._sources.reading import grouped, normalised
 from ..errors import ArgumentTypeError, ArgumentValueError
 from .kind import Kind, known
 from .local_module import LocalModule, register_affine
@@ -78,6 +79,9 @@ class LocalGroupNorm(LocalModule):
         return cls._standing_in(norm, window)
 
     def forward(self, input: Tensor) -> Tensor:
+        field = None if self._tlsc_source is None else self._field(grouped(input, self.num_groups), True, self.eps)
+        if field is not None:
+            return normalised(input, field, self.num_groups, self.weight, self.bias, self.eps)
         return functional._local_group_norm(
             input, self.window, self.num_groups, self.weight, self.bias, self.eps, self.correction
         )
@@ -95,5 +99,6 @@ known(
         "GroupNorm",
         lambda norm, window, stride: LocalGroupNorm.from_module(norm, window),  # type: ignore[arg-type]
         ranks=(4,),  # three dimensions are (N, C, L) to it
+        sourced=True,
     ),
 )

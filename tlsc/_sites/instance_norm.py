@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .. import functional
 from .._arguments import as_pair, as_positive_int, check_eps
 from .._plan import Action
+from .._sources.reading import normalised
 from ..errors import ArgumentTypeError, ArgumentValueError
 from .kind import Kind, known
 from .local_module import LocalModule, register_affine
@@ -73,6 +74,9 @@ class LocalInstanceNorm2d(LocalModule):
         return self._normalise(input)
 
     def _normalise(self, x: Tensor) -> Tensor:
+        field = self._field(x, second=True, eps=self.eps)
+        if field is not None:
+            return normalised(x, field, None, self.weight, self.bias, self.eps)
         return functional._local_group_norm(x, self.window, None, self.weight, self.bias, self.eps, self.correction)
 
     def _state(self) -> SiteState:
@@ -95,5 +99,6 @@ known(
         "InstanceNorm2d",
         lambda norm, window, stride: LocalInstanceNorm2d.from_module(norm, window),  # type: ignore[arg-type]
         _why_left,
+        sourced=True,
     ),
 )

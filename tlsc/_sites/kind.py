@@ -34,6 +34,7 @@ class Kind:
     own_forward: bool = False  # a subclass of a known type: its forward is traced, like that of any module
     needs_owner: Callable[[nn.Module], bool] = lambda module: False  # only with the layers behind it
     ranks: tuple[int, ...] = (3, 4)  # of the tensors that it takes as maps
+    sourced: bool = False  # its statistic may come from elsewhere than the window: its module asks ``_field``
 
 
 _KINDS: dict[type[nn.Module], Kind] = {}

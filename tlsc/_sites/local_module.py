@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .._arguments import as_pair
+from .._sources.passes import At
+from .._sources.reading import Field
 from .._statistics.correction import Correction
 from .._windows import covers
 from .state import SiteState
@@ -22,6 +24,7 @@ class LocalModule(nn.Module):
 
     window: tuple[int, int]
     correction: Correction | None
+    _tlsc_source: At | None = None  # where the statistic comes from; None: the window
 
     @classmethod
     def _standing_in(cls: type[_Module], module: nn.Module, window: int | tuple[int, int]) -> _Module:
@@ -39,6 +42,11 @@ class LocalModule(nn.Module):
 
     def _covers(self, x: Tensor) -> bool:
         return covers(self.window, x.shape[-2:])
+
+    def _field(self, x: Tensor, second: bool, eps: float = 0.0) -> Field | None:
+        """The moments of every position of a map where they come from a source other than the window."""
+        at = self._tlsc_source
+        return None if at is None else at.field(x, self.window, second, eps)
 
     def _state(self) -> SiteState | None:
         return None

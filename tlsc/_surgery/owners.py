@@ -7,6 +7,7 @@ inner one entered.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from .._forwards.names import name_of
 from .._forwards.rewriter import rewrite
 from .._forwards.sizes import is_divided
 from .._forwards.trace import Trace, trace
-from .._forwards.values import Cannot
+from .._forwards.values import Cannot, Reduction
 from .._forwards.variants import Recipe, recipe_of
 from .probe import ATTENDING, FORMLESS, FakeMode, Run, Slot, is_hooked, make_fake, silent_fakes, undisturbed
 
@@ -39,12 +40,16 @@ class Owner:
 
 @dataclass(frozen=True)
 class OwnedSite:
-    """A statistic of an owner: the child that takes it (a path from the owner) or None, and what it is."""
+    """A statistic of an owner: the child that takes it (a path from the owner) or None, and what it is.
+
+    ``sourced``: whether it is made of means and variances, which may come from elsewhere than the window.
+    """
 
     child: str | None
     operation: str
     size: tuple[int, int]
     normalises: bool = False
+    sourced: bool = False
 
 
 @dataclass
@@ -219,16 +224,22 @@ def _no_form(slot: Slot, run: Run) -> str:
 
 
 def _site(node: fx.Node, made: Trace) -> OwnedSite:
-    size = node.meta["kind"].space.size
+    size, normalises = node.meta["kind"].space.size, "norm" in node.meta
+    reduction = node.meta.get("reduction")
+    sourced = normalises or (reduction is not None and _is_of_moments(reduction))
     if node.op == "call_module":
         child = str(node.target)
-        return OwnedSite(child, type(made.root.get_submodule(child)).__name__, size, "norm" in node.meta)
+        return OwnedSite(child, type(made.root.get_submodule(child)).__name__, size, normalises, sourced)
     if "attends" in node.meta:
         return OwnedSite(None, "transposed_attention", size)
-    reduction = node.meta.get("reduction")
-    return OwnedSite(
-        None, reduction.operation if reduction is not None else name_of(node, made.root), size, "norm" in node.meta
-    )
+    name = name_of(node, made.root) if reduction is None else reduction.operation
+    return OwnedSite(None, name, size, normalises, sourced)
+
+
+def _is_of_moments(reduction: Reduction) -> bool:
+    if reduction.operation == "norm":
+        return 0 < abs(reduction.order) < math.inf
+    return reduction.operation in ("mean", "sum") or reduction.operation.startswith(("var", "std"))
 
 
 def _sizes(call: Any) -> Any:

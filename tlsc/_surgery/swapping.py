@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .._models.slots import HOOKS, ORIGINAL, Slot, slots_of
 from .._plan import Plan, Site
 from .._sites.kind import Kind
+from .._sources.passes import PASSES, Passes, install, remove
 from ..errors import ArgumentTypeError, ArgumentValueError, TLSCError
 
 __all__ = [
@@ -239,6 +240,18 @@ class _Journal:
 
         self._undo.append(undo)
 
+    def passes(self, module: nn.Module, passes: Passes) -> None:
+        """Let each call of a model be one of ``passes``."""
+        self.attribute(module, PASSES, passes)
+        self._undo.append(lambda: remove(module, passes))
+        install(module, passes)
+
+    def without_passes(self, module: nn.Module) -> None:
+        passes = module.__dict__[PASSES]
+        self.without(module, PASSES)
+        self._undo.append(lambda: install(module, passes))
+        remove(module, passes)
+
     def exchange(self, one: nn.Module, other: nn.Module) -> None:
         """Make each of two modules what the other is."""
         classes, states = (one.__class__, other.__class__), (one.__dict__, other.__dict__)
@@ -274,13 +287,14 @@ def _together() -> Iterator[_Journal]:
         raise
 
 
-def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
+def replace(model: nn.Module, made: Plan | None, local: Local, passes: Passes | None = None) -> bool:
     """Put the originals back, then local modules in their places, and note the plan: all of it or nothing.
 
     Args:
         model: the model, converted or not.
         made: the plan; None for a model that is not converted after this.
         local: gives, for the places of the original model, those that change with what is to be there.
+        passes: by which the local modules take their statistics; None where each takes its window's.
 
     Returns:
         Whether anything is local now.
@@ -289,6 +303,8 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
         for module in list(model.modules()):
             if PLAN in module.__dict__:
                 journal.without(module, PLAN)
+            if PASSES in module.__dict__:
+                journal.without_passes(module)
         _take_out(model, journal)
         new = local(slots_of(model)) if made is not None else []
         for slot, module in sorted(new, key=lambda pair: not _is_in_place(pair[0])):
@@ -299,6 +315,8 @@ def replace(model: nn.Module, made: Plan | None, local: Local) -> bool:
             _swap(slot, module, journal)
         if new:
             journal.attribute(model, PLAN, made)
+            if passes is not None:
+                journal.passes(model, passes)
     return bool(new)
 
 
