@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -181,3 +182,76 @@ def test_what_autocast_has_in_float32_is_so_after_converting(monkeypatch: pytest
         monkeypatch.setitem(autocast._WIDE, "cpu", autocast._WIDE["cuda"])
         assert [out.dtype for out in model(x)] == [torch.float32, torch.float32, torch.bfloat16]
     assert [out.dtype for out in model(x)] == [torch.float32] * 3
+
+
+class _Numbered(_Net):
+    """A number in a parameter, whether one asks for a gradient, the children in a list, a partial."""
+
+    def __init__(self, mean: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__(mean)
+        self.gain, self.blocks = nn.Parameter(torch.tensor(2.0)), nn.ModuleList([nn.Conv2d(3, 3, 1)])
+        self.limit: Any = functools.partial(torch.clamp, max=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        x = self.limit(x) * (self.gain.item() if self.gain * 2 > 1 else 1.0)
+        x = self.gated(2 * x if self.enter.weight.requires_grad else x)
+        y: Tensor = _scaled(x)
+        return y
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x * 3
+
+
+@torch.no_grad()
+def test_what_else_a_forward_reads_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tlsc.convert(_Numbered().eval(), WINDOW, check=False), _Numbered(_local).eval()
+    assert [site.action for site in tlsc.plan(models[0])] == ["exact"]
+    x = torch.rand(1, 3, 40, 50, generator=torch.Generator().manual_seed(1))
+    changes: list[Callable[[Any], Any]] = [
+        lambda model: None,
+        lambda model: model.gain.fill_(0.3),
+        lambda model: model.blocks.append(nn.Identity()),
+        lambda model: setattr(model, "limit", functools.partial(torch.clamp, max=0.1)),
+        *(lambda model, k=k: setattr(model, "limit", lambda x: x * k) for k in (2.0, 3.0)),
+        lambda model: model.requires_grad_(False),
+        lambda model: monkeypatch.setitem(globals(), "_scaled", lambda x: x / 2),
+    ]
+    for change in changes:
+        for model in models:
+            change(model)
+        torch.testing.assert_close(models[0](x), models[1](x))
+
+
+class _Frames(_Net):
+    """Frames in a dimension of their own, folded into the batch, and back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return self.gated(x)
+        y: Tensor = self.gated(x.flatten(0, 1)).view(x.shape)
+        mean = (
+            x.mean((3, 4), keepdim=True) if self.own_mean is None else self.own_mean(x.flatten(0, 1)).view(x.shape)
+        )
+        return y + mean
+
+
+class _Shuffled(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4:
+            return self.gated(x)
+        images, frames, channels, height, width = x.shape
+        rows = x.permute(0, 2, 1, 3, 4).reshape(images * channels, frames * height, width, 1)
+        return x * rows.mean((1, 2)).view(images, 1, channels, 1, 1)
+
+
+@torch.no_grad()
+def test_frames_after_images() -> None:
+    oracle, x = _Frames(_local).eval(), torch.rand(2, 3, 3, 40, 50, generator=torch.Generator().manual_seed(1))
+    for example in (None, lambda height, width: torch.zeros(1, 2, 3, height, width)):
+        model = tlsc.convert(_Frames().eval(), WINDOW, check=False, example_input=example)
+        torch.testing.assert_close(model(x), oracle(x))
+    with pytest.raises(tlsc.TLSCError, match="mean is not understood"):
+        tlsc.convert(_Shuffled().eval(), WINDOW, check=False)(x)

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import enum
+import functools
 import sys
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -58,15 +59,30 @@ class Same:
 
 
 class Function:
-    """A function, compared by its code: copies of a model, and what is made anew from its pickle, have the same."""
+    """A function, compared by its code, what it encloses and its defaults: copies of a model, and what is made anew
+    from its pickle, have the same."""
 
-    def __init__(self, value: Any) -> None:
-        self.code = getattr(getattr(value, "__func__", value), "__qualname__", "")
+    def __init__(self, value: Any, depth: int = 0) -> None:
+        function = getattr(value, "__func__", value)
+        code = getattr(function, "__code__", None)
+        self.code: list[Any] = [getattr(function, "__qualname__", "")]
+        if code is not None and depth > 0:
+            constants = [constant for constant in code.co_consts if is_simple(constant)]
+            enclosed = [_enclosed(cell) for cell in function.__closure__ or ()]
+            self.code += [code.co_code, constants, code.co_names]
+            self.code += [token(inner, depth - 1) for inner in (*enclosed, function.__defaults__)]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Function) and other.code == self.code
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _enclosed(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 def token(value: Any, depth: int = _DEPTH) -> Any:
@@ -77,6 +93,8 @@ def token(value: Any, depth: int = _DEPTH) -> Any:
         return type(value), value
     if isinstance(value, Tensor):
         return "tensor", value.dtype, tuple(value.shape)
+    if isinstance(value, functools.partial):
+        return Function(value.func, depth), token(value.args, depth - 1), token(value.keywords, depth - 1)
     if isinstance(value, nn.Module):
         return "module", type(value.__dict__.get(ORIGINAL, value))
     if type(value) in _CONTAINERS and depth:
@@ -84,7 +102,7 @@ def token(value: Any, depth: int = _DEPTH) -> Any:
             return type(value), [(token(key, 1), token(item, depth - 1)) for key, item in list(value.items())]
         return type(value), [token(item, depth - 1) for item in list(value)]
     if isinstance(value, (types.FunctionType, types.MethodType)):
-        return Function(value)
+        return Function(value, depth)
     inside = getattr(value, "__dict__", None)
     if depth and isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType)):
         # An object with settings: compared by what it holds, so that a copied model finds its own as they were.
@@ -168,7 +186,8 @@ class Reads:
     ``attributes``: tokens by the path of the module and the name; a name beginning with ``=`` is that of a number
     in a tensor. ``unhooked``: paths of modules that were entered, which must have no hooks. ``grad``, ``cast``:
     whether the modes of gradients, or of autocast, count.
-    With ``~`` it is that of a number of which the type alone counts.
+    With ``~`` it is that of a number of which the type alone counts, with ``!`` whether a tensor asks for a
+    gradient; ``#`` are the names of the children.
     """
 
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -209,7 +228,7 @@ class Reads:
     def changed(self, module: nn.Module) -> Iterator[str]:
         """What no longer holds, for people."""
         for path, name in self.changed_attributes(module):
-            yield f"{path}.{name.lstrip('=~')}".strip(".")
+            yield f"{path}.{name.lstrip('=~!#')}".strip(".")
         for path in self.unhooked:
             part = _part(module, path)
             if part is MISSING or is_hooked(part):
@@ -235,6 +254,10 @@ def _holds(part: Any, name: str, now: Any) -> bool:
     if name.startswith("="):
         value = getattr(part, name[1:], MISSING)
         return isinstance(value, Tensor) and value.numel() == 1 and bool(token(value.item()) == now)
+    if name.startswith("!"):
+        return bool(token(getattr(getattr(part, name[1:], None), "requires_grad", None)) == now)
+    if name == "#":
+        return bool(token(tuple(part._modules)) == now)
     if name.startswith("~"):
         return type(part.__dict__.get(name[1:], MISSING)) is now
     state = part.__dict__

@@ -28,6 +28,7 @@ class Kinds(Products):
 
     labels = "NCHW"
     spaces: list[Space]
+    doubtful: list[str]
 
     def _kind(self, node: fx.Node) -> Any:
         value = node.meta["value"]
@@ -78,6 +79,8 @@ class Kinds(Products):
         value = node.meta["value"]
         for base in node.all_input_nodes:
             kind = base.meta["kind"]
+            if isinstance(kind, Opaque) and name_of(node, self.root) in _TOGETHER:
+                self.doubtful.append(name_of(node, self.root))
             if isinstance(kind, Map) and isinstance(value, Tensor):
                 positions = math.prod(kind.space.size)
                 if positions > 1 and value.numel() * positions <= base.meta["value"].numel():
@@ -95,11 +98,11 @@ class Kinds(Products):
         return Number(labels, next((space for space in spaces if space is not None), None)) if labels else None
 
     def _settled(self, node: fx.Node, labels: str = "NCHW") -> Map:
-        """A map that a layer made or that came in; of a size met before, in the same space."""
+        """A map that a layer made or that came in; of a size met before, of as many images, in the same space."""
         row = labels.index("H")
         size = tuple(node.meta["value"].shape[row : row + 2])
         for space in self.spaces:
-            if space.size == size:
+            if space.size == size and space.node.meta["value"].shape[0] == node.meta["value"].shape[0]:
                 return Map(labels, space)
         space = Space((int(size[0]), int(size[1])), node, row)
         self.spaces.append(space)
@@ -199,6 +202,8 @@ class Kinds(Products):
         """A map in another layout; what is known of its values stays known."""
         kind: Map = base.meta["kind"]
         out = laid_out(node, name, kind)
+        if isinstance(out, Opaque):
+            out = self._of_frames(node, kind, base) or out
         if isinstance(out, Opaque) and base.op == "placeholder" and kind.labels == "NCHW":
             shape, rest = tuple(base.meta["value"].shape), tuple(node.meta["value"].shape[1:])
             if rest == (shape[1] * shape[2], shape[3]):
@@ -210,6 +215,16 @@ class Kinds(Products):
                     node.meta[key] = self._also(node, base, base.meta[key])
             node.meta.update({key: base.meta[key] for key in ("shifted", "mean_of") if key in base.meta})
         return out
+
+    def _of_frames(self, node: fx.Node, kind: Map, base: fx.Node) -> Map | None:
+        """Frames (N, T, C, H, W) as images of a batch, or back."""
+        value, given = node.meta["value"], base.meta["value"]
+        if not isinstance(value, Tensor) or not isinstance(given, Tensor) or value.numel() != given.numel():
+            return None
+        labels = {"NCCHW": "NCHW", "NCHW": "NCCHW"}.get(kind.labels, "")
+        same = min(value.dim(), given.dim()) - 1
+        frames = len(labels) == value.dim() and value.shape[-same:] == given.shape[-same:]
+        return replace(self._settled(node, labels), mixed=kind.mixed) if frames else None
 
     def _normed(self, node: fx.Node, name: str, base: fx.Node) -> Any:
         """Instance or group norm of a map (N, C, H, W), or (N, C, P), written as a function or over P."""
@@ -275,6 +290,10 @@ class Kinds(Products):
 
 
 _UNKNOWN: Any = object()
+_TOGETHER = {
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "norm", "logsumexp",
+    "softmax", "matmul", "cumsum", "sort", "topk", "median", "prod", "scaled_dot_product_attention",
+}  # fmt: skip
 _RULES: dict[str, Any] = {
     "expand": Kinds._expanded,
     "stack": Kinds._stacked,

@@ -174,6 +174,8 @@ class Linker:
         ``stores``: the attributes that the code gives values, which may be those of a class.
         """
         made = self.linked(value)
+        if isinstance(value, types.FunctionType) and not _is_foreign(value.__module__ or ""):
+            self.reads.variables.setdefault((id(holder), name), Variable(holder, name, token(value)))
         if made is not value or name == "__class__" or name in vars(builtins):
             return made
         if is_simple(value) or type(value) in (list, dict, set, tuple) or has_settings(value):

@@ -90,7 +90,7 @@ class Proxy(fx.Proxy):
     @property
     def requires_grad(self) -> bool:
         self.tracer.reads.grad = True
-        return bool(self._value.requires_grad)
+        return bool(self.tracer.asks_gradient(self.node))
 
     def is_floating_point(self) -> bool:
         return bool(self._value.is_floating_point())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .._models.contents import Contents
 from .._models.slots import is_hooked
@@ -129,6 +130,7 @@ class Recorder(Kinds):
         self.running = False
         self.numbers = False
         self.unknown: list[str] = []
+        self.doubtful: list[str] = []
         self.skip = skip
         self.inline = {id(module.get_submodule(path)) for path in inline}
         self.reductions: list[fx.Node] = []
@@ -275,16 +277,34 @@ class Recorder(Kinds):
         """The code asks for the type of a tensor, which autocast may change."""
         self.reads.cast = True
 
+    def asks_gradient(self, node: fx.Node) -> bool:
+        """Whether a tensor asks for a gradient; of what is computed it is not known, and False."""
+        value = node.meta["value"]
+        if node.op != "get_attr":
+            return bool(value.requires_grad)
+        asks = bool(getattr(value, "_tlsc_real", value).requires_grad)
+        path, _, name = str(node.target).rpartition(".")
+        self.reads.attribute(path, f"!{name}", asks)
+        return asks
+
     def number_in(self, node: fx.Node) -> Any:
-        """The number that a parameter or buffer holds; the recorded forward is valid for it alone."""
+        """The number that a parameter or buffer holds, or that is computed of such alone; the recorded forward is
+        valid for it alone."""
+        with _disable_current_modes():  # which have no values
+            return self._constant(node).item()
+
+    def _constant(self, node: fx.Node) -> Any:
+        if node.op in ("call_function", "call_method") and node.all_input_nodes:
+            if any(n.meta["kind"] is not None for n in node.all_input_nodes):
+                raise Cannot("its forward branches on values")
+            return self._result(node, self._constant)
         value = node.meta["value"]
         real = getattr(value, "_tlsc_real", value)
-        if node.op != "get_attr" or real.numel() != 1 or isinstance(real, FakeTensor):
+        if node.op != "get_attr" or real.numel() != 1 or isinstance(real, FakeTensor) or real.is_meta:
             raise Cannot("its forward branches on values")
         path, _, name = str(node.target).rpartition(".")
-        number = real.item()
-        self.reads.attribute(path, f"={name}", number)
-        return number
+        self.reads.attribute(path, f"={name}", real.item())
+        return real
 
     def _whole(self, whole: Whole) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

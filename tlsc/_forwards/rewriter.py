@@ -288,7 +288,8 @@ class _Rewriter:
         return call(meet, (self.new[first], value, space.window, self.stride, operation))
 
     def _length(self, space: Space, axis: int) -> fx.Node:
-        return self.graph.call_method("size", (self.new[space.node], axis + space.row - 4))  # also without N
+        from_last = axis + space.row - int(space.node.meta["value"].dim())  # also without N
+        return self.graph.call_method("size", (self.new[space.node], from_last))
 
     def _in_tail(self, node: fx.Node, space: Space, of_maps: bool = False) -> Any:
         """What ``node`` is inside a tail: numbers count windows instead of images, and a window's positions.

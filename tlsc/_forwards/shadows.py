@@ -115,6 +115,9 @@ class _Shadow:
         """Nothing: what the module's class does with classes derived from it is not for shadows."""
 
     def __getattribute__(self, name: str) -> Any:
+        if name == "_modules":  # to go through them
+            own = object.__getattribute__(self, "__dict__")
+            own[_OWN].shadows.recording.reads.attribute(own[_OWN].path, "#", tuple(own["_modules"]))
         if name in _PLAIN or (name.startswith("__") and name != "__call__"):
             return object.__getattribute__(self, name)
         state = object.__getattribute__(self, "__dict__")

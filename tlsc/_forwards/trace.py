@@ -26,7 +26,7 @@ class Trace:
     """``graph``'s nodes hold ``value`` (fake), ``kind`` and, where a statistic begins, ``reduction`` in meta.
 
     ``unknown``: operations that took all positions together in a way that is not understood. ``elsewhere``: it is
-    not at ``base_size``.
+    not at ``base_size``. ``doubtful``: operations that may take positions together, on what is not understood.
     """
 
     graph: fx.Graph
@@ -39,6 +39,7 @@ class Trace:
     recorded: Recorded | None = None
     spaces: list[Space] = field(default_factory=list)
     elsewhere: bool = False
+    doubtful: list[str] = field(default_factory=list)
 
     def forget(self) -> None:
         """Let go of the fake tensors: nodes outlive what refers to them, and would have to be searched for."""
@@ -90,7 +91,9 @@ def trace(
             raise first from (None if first is error else error)
         reductions = [node for node in tracer.reductions if node not in tracer.serving]
         found = reductions, tracer.norms, tracer.attentions, tracer.unknown
-        return Trace(graph, module, inline, *found, tracer.recorded(), tracer.spaces)
+        made = Trace(graph, module, inline, *found, tracer.recorded(), tracer.spaces)
+        made.doubtful = tracer.doubtful
+        return made
 
 
 def _cannot(error: Exception) -> Cannot:

@@ -307,7 +307,10 @@ class Forms:
     def _form(self, made: Trace) -> Form:
         if made.unknown:
             raise Cannot(f"its {made.unknown[0]} has no local form here")
-        return _form(made, rewrite(made, self.recipe.stride))
+        form = _form(made, rewrite(made, self.recipe.stride))
+        if made.doubtful and form.operations != self.example.operations:
+            raise Cannot(f"its {made.doubtful[0]} is not understood")
+        return form
 
     @contextmanager
     def _tracing(self, call: _Call, free: frozenset[tuple[str, str]], sized: Any) -> Iterator[Trace]:
