@@ -54,7 +54,7 @@ import numpy as np
 from PIL import Image
 from tlsc.eval.data.degradations import degrade_photograph
 
-hazy = degrade_photograph("coffee", "haze", seed=0).degraded
+hazy = degrade_photograph("coffee", "haze", seed=0).degraded[:256, :384]
 Image.fromarray((np.clip(hazy, 0, 1) * 255).round().astype(np.uint8)).save(sys.argv[1])
 """
 
