@@ -544,9 +544,16 @@ def test_a_compiled_model(how: str) -> None:
         torch.testing.assert_close(tlsc.revert(model)(x), before)
 
 
-def test_a_layer_compiled_by_itself_is_left_with_a_reason() -> None:
+@torch.no_grad()
+def test_a_layer_compiled_by_itself_becomes_local() -> None:
+    torch._dynamo.reset()
     model = nn.Sequential(torch.compile(nn.InstanceNorm2d(3), backend="eager"), nn.InstanceNorm2d(3))
-    assert "not called" in reason(model, "0._orig_mod")
+    x = image(36, 44, dtype=torch.float32)
+    before = model(x)
+    assert [site.action for site in tlsc.plan(tlsc.convert(model, BASE))] == ["exact", "exact"]
+    local = tlsc.functional.local_instance_norm
+    torch.testing.assert_close(model(x), local(local(x, BASE), BASE))
+    torch.testing.assert_close(tlsc.revert(model)(x), before)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
