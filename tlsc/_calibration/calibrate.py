@@ -116,7 +116,7 @@ def calibrated(
         warnings.warn(
             f"converting moves the output away from what the model does on crops of {size[0]}×{size[1]}: at their "
             f"centres it is {after:.2g} off, the original {original:.2g} (RMS). Restore with the original in "
-            "overlapping tiles of that size, or compare both with 'tlsc eval'",
+            "overlapping tiles of that size, or convert with source='crops', and compare with 'tlsc eval'",
             TLSCWarning,
             stacklevel=3,
         )
