@@ -97,13 +97,18 @@ def compare(job: Job, outcome: Outcome) -> list[Comparison]:
     found = []
     for name, own in results.items():
         if verdict.baseline in own and cells[0] in own:
-            seams = None
-            if tiles in own and tiles is not None:
-                seams = seam_map(name, tiles, own[tiles], own[verdict.baseline])
+            seams = _seams(name, own, tiles, verdict.baseline)
             shown = {cell: picture for cell, picture in own.items() if cell in (verdict.baseline, *cells)}
             made = _comparison(job, by_size[name], verdict.baseline, cells[0], shown, psnrs)
             found.append(replace(made, seams=seams))
     return found
+
+
+def _seams(name: str, own: dict[Cell, Picture], tiles: Cell | None, baseline: Cell) -> SeamMap | None:
+    """Where plain tiles differ from the whole image; None where there are none."""
+    if tiles is None or tiles not in own:
+        return None
+    return seam_map(name, tiles, own[tiles], own[baseline])
 
 
 def _comparison(
