@@ -30,9 +30,9 @@ from .drawings import drawing, enlarged_input
 
 __all__ = ["main"]
 
-TILE, REACH, BORDER = 96, 8, 18
-BASE_SIZE = 144
-WINDOWS = (64, 96, 128, 192)
+TILE, REACH, BORDER = 80, 8, 18
+BASE_SIZE = 120
+WINDOWS = (64, 80, 120, 160)
 Box = tuple[int, int, int, int]
 GATES = ("unet1.conv2", "unet2.conv2", "unet2.conv3", "unet2.conv4")
 
@@ -70,13 +70,13 @@ def _photograph(name: str) -> Tensor:
     from skimage import data
 
     pixels = {"motorcycle": lambda: data.stereo_motorcycle()[0], "hubble": data.hubble_deep_field}[name]()
-    return torch.from_numpy(pixels[:480, :720].copy()).permute(2, 0, 1).unsqueeze(0).float() / 255
+    return torch.from_numpy(pixels[:480, :640].copy()).permute(2, 0, 1).unsqueeze(0).float() / 255
 
 
 IMAGES: dict[str, Callable[[], Tensor]] = {
-    "landscape": lambda: drawing("landscape", 480, 720),
+    "landscape": lambda: drawing("landscape", 480, 640),
     "motorcycle": lambda: _photograph("motorcycle"),
-    "page": lambda: drawing("page", 480, 720),
+    "page": lambda: drawing("page", 480, 640),
     "hubble": lambda: _photograph("hubble"),
 }
 
@@ -117,17 +117,19 @@ class _Tiles:
     def joined(self, results: dict[Box, Tensor]) -> tuple[Tensor, Tensor]:
         """The image, and where two tiles meet their absolute differences."""
         whole = self.image.new_empty(1, 3, *(2 * n for n in self.image.shape[2:]))
-        seams = []
+        seams = [self.image.new_zeros(1)]
         for box, result in results.items():
             top, bottom, left, right = box
-            up, _, lead, _ = _wider(box, self.image)
+            up, foot, lead, end = _wider(box, self.image)
             rows, columns = slice(2 * (top - up), 2 * (bottom - up)), slice(2 * (left - lead), 2 * (right - lead))
             whole[..., 2 * top : 2 * bottom, 2 * left : 2 * right] = result[..., rows, columns]
             for other, theirs in results.items():
                 if other[0] == top and other[2] == right:  # to the right
-                    seams.append((result[..., -4 * REACH :] - theirs[..., : 4 * REACH]).abs().flatten())
+                    shared = 2 * (end - _wider(other, self.image)[2])
+                    seams.append((result[..., -shared:] - theirs[..., :shared]).abs().flatten())
                 if other[2] == left and other[0] == bottom:  # below
-                    seams.append((result[..., -4 * REACH :, :] - theirs[..., : 4 * REACH, :]).abs().flatten())
+                    shared = 2 * (foot - _wider(other, self.image)[0])
+                    seams.append((result[..., -shared:, :] - theirs[..., :shared, :]).abs().flatten())
         return whole, torch.cat(seams)
 
 
@@ -243,7 +245,7 @@ def _kept(folder: Path, name: str, compute: Callable[[], dict[str, float]]) -> N
 
 
 def _measured(folder: Path, name: str, way: str, image: Tensor, target: Tensor) -> dict[str, float]:
-    WAYS[way](image[..., :100, :100])  # compiles, and allocates
+    WAYS[way](image[..., :64, :64])  # compiles, and allocates
     start = time.process_time()
     result, seams = WAYS[way](image)
     found = {"seconds": time.process_time() - start, "psnr": _psnr(result, target)}
