@@ -76,3 +76,8 @@ def test_rows_are_one_tensor_that_calls_hand_on() -> None:
     for copied in (copy.deepcopy(correction), pickle.loads(pickle.dumps(correction))):
         assert torch.equal(copied.rows, correction.rows)
         assert copied._elsewhere == {}
+
+
+def test_the_coefficients_of_a_batch_are_those_of_each_image_in_turn() -> None:
+    rows = torch.rand(len(NAMES), 3)
+    assert torch.equal(Correction(rows).per_plane(2).rows, torch.cat([rows, rows], 1))
