@@ -64,7 +64,7 @@ def trimmed(text: str, most: int = LINES) -> str:
     >>> trimmed("a\\nb\\nc\\nd\\ne", 3).split()
     ['a', '…', 'e']
     """
-    lines = [line.rstrip()[:150] for line in text.strip().splitlines()]
+    lines = [line.rstrip()[:150] for line in text.strip().splitlines() if "%|" not in line]  # no bars of progress
     if len(lines) <= most:
         return "\n".join(lines)
     first = most * 2 // 3
