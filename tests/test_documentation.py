@@ -35,7 +35,7 @@ DOCS = ROOT / "docs"
 # A page's blocks run one after the other, in one namespace. What cannot run has another language than these two.
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>python|console)\n(?P<text>.*?)^ *```$", re.M | re.S)
 QUICK = ("index.md",)  # the other pages are for `pytest -m slow`
-NEEDS = {"integrations.md": ("lightning", "timm", "spandrel")}
+NEEDS = {"integrations.md": ("lightning", "timm", "spandrel"), "coreml.md": ("coremltools",)}
 """Packages of others that a page is about; they warn of many things."""
 
 
