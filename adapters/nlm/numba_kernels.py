@@ -456,7 +456,7 @@ def _backward_strip(
 
 
 # Strips [start, stop) of all those of one parity, counted through the batch. In plain Python: to compile these is
-# to compile the strips a second time, within them, a fifth of all that is compiled here. A call takes some 20 µs.
+# to compile the strips a second time, within them. What that costs is a call for each strip.
 
 
 def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: int) -> tuple[int, int, int]:
