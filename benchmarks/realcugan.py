@@ -303,4 +303,4 @@ def _draw(path: Path, folder: Path, name: str) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.suptitle("Real-CUGAN 2×: differences from one piece, mean of channels, ×20 (white: none)", fontsize=10)
-    figure.savefig(path, dpi=90, metadata={"Software": f"tlsc {tlsc.__version__}"})
+    figure.savefig(path, dpi=72, metadata={"Software": f"tlsc {tlsc.__version__}"})
