@@ -106,6 +106,7 @@ def test_as_dict_goes_through_json() -> None:
         "aliases": [],
         "owner": "gates.0",
         "fit": None,
+        "base_size": None,
     }
     left = data["sites"][2]
     assert (left["path"], left["window"], left["action"]) == ("pool", None, "left global")

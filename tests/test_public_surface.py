@@ -79,6 +79,7 @@ _CALIBRATE = (
 )
 _CHECK = "check: 'bool | None' = None, source: 'str | Source' = 'window'"
 _BASE = "base_size: 'int | tuple[int, int]'"
+_BASE_OR_PLAN = "base_size: 'int | tuple[int, int] | None' = None, *, plan: 'Plan | None' = None"
 _MAP = "x: 'Tensor', window: 'int | tuple[int, int]'"
 _QKV = "q: 'Tensor', k: 'Tensor', v: 'Tensor'"
 _HEADS = f"{_QKV}, temperature: 'Tensor | float'"
@@ -90,9 +91,9 @@ SIGNATURES = {
     "backends": "() -> 'Statuses'",
     "calibrate": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor] | Plan', "
     "crop: 'int | tuple[int, int] | None' = None, *, crops_per_image: 'int' = 32, seed: 'int' = 0) -> 'Plan'",
-    "convert": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
+    "convert": f"(model: 'Model', {_BASE_OR_PLAN}, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Model'",
-    "converted": f"(model: 'Model', {_BASE}, *, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
+    "converted": f"(model: 'Model', {_BASE_OR_PLAN}, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Iterator[Model]'",
     "plan": f"(model: 'nn.Module | Described', {_BASE[:-1]} | None' = None, *, {_OPTIONS}, "
     "source: 'str | Source' = 'window', crop: 'int | tuple[int, int] | None' = None) -> 'Plan'",
@@ -163,6 +164,7 @@ FIELDS = {
         "aliases": "tuple[str, ...]",
         "owner": "str | None",
         "fit": "Fit | None",
+        "base_size": "tuple[int, int] | None",
     },
 }
 

@@ -20,7 +20,8 @@ from ._sources.named import as_source
 from ._sources.passes import Passes
 from ._sources.source import Source
 from ._sources.window import Window
-from ._surgery.planner import plan_for
+from ._surgery.planned import ByPlan, decided_by
+from ._surgery.planner import Decided, plan_for
 from ._surgery.selection import Selection
 from ._surgery.sourcing import local_modules, planned
 from ._surgery.swapping import plan_of, replace, reverted
@@ -74,8 +75,9 @@ def plan(
 
 def convert(
     model: Model,
-    base_size: int | tuple[int, int],
+    base_size: int | tuple[int, int] | None = None,
     *,
+    plan: Plan | None = None,
     stride: int = 1,
     example_input: Any = None,
     include: Selection | None = None,
@@ -101,6 +103,8 @@ def convert(
             descriptor of spandrel, whose network is converted, with ``base_size`` rounded up to a size it takes.
         base_size: window at the model's input, in pixels: an int or (height, width). A good first choice is
             1.5 times the training crop.
+        plan: instead of ``base_size``: the sites that it converts become local, each with its window and its
+            correction, and no others (:meth:`Plan.load`; ``tlsc tune`` writes one).
         stride: 1 for exact local statistics. With ``r > 1`` pools evaluate their means on a grid of this stride,
             in pixels of their own map, and interpolate.
         example_input: the call arguments, for models that take more than one image or no plain one: a tensor, a
@@ -116,8 +120,8 @@ def convert(
             at three times ``base_size`` on one axis (more, if it has to make sure), on a copy that shares the
             parameters. It warns only where it is certain: of a network that cuts its image into parts, for
             instance, it says little. None: where a forward at ``base_size`` takes at most 500 million
-            multiplications, and not in half precision on a CPU; True: always, and warn also where it cannot be
-            done, or where the plan says so already; False: never. It is made of windows only.
+            multiplications, not in half precision on a CPU, and not by a plan; True: always, and warn also where it
+            cannot be done, or where the plan says so already; False: never. It is made of windows only.
         source: from where each site has its statistics: ``"window"``, or for comparison another published answer,
             ``"map"``, ``"tile"``, ``"table"`` (KIN), ``"centres"`` (DN), ``"thumbnail"`` (TIN), ``"crops"``; or one
             of ``tlsc.sources`` with its options. Some make a first pass over parts of the image, by hooks of the
@@ -127,7 +131,8 @@ def convert(
         ``model`` itself. Converting again replaces the earlier conversion.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: an argument cannot be used; a pattern matches no path.
+        ArgumentTypeError, ArgumentValueError: an argument cannot be used; a pattern matches no path; the plan is
+            of another model.
         ProbeError: the model cannot be run at ``base_size``.
         NoSiteError: it has no layer that is known.
             With a source, ArgumentValueError: a site takes no statistic that could come from there.
@@ -148,33 +153,41 @@ def convert(
         LocalInstanceNorm2d(8, window=(384, 384), eps=1e-05, affine=True)
     """
     module: nn.Module = module_in(model)
-    taken = size_taken(model, base_size)
-    passes = _checked(source, taken, stride, crop)
+    passes = None
+    if plan is not None:
+        _check_alone(base_size, stride, include, exclude, calibrate, source)
+    else:
+        base_size = size_taken(model, _given(base_size))
+        passes = _checked(source, base_size, stride, crop)
     if passes is not None and (calibrate is not None or check):
         what = "check" if calibrate is None else "calibrate"
         raise ArgumentValueError(
             f"{what} is for windows: leave it out, or take source='window', got {passes.source}"
         )
     with interruptible():
+        decided: Decided | ByPlan
         with outside_kept(module):
-            decided = plan_for(module, taken, stride, example_input, include, exclude)
-        made = decided.plan if passes is None else planned(decided, passes.source)
+            if plan is not None:
+                decided = decided_by(module, plan, example_input)
+            else:
+                decided = plan_for(module, _given(base_size), stride, example_input, include, exclude)
+        made = _made(decided, passes)
         if not made.sites and strict:
             raise NoSiteError(
                 f"{type(module).__name__} has no layer that aggregates globally and that is known here "
                 "(AdaptiveAvgPool2d(1), InstanceNorm2d, GroupNorm, registered types): there is nothing to convert. "
                 "Teach a layer of your own with tlsc.register, or pass strict=False"
             )
-        if passes is None:
-            local = replace(module, made, decided.local)
-        else:
-            local = replace(module, made, lambda slots: local_modules(decided, slots, passes), passes)
-        if made.sites and not local:
+        local = replace(module, made, *_means(decided, passes))
+        if made.sites and not local and plan is None:
             reasons = "; ".join(f"{site.path or '(the model)'}: {site.reason}" for site in made.sites)
             warnings.warn(f"nothing was converted. {reasons}", TLSCWarning, stacklevel=2)
         if calibrate is not None and local:
             calibrated(module, calibrate, crop)
-        if passes is None and (check or (check is None and is_cheap(module, decided.work))):
+        if made.calibration is not None and local:
+            calibrated(module, made, None)
+        windows = passes is None and plan is None
+        if check or (check is None and windows and is_cheap(module, decided.work)):
             with outside_kept(module):
                 warn_of_far(module, made, decided.inputs, bool(check), 2)
     return model
@@ -194,6 +207,37 @@ def _checked(source: str | Source, base_size: Any, stride: int, crop: Any) -> Pa
     if stride != 1:
         raise ArgumentValueError(f"stride is for windows: leave it out, or take source='window', got {stride}")
     return Passes(chosen, size, tile)
+
+
+def _made(decided: Decided | ByPlan, passes: Passes | None) -> Plan:
+    """The plan that is noted."""
+    if passes is None:
+        return decided.plan
+    assert isinstance(decided, Decided)
+    return planned(decided, passes.source)
+
+
+def _means(decided: Decided | ByPlan, passes: Passes | None) -> tuple[Any, ...]:
+    """What makes the local modules, and what they share."""
+    if passes is None:
+        return (decided.local,)
+    assert isinstance(decided, Decided)
+    return (lambda slots: local_modules(decided, slots, passes), passes)
+
+
+def _given(base_size: int | tuple[int, int] | None) -> int | tuple[int, int]:
+    if base_size is None:
+        raise ArgumentValueError("give base_size, the window at the model's input in pixels, or plan=, a tlsc.Plan")
+    return base_size
+
+
+def _check_alone(base_size: Any, stride: Any, include: Any, exclude: Any, calibrate: Any, source: Any) -> None:
+    """A plan says all of this."""
+    given = {"base_size": base_size, "include": include, "exclude": exclude, "calibrate": calibrate}
+    named = [name for name, value in given.items() if value is not None]
+    named += [name for name, odd in (("stride", stride != 1), ("source", source != "window")) if odd]
+    if named:
+        raise ArgumentValueError(f"plan= says what becomes of each site: leave {' and '.join(named)} out")
 
 
 def revert(model: Model) -> Model:
@@ -227,8 +271,9 @@ def revert(model: Model) -> Model:
 @contextmanager
 def converted(
     model: Model,
-    base_size: int | tuple[int, int],
+    base_size: int | tuple[int, int] | None = None,
     *,
+    plan: Plan | None = None,
     stride: int = 1,
     example_input: Any = None,
     include: Selection | None = None,
@@ -242,8 +287,8 @@ def converted(
     """Convert a model for the length of a ``with`` block; afterwards it is as before, converted or not.
 
     Args:
-        model, base_size, stride, example_input, include, exclude, strict, calibrate, crop, check, source: as for
-            :func:`convert`.
+        model, base_size, plan, stride, example_input, include, exclude, strict, calibrate, crop, check, source:
+            as for :func:`convert`.
 
     Raises:
         TLSCError: as :func:`convert`.
@@ -262,6 +307,7 @@ def converted(
             convert(
                 model,
                 base_size,
+                plan=plan,
                 stride=stride,
                 example_input=example_input,
                 include=include,

@@ -85,6 +85,7 @@ class Site:
             result meets the map again; None where the site's own module is replaced.
         aliases: further paths under which the same place is found.
         fit: its correction, once the model is calibrated.
+        base_size: (height, width) at the model's input that its window stands for, where that is not the plan's.
     """
 
     path: str
@@ -96,6 +97,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     owner: str | None = None
     fit: Fit | None = None
+    base_size: tuple[int, int] | None = None
 
     @property
     def converted(self) -> bool:
@@ -108,7 +110,7 @@ class Plan:
     """The sites of a model in the order in which a forward pass reaches them; prints as a table.
 
     Attributes:
-        base_size: (height, width) at the model's input, in pixels.
+        base_size: (height, width) at the model's input, in pixels; the largest, where sites have their own.
         stride: grid on which local means are evaluated; 1 is exact.
         sites: one :class:`Site` each.
         calibration: how it was calibrated; None if it was not.
@@ -207,7 +209,8 @@ class Plan:
         how, what = f"stride {self.stride}", f"{verb} local"
         if self.source != "window":
             how, what = f"source {self.source}", "converted"
-        size = _size(self.base_size)
+        own = [site for site in self.converted if site.base_size is not None]
+        size = _size(self.base_size) + (f" (smaller at {len(own)})" if own else "")
         head = f"base_size {size}, {how}: {len(self.converted)} of {len(self.sites)} {noun} {what}"
         if not self.sites:
             return head
@@ -257,10 +260,13 @@ def _reason(site: Site) -> str:
 
 
 def _check(plan: Plan) -> None:
-    sizes = [plan.base_size, *(site.window for site in plan if site.window is not None)]
+    own = [size for site in plan for size in (site.window, site.base_size) if size is not None]
+    sizes = [plan.base_size, *own]
     if plan.stride < 1 or any(n < 1 for size in sizes for n in size):
         raise ValueError("sizes and stride must be at least 1")
     for site in plan:
+        if site.converted and site.window is None:
+            raise ValueError(f"{site.path or 'the model'}: a site that becomes local has a window")
         if site.fit is not None:
             why = _why_wrong(site.fit)
             if why is not None:

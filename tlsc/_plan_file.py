@@ -1,9 +1,12 @@
-"""Dataclasses from JSON, field by field: what a file may say is what their annotations say."""
+"""Dataclasses from JSON, field by field: what a file may say is what their annotations say.
+
+What has a default may be missing: files of earlier versions are read.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 __all__ = ["from_json"]
@@ -41,9 +44,11 @@ def from_json(kind: Any, value: Any) -> Any:
 
 def _dataclass(kind: type, value: Any) -> Any:
     hints = get_type_hints(kind)
-    if not isinstance(value, dict) or set(value) != {field.name for field in fields(kind)}:
+    named = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if not isinstance(value, dict) or not needed <= set(value) <= named:
         raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
-    return kind(**{name: from_json(hints[name], value[name]) for name in hints})
+    return kind(**{name: from_json(hints[name], value[name]) for name in hints if name in value})
 
 
 def _tuple(kind: Any, inner: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

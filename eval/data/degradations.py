@@ -151,12 +151,12 @@ class Pair:
     degraded: Image
 
 
-def degrade_photograph(name: str, degradation: str, seed: int) -> Pair:
+def degrade_photograph(name: str, degradation: str | Degradation, seed: int) -> Pair:
     """A photograph with a degradation whose level is a smooth random field; the same for the same arguments.
 
     Args:
         name: a photograph, see ``tlsc.eval.images.photographs``.
-        degradation: a key of ``DEGRADATIONS``.
+        degradation: a key of ``DEGRADATIONS``, or one of another kind.
         seed: of the field and the noise.
 
     Example:
@@ -166,7 +166,8 @@ def degrade_photograph(name: str, degradation: str, seed: int) -> Pair:
     clean = load_photograph(name)
     rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
     level = smooth_field(clean.shape[0], clean.shape[1], rng)
-    return Pair(name, clean, DEGRADATIONS[degradation].apply(clean, level, rng))
+    chosen = DEGRADATIONS[degradation] if isinstance(degradation, str) else degradation
+    return Pair(name, clean, chosen.apply(clean, level, rng))
 
 
 def degraded_test_photographs(degradation: str, seed: int) -> list[Pair]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tlsc.adapters.unet import DEMO_NETWORKS, DemoNetwork
-from tlsc.eval.data.degradations import DEGRADATIONS
+from tlsc.eval.data.degradations import DEGRADATIONS, Degradation
 from tlsc.eval.files import write_weights
 from tlsc.eval.images.photographs import TRAINING_PHOTOGRAPHS, Image, load_photograph
 
@@ -33,14 +33,16 @@ _LEARNING_RATE = 2e-3
 PHOTOGRAPH_WEIGHTS = {"motorcycle_left": 3.0, "motorcycle_right": 3.0, "rocket": 3.0}
 
 
-def train(network: DemoNetwork, steps: int, seed: int) -> nn.Module:
+def train(network: DemoNetwork, steps: int, seed: int, degradation: Degradation | None = None) -> nn.Module:
     """Train a demo network from scratch.
 
     Args:
         network: what to train; where it returns a list, as networks of several stages do, each entry is trained.
         steps: number of optimiser steps.
         seed: of the weights, the crops and the degradation.
+        degradation: to be undone; by default the network's own.
     """
+    undone = DEGRADATIONS[network.degradation] if degradation is None else degradation
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     photographs = [load_photograph(name) for name in TRAINING_PHOTOGRAPHS]
@@ -53,7 +55,7 @@ def train(network: DemoNetwork, steps: int, seed: int) -> nn.Module:
     average = math.nan
     with tqdm(range(steps), desc=network.name, unit="step", mininterval=5) as progress:
         for _ in progress:
-            clean, degraded = _batch(network, photographs, weights / weights.sum(), rng)
+            clean, degraded = _batch(network.crop, undone, photographs, weights / weights.sum(), rng)
             with arithmetic():
                 restored = model(degraded)
             stages = restored if isinstance(restored, list) else [restored]
@@ -74,14 +76,17 @@ def arithmetic() -> torch.autocast:
 
 
 def _batch(
-    network: DemoNetwork, photographs: Sequence[Image], weights: NDArray[np.float64], rng: np.random.Generator
+    size: int,
+    degradation: Degradation,
+    photographs: Sequence[Image],
+    weights: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     clean, degraded = [], []
-    degradation = DEGRADATIONS[network.degradation]
-    inside = slice(degradation.margin, degradation.margin + network.crop)
-    for _ in range(max(1, _PIXELS_PER_STEP // network.crop**2)):
+    inside = slice(degradation.margin, degradation.margin + size)
+    for _ in range(max(1, _PIXELS_PER_STEP // size**2)):
         photograph = photographs[rng.choice(len(photographs), p=weights)]
-        crop = random_crop(photograph, network.crop + 2 * degradation.margin, rng)
+        crop = random_crop(photograph, size + 2 * degradation.margin, rng)
         degraded.append(degradation.apply(crop, rng.random(), rng)[inside, inside])
         clean.append(crop[inside, inside])
     return _tensor(clean), _tensor(degraded)
