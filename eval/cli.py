@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from tlsc import keep_memory
 from tlsc.errors import TLSCError
-from tlsc.eval.commands import advise, app, demo, evaluate, export, inspect, list, nlm, restore, shift
+from tlsc.eval.commands import advise, app, demo, evaluate, export, inspect, list, nlm, restore, shift, tune
 from tlsc.eval.commands.parser import Parser
 from tlsc.eval.telling import note, telling
 

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -104,7 +105,9 @@ class Network:
         height, width = (n + -n % self.pad_to for n in (height, width))
         return height if height == width else (height, width)
 
-    def converted(self, asked: Asked, stride: int = 1, source: str = "window") -> tuple[tlsc.Plan | None, str]:
+    def converted(
+        self, asked: Asked, stride: int = 1, source: str = "window", plan: Path | None = None
+    ) -> tuple[tlsc.Plan | None, str]:
         """Convert the model in place, as it is asked for: the one rule of all commands.
 
         Args:
@@ -112,13 +115,15 @@ class Network:
                 local; otherwise the network stays as trained. ``"none"`` leaves it so. A size is that window.
             stride: of the conversion.
             source: from where its statistics are, see :func:`tlsc.convert`.
+            plan: a file that says what becomes of each site; the other arguments are then the usual ones.
 
         Returns:
             The plan, None where the network stays as it was; and what was done, in words.
 
         Raises:
             NoSiteError: a size is given, and there is nothing to convert.
-            ArgumentValueError: a size is given for an ONNX file.
+            ArgumentValueError: a size or a plan is given for an ONNX file; a plan and a size; a plan of another
+                network.
 
         Example:
             >>> load_network("se").converted("auto")[1]
@@ -126,6 +131,8 @@ class Network:
             >>> load_network("plain").converted("auto")[1]
             'as trained: it has no global layer that is known, so there is nothing to convert'
         """
+        if plan is not None:
+            return self._by_plan(asked, stride, source, plan)
         if isinstance(self.model, OnnxFile):
             if asked not in ("auto", "none"):
                 raise ArgumentValueError(
@@ -146,13 +153,28 @@ class Network:
             if asked != "auto":
                 raise
             return None, "as trained: it has no global layer that is known, so there is nothing to convert"
-        plan = tlsc.plan(self.model)
-        left = f", {len(plan.left)} stay global ('tlsc inspect' says why)" if plan.left else ""
-        height, width = plan.base_size
+        made = tlsc.plan(self.model)
+        left = f", {len(made.left)} stay global ('tlsc inspect' says why)" if made.left else ""
+        height, width = made.base_size
         how = f"local over {height}×{width} pixels"
         if source != "window":
             how = f"with statistics from source {source}, window {height}×{width}"
-        return plan, f"{len(plan.converted)} sites {how}{left}"
+        return made, f"{len(made.converted)} sites {how}{left}"
+
+    def _by_plan(self, asked: Asked, stride: int, source: str, file: Path) -> tuple[tlsc.Plan | None, str]:
+        if isinstance(self.model, OnnxFile):
+            raise ArgumentValueError(
+                f"{self.name} is an ONNX file, which runs as it was exported: leave --plan out"
+            )
+        if (asked, stride, source) != ("auto", 1, "window"):
+            raise ArgumentValueError(
+                "--plan says what becomes of each site: leave --base-size, --stride and --source out"
+            )
+        made = tlsc.Plan.load(file)
+        tlsc.convert(self.model, plan=made)
+        if not made.converted:
+            return None, f"as trained, as {file} says"
+        return made, f"{len(made.converted)} of {len(made)} sites local, as {file} says"
 
     def _padded(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]

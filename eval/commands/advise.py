@@ -17,7 +17,7 @@ from tlsc.eval.commands.arguments import (
     positive,
     windows,
 )
-from tlsc.eval.telling import hand_over, progress, say
+from tlsc.eval.telling import hand_over, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,8 +51,11 @@ def add_command(commands: Commands) -> None:
     group.add_argument(
         "--psnr", type=positive, metavar="DB", help="of the restored photographs, if known: changes in dB"
     )
+    group.add_argument(
+        "--degrade", metavar="SPEC", help="the photographs are clean: degrade them (as eval --degrade does)"
+    )
     group.add_argument("--crops", type=count, default=16, metavar="N", help="from each photograph (%(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the crops (%(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of the crops, and of --degrade (%(default)s)")
     add_telling_arguments(add_running_arguments(parser, threads=1))
     parser.set_defaults(run=_run, command="advise")
 
@@ -70,7 +73,7 @@ def _run(args: argparse.Namespace) -> int:
     with fixed_arithmetic(args.threads):
         found = tlsc.predict(
             network.model,
-            _images(args.photographs, network),
+            _given(args, network),
             _windows(args, network),
             crop=network.taken(network.crop),
             psnr=args.psnr,
@@ -84,6 +87,15 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _given(args: argparse.Namespace, network: Network) -> list[Tensor]:
+    """What the network restores: the photographs, degraded first where that is asked for."""
+    from tlsc.eval.commands.photographs import images_of, pairs_of
+
+    if args.degrade is None:
+        return images_of(args.photographs, network)
+    return pairs_of(args.photographs, None, args.degrade, network, args.seed)[0]
+
+
 def _windows(args: argparse.Namespace, network: Network) -> list[int | tuple[int, int]]:
     crop = network.crop
     assert crop is not None
@@ -91,20 +103,3 @@ def _windows(args: argparse.Namespace, network: Network) -> list[int | tuple[int
     if "none" in asked:
         raise ArgumentValueError("advise compares a network with itself converted: leave --base-size none out")
     return [network.taken(network.base_size if one == "auto" else one) for one in asked]
-
-
-def _images(names: list[str], network: Network) -> list[Tensor]:
-    """The photographs, (C, H, W) each, in the channels that the network takes."""
-    import numpy as np
-    import torch
-
-    from tlsc.eval.images import read_picture, with_channels
-    from tlsc.eval.restore import sources
-
-    found = []
-    for path in progress(sources(names), desc="reading", unit="image", delay=1):
-        pixels = read_picture(path).pixels
-        if network.channels is not None:
-            pixels = with_channels(pixels, network.channels)
-        found.append(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, 2, 0))))
-    return found

@@ -22,6 +22,7 @@ __all__ = [
     "add_network",
     "add_out",
     "add_overwrite",
+    "add_plan",
     "add_running_arguments",
     "add_telling_arguments",
     "add_window_arguments",
@@ -171,6 +172,16 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
     )
     group.add_argument("--stride", type=int, default=1, metavar="N", help="1 is exact (%(default)s)")
     return group
+
+
+def add_plan(group: argparse._ArgumentGroup, text: str = "instead of a window") -> None:
+    """A plan from a file; ``text`` says what for."""
+    group.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help=f"{text}: the sites, windows and corrections of a plan (tlsc tune, Plan.save)",
+    )
 
 
 def add_running_arguments(parser: argparse.ArgumentParser, threads: int | None = None) -> argparse._ArgumentGroup:

@@ -11,6 +11,7 @@ from tlsc.eval.commands.arguments import (
     add_data_arguments,
     add_network,
     add_out,
+    add_plan,
     add_running_arguments,
     add_telling_arguments,
     numbers,
@@ -78,6 +79,7 @@ def _add_first(parser: argparse.ArgumentParser, auto: str) -> argparse._Argument
         "only)",
     )
     group.add_argument("--stride", type=numbers, default=[1], metavar="N[,N]", help="1 is exact (default)")
+    add_plan(group, "compared, too")
     group.add_argument(
         "--calibrate",
         action="store_true",

@@ -23,7 +23,7 @@ from tlsc.eval.judge.metrics import Protocol, lpips_metric
 from tlsc.eval.judge.verdict import judge, summarise
 from tlsc.eval.networks import Asked, Network, checksum, chosen_device
 from tlsc.eval.onnx_file import OnnxFile
-from tlsc.eval.run.cells import Cell, cells_of
+from tlsc.eval.run.cells import Cell, cells_of, planned_cell
 from tlsc.eval.run.distributed import Team, team
 from tlsc.eval.run.records import alone_in, open_run
 from tlsc.eval.run.runner import Job, fixed_arithmetic
@@ -100,6 +100,13 @@ def _measured(
         args.calibrate,
         args.source,
     )
+    if args.plan is not None:
+        network.refuse_onnx("compare a plan")
+        planned = planned_cell(str(args.plan))
+        if planned is None:
+            remarks.append(f"{args.plan} leaves every site: that is the original")
+        else:
+            cells.append(planned)
     if isinstance(network.model, OnnxFile):
         remarks.append("an ONNX file runs as it was exported: it is not converted here")
     data = _together(team, lambda: data_of(args, network))
@@ -202,6 +209,7 @@ def _settings(args: argparse.Namespace, network: Network, data: Any, cells: Sequ
         "files_sha256": data.checksum,
         "bad": [str(bad) for bad in data.bad],
         "cells": [str(cell) for cell in cells],
+        **({} if args.plan is None else {"plan": args.plan.read_text(encoding="utf-8")}),
         "protocol": args.protocol,
         "crop_border": args.crop_border,
         "lpips": args.lpips,

@@ -11,6 +11,7 @@ from tlsc.eval.commands.arguments import (
     Commands,
     add_network,
     add_out,
+    add_plan,
     add_telling_arguments,
     add_window_arguments,
     network_of,
@@ -31,7 +32,7 @@ def add_command(commands: Commands) -> None:
     group = add_network(parser)
     group.add_argument("names", metavar="OUT.onnx", nargs="*", help="the same as -o")
     parser.collects = "names"
-    add_window_arguments(parser)
+    add_plan(add_window_arguments(parser))
     group = add_out(parser, None, "file to write (default: the network's name with .onnx)")
     group.add_argument("--opset", type=int, help="of ONNX's standard operators (default: the exporter's)")
     group.add_argument(
@@ -55,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     refuse_existing([out], args.overwrite, [Path(args.network)])
     network = network_of(args, runs=False)
     network.refuse_onnx("export")
-    _, said = network.converted(args.base_size, args.stride)
+    _, said = network.converted(args.base_size, args.stride, plan=args.plan)
     made = tlsc.export(network.model, out, opset=args.opset, cumsum=not args.no_cumsum)
     say(f"{args.network}: {said}\n{made}")
     errors = {"×".join(map(str, size)): error for size, error in made.errors.items()}

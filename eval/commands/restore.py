@@ -17,6 +17,7 @@ from tlsc.eval.commands.arguments import (
     Commands,
     add_calling_arguments,
     add_out,
+    add_plan,
     add_running_arguments,
     add_telling_arguments,
     add_window_arguments,
@@ -62,6 +63,7 @@ def add_command(commands: Commands) -> None:
     group.add_argument("--crop", type=count, metavar="N", help="side of the training crops, if it is not known")
     add_calling_arguments(group)
     group = add_window_arguments(parser)
+    add_plan(group)
     group.add_argument(
         "--calibrate",
         nargs="?",
@@ -165,7 +167,7 @@ def _restored(args: argparse.Namespace, crew: Team) -> int:
 
     plan = tlsc.Plan.load(args.calibrate) if args.calibrate else None
     network = network_of(args)
-    converted, said = network.converted(args.base_size, args.stride, args.source)
+    converted, said = network.converted(args.base_size, args.stride, args.source, args.plan)
     known = getattr(network.model, "tlsc", None)
     name = network.name if network.kind == "ONNX file" else getattr(known, "architecture", network.kind)
     say(f"{name}{f', {known.task}' if known is not None and known.task else ''}, {said}")

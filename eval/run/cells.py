@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["ORIGINAL", "Cell", "as_cell", "calibrated", "cells_of", "shown_size"]
+__all__ = ["ORIGINAL", "Cell", "as_cell", "calibrated", "cells_of", "planned_cell", "shown_size"]
 
 Size = int | tuple[int, int]
 
@@ -29,6 +29,7 @@ class Cell:
         overlap: pixels that neighbouring patches share.
         calibrated: whether the converted network's statistics are calibrated on the first inputs.
         source: from where its statistics are, see :func:`tlsc.convert`.
+        plan: file that says what becomes of each site; ``base_size`` is then its smallest window.
 
     Example:
         >>> print(Cell(96), "|", Cell(patch_size=64, overlap=16), "|", Cell(96, 4, 64))
@@ -43,12 +44,15 @@ class Cell:
     overlap: int = 0
     calibrated: bool = False
     source: str = "window"
+    plan: str | None = None
 
     @property
     def variant(self) -> str:
         """The network's state in words."""
         if self.base_size is None:
             return "original"
+        if self.plan is not None:
+            return f"plan {self.plan}"
         strided = f", stride {self.stride}" if self.stride > 1 else ""
         source = f", source {self.source}" if self.source != "window" else ""
         calibrated = ", calibrated" if self.calibrated else ""
@@ -108,6 +112,10 @@ def as_cell(
     """
     if cell.base_size is None:
         yield model
+        return
+    if cell.plan is not None:
+        with tlsc.converted(model, plan=tlsc.Plan.load(cell.plan)):
+            yield model
         return
     with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=_crop_of(cell, crop)):
         if cell.calibrated:
@@ -203,6 +211,17 @@ def _from_sources(model: nn.Module, base_size: Size, sources: Iterable[str]) -> 
         except ArgumentValueError as error:
             remarks.append(f"source {name} is left out: {error}")
     return cells, remarks
+
+
+def planned_cell(file: str) -> Cell | None:
+    """The network as the plan in a file has it, on whole images; None for a plan that leaves every site.
+
+    Raises:
+        ArgumentValueError, OSError: as :meth:`tlsc.Plan.load`.
+    """
+    plan = tlsc.Plan.load(file)
+    sizes = [site.base_size or plan.base_size for site in plan.converted]
+    return Cell((min(h for h, _ in sizes), min(w for _, w in sizes)), plan.stride, plan=file) if sizes else None
 
 
 def _cuts(patches: Iterable[tuple[int | None, int]], whole: bool) -> list[tuple[int | None, int]]:

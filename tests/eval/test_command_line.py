@@ -127,6 +127,13 @@ VERBS = {
     "sweep": lambda name, out: ["sweep", name, *DATA, "--patch-size", "8", "--no-report", "-o", out, "--json"],
     "shift": lambda name, out: ["shift", name, *DATA, "--crop", "8", "--crops", "1", "-o", out, "--json"],
     "advise": lambda name, out: ["advise", name, "in", "--crop", "8", "--crops", "2", "--sigma", "25", "--json"],
+    "tune": lambda name, out: [
+        "tune",
+        name,
+        "in",
+        *["--crop", "8", "--crops", "2", "--sigma", "25", "--json", "-o"],
+        f"{out}.json",
+    ],
     "export": lambda name, out: ["export", name, "-o", f"{out}.onnx", "--json"],
 }
 

@@ -21,7 +21,7 @@ from ..errors import ArgumentValueError
 from .energies import crops_of, image_of
 from .result import NEGLIGIBLE, Change, Prediction
 
-__all__ = ["predict"]
+__all__ = ["SLACK", "predict"]
 
 SLACK = 0.1
 """Part of the output's change that may go either way, as it is not independent of the error on crops: measured."""

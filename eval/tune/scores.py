@@ -1,0 +1,201 @@
+"""What a choice is worth on each photograph: PSNR with targets, mismatch energy without; kept in a journal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import tlsc
+from tlsc._internal.prediction import SLACK, Crops, crops_of, step_of
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.networks import Network
+from tlsc.eval.tune.groups import Choice, Group, plan_for
+
+__all__ = ["Energies", "Journal", "Pairs", "Scores"]
+
+Values = NDArray[np.float64]
+Size = tuple[int, int]
+
+
+class Journal:
+    """The scores so far, a line each, in a file that is there while a tuning runs.
+
+    Args:
+        path: of the file; a run with the same settings goes on with what it holds.
+        settings: everything that scores depend on.
+        overwrite: whether the journal of another run may be thrown away.
+
+    Raises:
+        ArgumentValueError: the file is of a run with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
+        self.path = path
+        self.known: dict[Choice, Values] = {}
+        head = json.dumps(settings, sort_keys=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+        if lines and lines[0] == head:
+            for line in lines[1:]:
+                self.known.update(_entry(line))
+        elif lines and not overwrite:
+            raise ArgumentValueError(
+                f"{path} is of a tuning with other settings that was stopped: --overwrite throws it away; or name "
+                "another --out"
+            )
+        with path.open("w", encoding="utf-8") as file:
+            file.write(head + "\n")
+        for choice, values in self.known.items():
+            self._write(choice, values)
+
+    def add(self, choice: Choice, values: Values) -> None:
+        """Remember a score."""
+        self.known[choice] = values
+        self._write(choice, values)
+
+    def _write(self, choice: Choice, values: Values) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([choice, values.tolist()]) + "\n")
+
+    def done(self) -> None:
+        """The tuning is over: the file goes."""
+        self.path.unlink(missing_ok=True)
+
+
+def _entry(line: str) -> dict[Choice, Values]:
+    """A score; nothing where the line is damaged, so that it is measured again."""
+    try:
+        choice, values = json.loads(line)
+        return {tuple(None if one is None else (one[0], one[1]) for one in choice): np.array(values, dtype=float)}
+    except (ValueError, TypeError, IndexError):
+        return {}
+
+
+class Scores:
+    """Scores of choices, each measured once.
+
+    Args:
+        network: is as before after each score.
+        images: what it restores, (C, H, W) each.
+        groups: of its sites.
+        planned: its plan at a window.
+        base: the window that the plan of no site names.
+        journal: what is known already, and where to keep more.
+        told: called after each measurement.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        images: Sequence[Tensor],
+        groups: Sequence[Group],
+        planned: Callable[[Size], tlsc.Plan],
+        base: Size,
+        journal: Journal | None = None,
+        told: Callable[[], Any] = lambda: None,
+    ) -> None:
+        self.network, self.images, self.groups, self.planned, self.told = network, images, groups, planned, told
+        self.base, self.journal = base, journal
+        self.known: dict[Choice, Values] = {} if journal is None else journal.known
+
+    def __call__(self, choice: Choice) -> Values:
+        """One number for each image, NaN where the network fails in this form."""
+        if choice not in self.known:
+            values = self._values(choice)
+            if self.journal is None:
+                self.known[choice] = values
+            else:
+                self.journal.add(choice, values)
+            self.told()
+        return self.known[choice]
+
+    def _values(self, choice: Choice) -> Values:
+        found = np.full(len(self.images), math.nan)
+        try:
+            with self.converted(choice):
+                for n, image in enumerate(self.images):
+                    found[n] = self.value(n, self.restored(image))
+        except (RuntimeError, tlsc.TLSCError):
+            if all(one is None for one in choice):
+                raise
+        return found
+
+    @contextmanager
+    def converted(self, choice: Choice) -> Iterator[None]:
+        """The network as a choice has it."""
+        if all(one is None for one in choice):
+            yield
+            return
+        with tlsc.converted(self.network.model, plan=self.plan_of(choice)):
+            yield
+
+    def plan_of(self, choice: Choice) -> tlsc.Plan:
+        """What a choice does to each site."""
+        return plan_for(self.groups, choice, self.planned, self.base)
+
+    def restored(self, image: Tensor) -> Tensor:
+        """What the network makes of an image, (C, H, W)."""
+        with torch.no_grad():
+            out: Tensor = self.network(image[None])[0]
+        return out
+
+    def value(self, n: int, out: Tensor) -> float:
+        """What an output for the ``n``-th image is worth."""
+        raise NotImplementedError
+
+    @property
+    def least(self) -> float:
+        """What a change must gain."""
+        raise NotImplementedError
+
+
+class Pairs(Scores):
+    """PSNR in dB of outputs, cut to [0, 1], against ``targets``, (C, H, W) each."""
+
+    targets: Sequence[Tensor]
+    least = 0.005
+
+    def value(self, n: int, out: Tensor) -> float:
+        """PSNR."""
+        error = float((out.double().clamp(0, 1) - self.targets[n].double()).square().mean())
+        return -10 * math.log10(max(error, 1e-10))
+
+
+class Energies(Scores):
+    """Mismatch energies with a minus: how far outputs are from those on crops, at the crops' centres."""
+
+    crops: Sequence[Crops]
+
+    def measure_crops(self, size: Size, count: int, seed: int) -> None:
+        """Run random crops of every image through the network as trained."""
+        step = step_of(self.planned(size))
+        rng = np.random.default_rng(seed)
+        with torch.no_grad():
+            self.crops = [crops_of(self.network, image, size, count, step, rng) for image in self.images]
+
+    def value(self, n: int, out: Tensor) -> float:
+        """Minus the mismatch energy."""
+        return -float(self.crops[n].energies(out).mean())
+
+    @property
+    def least(self) -> float:
+        """One part in 200 of the mismatch energy of the network as trained."""
+        return 0.005 * float(-self((None,) * len(self.groups)).mean())
+
+    def doubt(self, one: Choice, other: Choice) -> Values:
+        """The part of the outputs' mean square difference that may go either way, as in :func:`tlsc.predict`."""
+        outputs = []
+        for choice in (one, other):
+            with self.converted(choice):
+                outputs.append([self.restored(image) for image in self.images])
+        return np.array(
+            [SLACK * float((a.double() - b.double()).square().mean()) for a, b in zip(*outputs, strict=True)]
+        )

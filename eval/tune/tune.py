@@ -1,0 +1,184 @@
+"""A plan for a network, decided on photographs: which sites become local, each over which window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import tlsc
+from tlsc.errors import ArgumentValueError
+from tlsc.eval.networks import Network
+from tlsc.eval.tune.groups import Choice, Group, groups_of, shown
+from tlsc.eval.tune.scores import Energies, Journal, Pairs
+from tlsc.eval.tune.search import Found, tuned
+
+__all__ = ["Tuning", "tune", "windows_for"]
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """A plan, and how it came about; prints as a table with a sentence below it.
+
+    Attributes:
+        plan: what to do: ``tlsc.convert(model, plan=plan)``.
+        groups: the sites that were decided together.
+        windows: that were tried.
+        paired: whether there were targets; scores are then PSNR in dB, otherwise mismatch energies with a minus.
+        images: how many photographs.
+        scores: of the choices that the table shows, means over photographs.
+        found: what the search came to.
+    """
+
+    plan: tlsc.Plan
+    groups: tuple[Group, ...]
+    windows: tuple[Size, ...]
+    paired: bool
+    images: int
+    scores: tuple[tuple[str, float], ...]
+    found: Found
+
+    @property
+    def sentence(self) -> str:
+        """What was decided, and why."""
+        own, fallback = self.found, self._named(self.found.fallback)
+        if own.best == own.fallback:
+            said = f"{fallback}: no choice of sites and windows is better."
+        elif own.shown_to_gain:
+            said = f"{self._named(own.choice)}: {self._gain()} better than {fallback}, on images held out."
+        elif math.isnan(own.low):
+            said = f"{fallback}: {self.images} images are too few to show that another choice gains."
+        else:
+            said = f"{fallback}: another choice is not shown to gain ({self._gain()}, on images held out)."
+        return said[0].upper() + said[1:]
+
+    def _gain(self) -> str:
+        own, unit = self.found, " dB" if self.paired else " of mismatch energy"
+        shape = "+.3f" if self.paired else "+.2g"
+        return f"{own.gain:{shape}} [{own.low:{shape}}, {own.high:{shape}}]{unit}"
+
+    def _named(self, choice: Choice) -> str:
+        if all(size is None for size in choice):
+            return "no site"
+        if len(set(choice)) == 1:
+            return f"all sites at {shown(choice[0])}"
+        return "; ".join(f"{group.name}: {shown(size)}" for group, size in zip(self.groups, choice, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python data, ready for JSON."""
+        own = self.found
+        named = {group.name: size for group, size in zip(self.groups, own.choice, strict=True)}
+        return {
+            "paired": self.paired,
+            "images": self.images,
+            "windows": self.windows,
+            "choice": named,
+            "scores": dict(self.scores),
+            "gain": own.gain,
+            "interval": [own.low, own.high],
+            "shown_to_gain": own.shown_to_gain,
+            "sentence": self.sentence,
+            "plan": self.plan.as_dict(),
+        }
+
+    def __str__(self) -> str:
+        from tabulate import tabulate
+
+        unit = "PSNR, dB" if self.paired else "mismatch energy"
+        rows = [(name, f"{value:.3f}" if self.paired else f"{-value:.4g}") for name, value in self.scores]
+        table = str(tabulate(rows, headers=["sites", unit], disable_numparse=True))
+        decided = [
+            f"{group.name}: {shown(size)}" for group, size in zip(self.groups, self.found.choice, strict=True)
+        ]
+        head = f"{self.images} images, {len(self.groups)} groups of sites"
+        return "\n".join(
+            [head, "", *(line.rstrip() for line in table.splitlines()), "", *decided, "", self.sentence]
+        )
+
+
+def windows_for(network: Network, asked: Sequence[Any] | None, paired: bool) -> list[Size]:
+    """The windows to try: those asked for, or 1 (with targets only), 1.5 and 2 times the training crop.
+
+    A window like the crop has the crop's own chances, to which mismatch energies are blind.
+    """
+    crop = network.crop
+    assert crop is not None
+    sizes = asked or [crop * k // 2 for k in ((2, 3, 4) if paired else (3, 4))]
+    taken = [network.taken(network.base_size if size == "auto" else size) for size in sizes]
+    return list(dict.fromkeys((one, one) if isinstance(one, int) else (one[0], one[1]) for one in taken))
+
+
+def tune(
+    network: Network,
+    images: Sequence[Tensor],
+    targets: Sequence[Tensor] | None = None,
+    windows: Sequence[Size] | None = None,
+    *,
+    crops_per_image: int = 16,
+    seed: int = 0,
+    journal: Journal | None = None,
+    told: Callable[[], Any] = lambda: None,
+) -> Tuning:
+    """Decide which sites of a network become local, each over which window, on photographs.
+
+    Sites of one kind on maps of one size are decided together. Greedy from all and from none, by PSNR where there
+    are targets and by mismatch energy (see :func:`tlsc.predict`) otherwise; the result is taken only where a
+    cross-validation over photographs shows that it is better than the better of all and none.
+
+    Args:
+        network: of :func:`tlsc.eval.networks.load_network`, with its training crop; it is as before afterwards.
+        images: degraded, (C, H, W) each.
+        targets: what they should become, if that is known.
+        windows: at the network's input; see :func:`windows_for`.
+        crops_per_image: without targets, random crops of each image.
+        seed: of these and of the cross-validation.
+        journal: to go on with what an earlier run measured.
+        told: called after each measurement.
+
+    Raises:
+        ArgumentValueError: no site becomes local; the crop is not known, or no smaller than an image.
+    """
+    if network.crop is None:
+        raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")
+    tried = list(windows or windows_for(network, None, targets is not None))
+    planned = cache(lambda size: tlsc.plan(network.model, size))
+    groups = groups_of(planned(tried[0]))
+    if not groups:
+        raise ArgumentValueError("no site becomes local, so there is nothing to tune")
+    given = (network, images, groups, planned, tried[0], journal, told)
+    score: Pairs | Energies
+    if targets is not None:
+        score = Pairs(*given)
+        score.targets = targets
+        doubt = None
+    else:
+        score = Energies(*given)
+        score.measure_crops(_crop(network, images), crops_per_image, seed)
+        doubt = score.doubt
+    found = tuned(score, len(groups), tried, len(images), score.least, doubt, seed)
+    shown_too: dict[Choice, str] = {(None,) * len(groups): "none"}
+    shown_too.update({(size,) * len(groups): f"all at {shown(size)}" for size in tried})
+    shown_too.setdefault(found.best, "the best found")
+    scores = tuple((name, float(np.mean(score(choice)))) for choice, name in shown_too.items())
+    plan = score.plan_of(found.choice)
+    return Tuning(plan, tuple(groups), tuple(tried), targets is not None, len(images), scores, found)
+
+
+def _crop(network: Network, images: Sequence[Tensor]) -> Size:
+    taken = network.taken(network.crop)
+    size = (taken, taken) if isinstance(taken, int) else (taken[0], taken[1])
+    small = [image for image in images if any(n < k for n, k in zip(image.shape[1:], size, strict=True))]
+    if small:
+        high, wide = small[0].shape[1:]
+        raise ArgumentValueError(
+            f"{len(small)} of {len(images)} images are smaller than the training crop, {size[0]}×{size[1]} (the "
+            f"first: {high}×{wide}): leave them out"
+        )
+    return size

@@ -1,0 +1,235 @@
+"""``tlsc tune``: sites that help become local and others stay, only where that is shown on images held out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import tlsc
+from tlsc.errors import ArgumentValueError
+from tlsc.eval import cli
+from tlsc.eval.networks import load_network
+from tlsc.eval.run.cells import as_cell, planned_cell
+from tlsc.eval.tune.groups import MOST, Choice, groups_of
+from tlsc.eval.tune.scores import Journal
+from tlsc.eval.tune.search import tuned
+from tlsc.eval.tune.tune import tune
+
+WINDOWS = [(16, 16), (24, 24)]
+Values = NDArray[np.float64]
+
+# Out = x − level − contrast, of which the level is rightly local, the contrast rightly the whole image's.
+NET = """
+import torch
+from torch import nn
+
+class Level(nn.Module):
+    def forward(self, x):
+        return x - x.mean((2, 3), keepdim=True)
+
+class Contrast(nn.Module):
+    def forward(self, x, light):
+        return x + 0.8 - 3 * (light - 0.5).square().mean((2, 3), keepdim=True)
+
+class Levels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.level, self.contrast = Level(), Contrast()
+
+    def forward(self, x):
+        return self.contrast(self.level(x), x)
+
+def make():
+    return Levels()
+"""
+
+
+def _photographs(number: int) -> list[tuple[Values, Values]]:
+    """Input and target: texture on a level that rises across; texture, and the contrast of the whole image."""
+    found = []
+    for n in range(number):
+        rng = np.random.default_rng(n)
+        texture = 0.02 * rng.standard_normal((48, 80, 3))
+        given = 0.5 + texture + np.linspace(-0.3, 0.3, 80)[:, None] * (0.8 + 0.05 * n)
+        whole = ((given - 0.5) ** 2).mean((0, 1))
+        found.append((given, texture + 0.8 - 3 * whole))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- search
+
+
+def _scored(worth: dict[int, float], noise: float, images: int) -> tuple[list[Choice], object]:
+    """Each group is worth something when it is local, more over the larger window; and noise for each image."""
+    asked: list[Choice] = []
+
+    def score(choice: Choice) -> Values:
+        if choice not in asked:
+            asked.append(choice)
+        rng = np.random.default_rng([0 if one is None else one[0] for one in choice])
+        value = sum(worth[n] * (1.1 if one == WINDOWS[1] else 1) for n, one in enumerate(choice) if one is not None)
+        return value + noise * rng.standard_normal(images)
+
+    return asked, score
+
+
+def test_sites_that_help_and_their_window_are_found_with_few_scores() -> None:
+    asked, score = _scored({0: 0.3, 1: -0.5, 2: 0.2, 3: -0.01}, 0.005, 8)
+    found = tuned(score, 4, WINDOWS, 8, 0.005)  # type: ignore[arg-type]
+    assert found.choice == found.best == (WINDOWS[1], None, WINDOWS[1], None)
+    assert found.fallback == (None,) * 4 or found.fallback == (WINDOWS[0],) * 4
+    assert found.shown_to_gain
+    assert found.low < 0.55 - 0 < found.high + 0.05
+    assert len(asked) < 40
+
+
+def test_what_is_not_shown_to_gain_is_not_taken() -> None:
+    """Noise alone: what looks best on some images is no better on others; few images show nothing."""
+    _, score = _scored(dict.fromkeys(range(4), 0.0), 1.0, 8)
+    found = tuned(score, 4, WINDOWS, 8, 0.005)  # type: ignore[arg-type]
+    assert found.choice == found.fallback
+    assert not found.shown_to_gain
+    _, score = _scored({0: 1.0, 1: -1.0}, 0.001, 2)
+    found = tuned(score, 2, WINDOWS, 2, 0.005)  # type: ignore[arg-type]
+    assert found.best == (WINDOWS[1], None)
+    assert found.choice == found.fallback
+    assert np.isnan(found.low)
+
+
+def test_what_a_score_cannot_vouch_for_counts_against_a_gain() -> None:
+    _, score = _scored({0: 0.3, 1: -0.5}, 0.001, 8)
+    kept = tuned(score, 2, WINDOWS, 8, 0.005, lambda one, other: np.full(8, 0.1))  # type: ignore[arg-type]
+    dropped = tuned(score, 2, WINDOWS, 8, 0.005, lambda one, other: np.full(8, 0.4))  # type: ignore[arg-type]
+    assert (kept.choice, dropped.choice) == (kept.best, dropped.fallback)
+
+
+def test_a_network_that_fails_in_one_form_is_tuned_with_the_others() -> None:
+    _, score = _scored({0: 0.3, 1: 0.5}, 0.001, 6)
+
+    def failing(choice: Choice) -> Values:
+        return np.full(6, np.nan) if choice[1] is not None else score(choice)  # type: ignore[operator,no-any-return]
+
+    assert tuned(failing, 2, WINDOWS, 6, 0.005).choice == (WINDOWS[1], None)
+
+
+def test_groups_are_sites_alike_and_not_too_many() -> None:
+    def planned(sizes: list[int]) -> tlsc.Plan:
+        sites = [tlsc.Site(f"{n}", "GroupNorm", (k, k), (k, k), "exact") for n, k in enumerate(sizes)]
+        return tlsc.Plan((16, 16), 1, tuple(sites))
+
+    groups = groups_of(planned([16, 8, 16]))
+    assert [(group.name, group.sites) for group in groups] == [("0", (0,)), ("1", (1,)), ("2", (2,))]
+    groups = groups_of(planned([16, 8, 16] * 3))
+    assert [(group.name, group.sites) for group in groups] == [
+        ("6 × GroupNorm on 16×16", (0, 2, 3, 5, 6, 8)),
+        ("3 × GroupNorm on 8×8", (1, 4, 7)),
+    ]
+    groups = groups_of(planned(list(range(1, 12))))
+    assert len(groups) <= MOST
+    assert [n for group in groups for n in group.sites] == list(range(11))
+
+
+# ------------------------------------------------------------------------------------------- plans from photographs
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "levels.py").write_text(NET)
+    for folder, side in (("in", 0), ("clean", 1)):
+        (tmp_path / folder).mkdir()
+        for n, pair in enumerate(_photographs(6)):
+            values = np.rint(pair[side].clip(0, 1) * 255).astype(np.uint8)
+            PIL.Image.fromarray(values).save(tmp_path / folder / f"{n}.png")
+    return tmp_path
+
+
+def test_tune_with_targets_writes_a_plan_that_all_commands_take(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ["./levels.py:make", "in", "--crop", "16"]
+    argv = ["tune", *network, "--target", "clean", "--base-size", "16,24", "--json"]
+    assert cli.main(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["shown_to_gain"]
+    plan = tlsc.Plan.load("plan.json")
+    assert [site.action for site in plan] == ["exact", "left global"]
+    assert said["scores"]["the best found"] > max(said["scores"][name] for name in ("none", "all at 16×16")) + 1
+    assert not Path("plan.json.journal").exists()
+    assert cli.main(argv) == 1
+    assert "plan.json exists" in capsys.readouterr().err
+    assert cli.main(["restore", *network[:2], "-o", "out", "--plan", "plan.json"]) == 0
+    assert "1 of 2 sites local, as plan.json says" in capsys.readouterr().out
+    model = tlsc.convert(load_network("./levels.py:make").model, plan=plan)
+    given = np.asarray(PIL.Image.open("in/0.png")).astype(np.float32) / 255
+    expected = model(torch.from_numpy(given).permute(2, 0, 1)[None]).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(PIL.Image.open("out/0.png")) - expected * 255).max() < 0.51
+    argv = ["eval", network[0], "in", "clean", *network[2:], "--plan", "plan.json", "--base-size", "16", "--tile", "16"]
+    assert cli.main([*argv, "--no-report", "-o", "run"]) == 0
+    assert "plan plan.json, whole" in Path("run/results.csv").read_text()
+
+
+def test_without_targets_the_output_on_crops_is_the_measure(place: Path) -> None:
+    """On crops the contrast is a crop's own, so that both sites become local; no window like the crop is tried."""
+    network = load_network("./levels.py:make", crop=16)
+    images = [torch.from_numpy(given.astype(np.float32)).permute(2, 0, 1) for given, _ in _photographs(4)]
+    found = tune(network, images)
+    assert found.windows == ((24, 24), (32, 32))
+    assert found.found.choice in [(size, size) for size in found.windows]
+    assert found == tune(network, images)
+    scores = dict(found.scores)
+    assert scores["none"] < scores["all at 24×24"] < 0
+    with pytest.raises(ArgumentValueError, match="4 of 4 images are smaller than the training crop"):
+        tune(load_network("./levels.py:make", crop=64), images)
+    with pytest.raises(ArgumentValueError, match="no site becomes local"):
+        tune(load_network("plain"), images, windows=WINDOWS)
+
+
+def test_a_run_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["tune", "./levels.py:make", "in", "--crop", "16", "--target", "clean", "--base-size", "16,24", "-q"]
+    assert cli.main([*argv, "-o", "first.json"]) == 0
+    add, left = Journal.add, iter(range(3))
+
+    def stopping(self: Journal, choice: Choice, values: Values) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        add(self, choice, values)
+
+    monkeypatch.setattr(Journal, "add", stopping)
+    assert cli.main([*argv, "-o", "second.json"]) == 130
+    journal = Path("second.json.journal")
+    with journal.open("a") as file:
+        file.write("[[null, nu")
+    measured: list[Choice] = []
+    monkeypatch.setattr(
+        Journal, "add", lambda self, choice, values: (measured.append(choice), add(self, choice, values))
+    )
+    assert cli.main([*argv[:-1], "--seed", "1", "-o", "second.json", "-q"]) == 1
+    assert cli.main([*argv, "-o", "second.json"]) == 0
+    assert Path("second.json").read_bytes() == Path("first.json").read_bytes()
+    assert len(measured) >= 1
+    assert len(measured) < len(set(measured)) + 1
+    assert not {((16, 16), (16, 16)), ((24, 24), (24, 24))} & set(measured)
+    assert not journal.exists()
+
+
+def test_an_image_within_the_smallest_window_is_as_by_the_original(place: Path) -> None:
+    model = load_network("./levels.py:make").model
+    large, small = tlsc.plan(model, 24), tlsc.plan(model, 16)
+    mixed = replace(large, sites=(large[0], replace(large[1], window=small[1].window, base_size=(16, 16))))
+    mixed.save("mixed.json")
+    cell = planned_cell("mixed.json")
+    assert cell is not None
+    assert cell.equals_original(16, 12)
+    assert not cell.equals_original(20, 20)
+    x = torch.rand(1, 3, 20, 20)
+    with as_cell(model, cell):
+        changed = model(x)
+    assert not torch.equal(changed, model(x))

@@ -1,0 +1,9 @@
+"""Mismatch energies, for tuning."""
+
+from __future__ import annotations
+
+from .._calibration.regions import step_of
+from .._prediction.energies import Crops, crops_of
+from .._prediction.predict import SLACK
+
+__all__ = ["SLACK", "Crops", "crops_of", "step_of"]
