@@ -3,7 +3,8 @@
 ``python -m benchmarks prediction train`` trains the networks that do not come along, into
 ``calibration-networks`` (each takes one to three minutes of a core; those that are there are left);
 ``python -m benchmarks prediction networks`` prints the tables, of the networks that are there; ``… picture FILE``
-also draws predicted against measured changes. What was measured is kept beside the networks (prediction.json).
+also draws predicted against measured changes. ``… train-held-out`` and ``… held-out`` do the same for networks,
+crops and degradations on which nothing in the estimate was settled. What was measured is kept beside the networks.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
-from torch import Tensor, nn
+from torch import nn
 
 import tlsc
 from tlsc._prediction.result import decibels
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
-from tlsc.eval.data.degradations import degrade_photograph
 from tlsc.eval.files import replacing
 from tlsc.eval.train.demo import train
 
-FOLDER = Path("calibration-networks")
+from .small_networks import FOLDER, HELD_OUT, halves, make
+
 STEPS = 500
 
 
@@ -56,7 +57,6 @@ TRAINED: dict[str, tuple[DemoNetwork, int]] = {
 # Trained on parts of 256, and asked with crops of 64: what is said where crops are no reference.
 LARGE = {"se, haze, parts of 256": (_network("se-large", _SE, 256, "haze"), 0)}
 TOLD = 64
-PHOTOGRAPHS = ("coffee", "chelsea", "astronaut")
 
 
 def _file(name: str) -> Path:
@@ -88,24 +88,9 @@ def _known() -> dict[str, tuple[nn.Module, int, str]]:
     return found
 
 
-def _halves(degradation: str) -> list[tuple[Tensor, Tensor]]:
-    """Left and right halves of the photographs that no network has seen, degraded; and clean."""
-    found = []
-    for name in PHOTOGRAPHS:
-        pair = degrade_photograph(name, degradation, 0)
-        half = pair.clean.shape[1] // 2
-        for part in (slice(0, half), slice(half, None)):
-            given, clean = (
-                torch.from_numpy(np.ascontiguousarray(x[:, part])).permute(2, 0, 1)
-                for x in (pair.degraded, pair.clean)
-            )
-            found.append((given, clean))
-    return found
-
-
 def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
     """Prediction and truth of each window."""
-    pairs = _halves(degradation)
+    pairs = halves(degradation)
     windows = [crop, crop * 3 // 2, crop * 2]
     with torch.no_grad():
         before = [model(given[None])[0] for given, _ in pairs]
@@ -131,12 +116,24 @@ def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
     }
 
 
+def _held_out() -> dict[str, Any]:
+    """The same of networks on which nothing was settled."""
+    there = {name: recipe for name, recipe in HELD_OUT.items() if recipe.file(name).exists()}
+    known = {name: (recipe.load(name), recipe.crop, recipe.degradation) for name, recipe in there.items()}
+    return _all_measured("held-out.json", known)
+
+
 def _networks() -> dict[str, Any]:
-    """What was measured, of every network that is there; goes on where it was stopped."""
-    path = FOLDER / "prediction.json"
+    """What was measured, of every network that is there."""
+    return _all_measured("prediction.json", _known())
+
+
+def _all_measured(file: str, known: Mapping[str, tuple[nn.Module, int, str]]) -> dict[str, Any]:
+    """What was measured; goes on where it was stopped."""
+    path = FOLDER / file
     FOLDER.mkdir(exist_ok=True)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name, (model, crop, degradation) in _known().items():
+    for name, (model, crop, degradation) in known.items():
         if name not in found:
             found[name] = _measured(model, crop, degradation)
             with replacing(path) as new:
@@ -150,7 +147,10 @@ def main(parts: Sequence[str]) -> None:
     if parts and parts[0] == "train":
         _train()
         return
-    found = _networks()
+    if parts and parts[0] == "train-held-out":
+        make(HELD_OUT)
+        return
+    found = _held_out() if parts and parts[0] == "held-out" else _networks()
     _print(found)
     if parts and parts[0] == "picture":
         _draw(found, Path(parts[1]))

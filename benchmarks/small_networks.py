@@ -21,7 +21,7 @@ from tlsc.eval.data.degradations import DEGRADATIONS, Degradation, Level, degrad
 from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, Image
 from tlsc.eval.train.demo import train
 
-__all__ = ["FOLDER", "MORE_DEGRADATIONS", "Recipe", "degradation_of", "halves", "make"]
+__all__ = ["FOLDER", "HELD_OUT", "MORE_DEGRADATIONS", "Recipe", "degradation_of", "halves", "make"]
 
 FOLDER = Path("calibration-networks")
 
@@ -119,6 +119,19 @@ class Recipe:
         model = _Network(name, name, self.settings, self.crop).build()
         model.load_state_dict(load_file(self.file(name)))
         return model.eval()
+
+
+_ALL = (0, 1, 2)
+_DEEP = {"half_norm": (2,), "padding_mode": "replicate"}
+# Networks, seeds, crops and degradations on which nothing in tlsc.predict was settled.
+HELD_OUT = {
+    "spread": Recipe({"spread": _ALL}, 80, "haze", 4),
+    "se-gloom": Recipe({"squeeze_excitation": _ALL}, 96, "gloom", 5),
+    "hin-grain": Recipe(_DEEP, 64, "grain", 6),
+    "spread-gloom": Recipe({"spread": (1, 2)}, 128, "gloom", 7),
+    "veil-a": Recipe({"half_norm": (0,), "squeeze_excitation": (1, 2)}, 64, "veil", 0, 600),
+    "veil-b": Recipe({"half_norm": (0, 1), "squeeze_excitation": (2,)}, 48, "veil", 1, 600),
+}
 
 
 def make(recipes: Mapping[str, Recipe], only: Iterable[str] = ()) -> None:

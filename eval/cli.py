@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     # These modules import PyTorch and the rest when their command runs: help and a mistyped command come at once.
-    for command in (demo, list, inspect, restore, evaluate, advise, shift, nlm, export, app):
+    for command in (demo, list, inspect, restore, evaluate, advise, tune, shift, nlm, export, app):
         command.add_command(commands)
     args = parser.parse_args(argv)
     with telling(args.quiet, args.verbose, args.json):

@@ -163,7 +163,7 @@ def _is_usual(case: tuple[str, str]) -> bool:
     verb, kind = case
     if kind == "`.param`":
         return verb == "restore"
-    return verb not in ("eval", "sweep", "shift", "advise") or kind in USUAL_NAMES
+    return verb not in ("eval", "sweep", "shift", "advise", "tune") or kind in USUAL_NAMES
 
 
 USUAL_NAMES = {"demo network", "with a noise level", "`.pth`", "ONNX file", "anything else"}

@@ -171,7 +171,19 @@ def test_tune_with_targets_writes_a_plan_that_all_commands_take(
     given = np.asarray(PIL.Image.open("in/0.png")).astype(np.float32) / 255
     expected = model(torch.from_numpy(given).permute(2, 0, 1)[None]).clamp(0, 1)[0].permute(1, 2, 0).numpy()
     assert np.abs(np.asarray(PIL.Image.open("out/0.png")) - expected * 255).max() < 0.51
-    argv = ["eval", network[0], "in", "clean", *network[2:], "--plan", "plan.json", "--base-size", "16", "--tile", "16"]
+    argv = [
+        "eval",
+        network[0],
+        "in",
+        "clean",
+        *network[2:],
+        "--plan",
+        "plan.json",
+        "--base-size",
+        "16",
+        "--tile",
+        "16",
+    ]
     assert cli.main([*argv, "--no-report", "-o", "run"]) == 0
     assert "plan plan.json, whole" in Path("run/results.csv").read_text()
 
