@@ -185,7 +185,7 @@ def test_tune_with_targets_writes_a_plan_that_all_commands_take(
         "16",
     ]
     assert cli.main([*argv, "--no-report", "-o", "run"]) == 0
-    assert "plan plan.json, whole" in Path("run/results.csv").read_text()
+    assert "plan plan.json,16x16,1,whole" in Path("run/results.csv").read_text()
 
 
 def test_without_targets_the_output_on_crops_is_the_measure(place: Path) -> None:
