@@ -351,6 +351,7 @@ def _converting_wins(
     size = best.base_size
     arguments = f"base_size={size}" + (f", stride={best.stride}" if best.stride > 1 else "")
     arguments += f", source='{best.source}'" if best.source != "window" else ""
+    arguments = f"plan={best.plan}" if best.plan is not None else arguments
     said = f"Convert with {arguments}" + (" and calibrate" if best.calibrated else "")
     if best.patch_size is not None:
         said += f" and tile at {best.patch_size} with overlap {best.overlap}"
