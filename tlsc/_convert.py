@@ -159,18 +159,10 @@ def convert(
     else:
         base_size = size_taken(model, _given(base_size))
         passes = _checked(source, base_size, stride, crop)
-    if passes is not None and (calibrate is not None or check):
-        what = "check" if calibrate is None else "calibrate"
-        raise ArgumentValueError(
-            f"{what} is for windows: leave it out, or take source='window', got {passes.source}"
-        )
+    _check_for_windows(passes, calibrate, check)
     with interruptible():
-        decided: Decided | ByPlan
         with outside_kept(module):
-            if plan is not None:
-                decided = decided_by(module, plan, example_input)
-            else:
-                decided = plan_for(module, _given(base_size), stride, example_input, include, exclude)
+            decided = _decided(module, plan, base_size, stride, example_input, include, exclude)
         made = _made(decided, passes)
         if not made.sites and strict:
             raise NoSiteError(
@@ -207,6 +199,30 @@ def _checked(source: str | Source, base_size: Any, stride: int, crop: Any) -> Pa
     if stride != 1:
         raise ArgumentValueError(f"stride is for windows: leave it out, or take source='window', got {stride}")
     return Passes(chosen, size, tile)
+
+
+def _check_for_windows(passes: Passes | None, calibrate: Any, check: bool | None) -> None:
+    """What only windows know is refused for other sources."""
+    if passes is not None and (calibrate is not None or check):
+        what = "check" if calibrate is None else "calibrate"
+        raise ArgumentValueError(
+            f"{what} is for windows: leave it out, or take source='window', got {passes.source}"
+        )
+
+
+def _decided(
+    module: nn.Module,
+    plan: Plan | None,
+    base_size: int | tuple[int, int] | None,
+    stride: int,
+    example_input: Any,
+    include: Selection | None,
+    exclude: Selection | None,
+) -> Decided | ByPlan:
+    """What is to become of each site: as a plan says, or as it is planned now."""
+    if plan is not None:
+        return decided_by(module, plan, example_input)
+    return plan_for(module, _given(base_size), stride, example_input, include, exclude)
 
 
 def _made(decided: Decided | ByPlan, passes: Passes | None) -> Plan:
