@@ -1,4 +1,4 @@
-"""coremltools takes FFDNet in both forms; followed operation by operation, they are right.
+"""coremltools takes FFDNet in both forms, and a converted U-Net; followed operation by operation, they are right.
 
 CoreML itself runs on Apple's machines only: ``mil.py`` says what each operation of the converted program does.
 """
@@ -14,16 +14,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tlsc.adapters import FFDNet
+import tlsc
+from tlsc.adapters import FFDNet, UNet
 
 from .mil import evaluated
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
+def _coremltools() -> Any:
+    """coremltools, taught to keep whole numbers whole where one bound is given to ``clamp``."""
+    coremltools = pytest.importorskip("coremltools", reason="coremltools is in the group 'coreml'")
+    from coremltools.converters.mil import Builder, register_torch_op
+    from coremltools.converters.mil.frontend.torch import ops
+    from coremltools.converters.mil.mil import types
+
+    theirs = ops.clamp
+
+    def clamp(context: Any, node: Any) -> None:
+        x, *bounds = ops._get_inputs(context, node, expected=[1, 2, 3])
+        if types.is_float(x.dtype):
+            theirs(context, node)
+            return
+        for bound, op in zip(bounds, (Builder.maximum, Builder.minimum), strict=False):
+            x = x if bound is None else op(x=x, y=bound)
+        context.add(x, node.name)
+
+    register_torch_op(torch_alias=["clip"], override=True)(clamp)
+    return coremltools
+
+
 def _program(model: nn.Module, example: tuple[Tensor, ...], multiple: int | None = None) -> Any:
     """What coremltools makes of a network: for the example's size, or for every multiple on both axes."""
-    coremltools = pytest.importorskip("coremltools", reason="coremltools is in the group 'coreml'")
+    coremltools = _coremltools()
     sizes = None
     if multiple is not None:
         rows, columns = (torch.export.Dim(name, min=2, max=1024 // multiple) for name in ("rows", "columns"))
@@ -78,3 +101,11 @@ def test_ffdnet(form: Literal["shuffle", "convolution"]) -> None:
         image, sigma = torch.rand(1, 3, *size), torch.rand(1, 1, *size)
         _same(program, free, image, sigma)
         torch.testing.assert_close(free(image, sigma), net(image, sigma))
+
+
+@torch.no_grad()
+def test_a_converted_unet() -> None:
+    torch.manual_seed(0)
+    model = tlsc.convert(UNet(4, levels=2, squeeze_excitation=(0, 1)), 16, check=False).eval()
+    program = _program(model, (torch.rand(1, 3, 24, 40),))
+    _same(program, model, torch.rand(1, 3, 24, 40))
