@@ -243,7 +243,7 @@ def _means(decided: Decided | ByPlan, passes: Passes | None) -> tuple[Any, ...]:
 
 def _given(base_size: int | tuple[int, int] | None) -> int | tuple[int, int]:
     if base_size is None:
-        raise ArgumentValueError("give base_size, the window at the model's input in pixels, or plan=, a tlsc.Plan")
+        raise ArgumentTypeError("give base_size, the window at the model's input in pixels, or plan=, a tlsc.Plan")
     return base_size
 
 

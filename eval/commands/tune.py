@@ -67,11 +67,13 @@ def _run(args: argparse.Namespace) -> int:
     from tlsc.eval.commands.photographs import images_of, pairs_of
     from tlsc.eval.files import refuse_existing
     from tlsc.eval.networks import checksum
+    from tlsc.eval.restore import sources
     from tlsc.eval.run.runner import fixed_arithmetic
     from tlsc.eval.tune.scores import Journal
     from tlsc.eval.tune.tune import tune, windows_for
 
-    refuse_existing([args.out], args.overwrite, [Path(args.network)])
+    given = sources(args.photographs if args.target is None else [*args.photographs, args.target])
+    refuse_existing([args.out], args.overwrite, [Path(args.network), *given])
     network = network_of(args)
     network.refuse_onnx("tune it")
     if network.crop is None:

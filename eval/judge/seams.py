@@ -76,7 +76,7 @@ class Disparity:
         >>> found = Disparity(8, 12, size=4)
         >>> found.add(image - image.mean())  # a network that takes the mean off
         >>> found.value(lambda crop: crop - crop.mean(), lambda top, left: image[top : top + 4, left : left + 4])
-        21.0
+        24.0
     """
 
     def __init__(self, height: int, width: int, size: int) -> None:

@@ -22,6 +22,7 @@ VERBS = {
     "shift": (["shift", "se", "in", "--degrade", "noise:25", "--out", "out"], "out/shift.json"),
     "eval": (["eval", "plain", "in", "--degrade", "noise:25", "--out", "out", "--no-report"], "out/psnr.png"),
     "sweep": (["sweep", "plain", "in", "--degrade", "noise:25", "--out", "out"], "out/results.csv"),
+    "tune": (["tune", "se", "in", "--degrade", "noise:25", "-o", "out/plan.json"], "out/plan.json"),
     "demo": (["demo", "--out", "out"], "out/psnr.png"),
     "nlm fit": (["nlm", "fit", "--clean", "in/a.png", "--steps", "1", "--plot", "out/p.png"], "out/p.png"),
     "nlm map": (["nlm", "map", "in/a.png", "--out", "out/p.png"], "out/p.png"),
@@ -75,6 +76,7 @@ SOURCES = [
     ["nlm", "map", "in/a.png", "--out", "in/../in/a.png"],
     ["nlm", "fit", "--clean", "in/a.png", "--plot", "in/a.png"],
     ["export", "in/a.png", "in/a.png"],
+    ["tune", "se", "in", "-o", "in/a.png"],
     ["inspect", "in/a.png", "--picture", "in/a.png"],
 ]
 

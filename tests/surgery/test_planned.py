@@ -74,7 +74,7 @@ def test_a_calibrated_plan_brings_its_corrections() -> None:
 def test_what_is_refused() -> None:
     model = _network()
     plan = _mixed(model)
-    with pytest.raises(ArgumentValueError, match="give base_size"):
+    with pytest.raises(ArgumentTypeError, match="give base_size"):
         tlsc.convert(model)
     with pytest.raises(ArgumentValueError, match="leave base_size and stride out"):
         tlsc.convert(model, 32, plan=plan, stride=2)
