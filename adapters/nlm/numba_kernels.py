@@ -455,11 +455,11 @@ def _backward_strip(
                 _spread_over_patches(flow, y, dy, dx, low - half, high - low, a - half, wide, patch, spare, grad_y)
 
 
-# Strips [start, stop) of all those of one parity, counted through the batch. In plain Python: to compile these is
-# to compile the strips a second time, within them. What that costs is a call for each strip.
+# The kernels: strips [start, stop) of all those of one parity, counted through the batch.
 
 
-def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: int) -> tuple[int, int, int]:
+@compiled
+def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: int) -> Any:
     """Which image a unit of work belongs to, and its rows [first, last)."""
     begin, end = patch // 2, height - search // 2 - patch // 2
     strips = (-((begin - end) // size) + 1 - parity) // 2
@@ -467,6 +467,7 @@ def _strip(unit: int, height: int, search: int, patch: int, size: int, parity: i
     return unit // strips, first, min(first + size, end)
 
 
+@compiled
 def _forward(
     x: Array,
     y: Array,
@@ -487,6 +488,7 @@ def _forward(
         _forward_strip(x[n], y[n], rate[n], search, patch, power, floor, first, last, num[n], den[n])
 
 
+@compiled
 def _backward(
     x: Array,
     y: Array,
