@@ -38,7 +38,6 @@ USUAL = {
     "gate with Linear",
     "classifier behind gates",
     "running statistics",
-    "adapters.NLMNet",
 }
 
 every_network = pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -254,7 +253,12 @@ def _influence_of_far_pixels(model: nn.Module, far: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(
-    "network", [*(network for network in NETWORKS if network.all_local), slow(MPRNET)], ids=str
+    "network",
+    slow_unless(
+        lambda network: network.name not in ("adapters.NLMNet", MPRNET.name),
+        [*(network for network in NETWORKS if network.all_local), MPRNET],
+    ),
+    ids=str,
 )
 def test_i4_a_pixel_depends_on_far_pixels_before_and_not_after(network: Network) -> None:
     model = network()
