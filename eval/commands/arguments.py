@@ -152,7 +152,16 @@ def add_calling_arguments(group: argparse._ArgumentGroup) -> None:
 def sources(text: str) -> tuple[str, ...]:
     """Names of sources, see :func:`tlsc.convert`."""
     known = ("window", "map", "tile", "table", "centres", "thumbnail", "crops")
-    names = known if text == "all" else tuple(dict.fromkeys(text.split(",")))
+    return known if text == "all" else _among(known, text)
+
+
+def trackers(text: str) -> tuple[str, ...]:
+    """Names of trackers, see :mod:`tlsc.eval.show.trackers`."""
+    return _among(("tensorboard", "wandb"), text)
+
+
+def _among(known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")

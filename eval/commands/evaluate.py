@@ -16,6 +16,7 @@ from tlsc.eval.commands.arguments import (
     add_telling_arguments,
     numbers,
     sources,
+    trackers,
     windows,
 )
 
@@ -116,6 +117,14 @@ def _add_last(parser: argparse.ArgumentParser, out: str) -> None:
     group = add_out(parser, Path(out), "folder to write to (%(default)s)")
     group.add_argument(
         "--no-report", action="store_true", help="figures only: no plots, comparisons and report.html"
+    )
+    group.add_argument(
+        "--log",
+        type=trackers,
+        default=(),
+        metavar="NAME[,NAME]",
+        help="means and plots also to tensorboard (into OUT/tensorboard) or wandb (Weights & Biases, where its "
+        "environment says)",
     )
     group.add_argument("--resume", action="store_true", help="go on with what a killed run left in OUT")
     add_telling_arguments(group)

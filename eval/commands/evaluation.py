@@ -40,6 +40,7 @@ from tlsc.eval.show.outputs import (
     write_timings,
 )
 from tlsc.eval.show.report import write_report
+from tlsc.eval.show.trackers import refuse_missing, track
 from tlsc.eval.telling import hand_over, say
 
 __all__ = ["run"]
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentValueError(f"--threads must be at least 1, got {args.threads}")
     if args.limit is not None and args.limit < 1:
         raise ArgumentValueError(f"--limit must be at least 1, got {args.limit}")
+    refuse_missing(args.log)
     out = args.out
     args.device = chosen_device(args.device)
     with fixed_arithmetic(args.threads), team(args.device, args.backend) as ours, ExitStack() as held:
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         _write(out, outcome, job, not args.no_report)
         _say(outcome, out)
         hand_over(_document(outcome))
+        track(args.log, out, outcome)
         return 1 if outcome.failed else 0
 
 
