@@ -23,7 +23,7 @@ __all__ = ["EXTRAS", "PYTHONS", "main", "tried"]
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-EXTRAS = ("", "eval", "networks", "onnx", "basicsr", "lightning", "app")
+EXTRAS = ("", "eval", "networks", "onnx", "basicsr", "lightning", "app", "tracking")
 NOT_HAD = "cannot be had here"
 
 

@@ -27,6 +27,7 @@ import tlsc
 from tlsc import adapters
 from tlsc.eval import cli
 
+from .eval.reports import properties
 from .marks import slow_unless
 from .networks import with_random_weights
 
@@ -217,3 +218,10 @@ def test_the_site_in_a_browser(site: Path, browser: Any) -> None:
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
+
+
+def test_the_files_of_a_run_are_described() -> None:
+    """The page names every property with the schema's own words; columns are tested where they are written."""
+    text = (DOCS / "results-files.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| (.+) \|$", text.split("## results.json")[1], re.M)
+    assert rows == properties()

@@ -148,10 +148,14 @@ def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) 
 
 
 def as_json(outcome: Outcome, date: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Figures, settings, versions and checksums: enough to repeat the run. Infinite PSNR is "inf", NaN null."""
+    """Figures, settings, versions and checksums: enough to repeat the run. Infinite PSNR is "inf", NaN null.
+
+    ``results.schema.json`` says what is what.
+    """
     verdict = outcome.verdict
     cells = {str(cell): cell for cell in outcome.cells}
     report = {
+        "format": "tlsc-results-1",
         "command": ["tlsc", *arguments],
         "date": date,
         "settings": dict(outcome.settings),

@@ -36,6 +36,8 @@ from tlsc.eval.run.cells import Cell, cells_of
 from tlsc.eval.run.patches import ResultSizeError, bands, restore
 from tlsc.eval.run.records import Record, Records, alone_in, open_run, read_records
 
+from .reports import report_of
+
 RNG = np.random.default_rng(0)
 
 # A network of one site. It fails on images that are all white, and waits where a test wants to be quicker than it.
@@ -145,6 +147,8 @@ def test_eval_writes_figures_that_can_be_made_by_hand(place: Path, capsys: pytes
     assert all((out / name).stat().st_size > 100 for name in names)
     rows = _rows(out)
     assert len(rows) == 5 * 4
+    page = (Path(__file__).parents[2] / "docs/results-files.md").read_text(encoding="utf-8")
+    assert all(f"`{column}`" in page.split("## results.json")[0] for column in rows[0])
     network = load_network(_net(place))
     figures = {(row["image"], row["variant"], row["patch_size"], row["overlap"]): row for row in rows}
     for name in ("000.png", "003.png"):
@@ -163,7 +167,7 @@ def test_eval_writes_figures_that_can_be_made_by_hand(place: Path, capsys: pytes
             assert float(row["ssim"]) == pytest.approx(expected.ssim, abs=1e-6)
             assert (row["protocol"], row["crop_border"], row["status"]) == ("rgb-uint8", "0", "ok")
     _check_indicators(place, figures, said)
-    report = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    report = report_of(out)
     mean = np.mean([float(row["psnr_db"]) for row in rows if row["variant"] == "base size 16"])
     assert next(m for m in report["means"] if m["cell"] == "base size 16, whole")["psnr"] == pytest.approx(mean)
     assert report["settings"]["weights_sha256"]
@@ -284,7 +288,7 @@ def test_identical_images_are_counted_and_not_averaged(place: Path, capsys: pyte
     assert rows["002.png"]["psnr_db"] == "inf"
     rest = np.mean([float(row["psnr_db"]) for name, row in rows.items() if name != "002.png"])
     assert f"{rest:.2f} (+1 identical: inf)" in said
-    report = json.loads((place / "out/results.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    report = report_of(place / "out")
     whole = next(m for m in report["means"] if m["cell"] == "original, whole")
     assert whole["identical"] == 1
     assert whole["psnr"] == pytest.approx(rest)
@@ -308,7 +312,7 @@ def test_bad_pairs_stop_the_run_or_are_counted_everywhere(place: Path, capsys: p
     assert "Skipped as bad: 2 (1 unreadable, 1 unmatched)" in said
     bad = [(row["image"], row["status"]) for row in _rows(place / "out") if row["status"] != "ok"]
     assert bad == [("003.png", "unreadable"), ("input/004.png", "unmatched")]
-    report = json.loads((place / "out/results.json").read_text(encoding="utf-8"))
+    report = report_of(place / "out")
     assert [entry["kind"] for entry in report["data"]["bad"]] == ["unreadable", "unmatched"]
     assert "unmatched: input/004.png" in (place / "out/report.html").read_text(encoding="utf-8")
 
@@ -843,7 +847,7 @@ def test_verdicts_of_real_runs(
     monkeypatch.chdir(tmp_path)
     argv = ["eval", f"level_networks:{factory}", "data", *OPTIONS, "--no-report", "--out", "out"]
     assert cli.main(argv) == 0
-    verdict = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))["verdict"]
+    verdict = report_of(tmp_path / "out")["verdict"]
     assert verdict["best"] == best
     assert said in verdict["recommendation"]
 
@@ -874,7 +878,7 @@ def test_verdict_of_instance_norm_on_all_levels(tmp_path: Path) -> None:
         "64",
     ]
     assert cli.main([*argv, "--overlap", "32", "--no-report", "--out", str(tmp_path / "out")]) == 0
-    verdict = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))["verdict"]
+    verdict = report_of(tmp_path / "out")["verdict"]
     assert verdict["recommendation"].startswith("Do not convert; tile at 64 with overlap 32: +")
 
 

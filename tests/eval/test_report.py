@@ -16,6 +16,8 @@ from PIL import Image
 from tlsc.eval import cli
 from tlsc.eval.show.pictures import ERROR, ERRORS, error_map
 
+from .reports import report_of
+
 NET = """
 import torch
 from torch import nn
@@ -78,7 +80,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(folder: Path) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     text = " ".join(page.text)
-    report = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    report = report_of(folder)
     assert report["verdict"]["recommendation"] in text
     assert report["protocol"] in text
     assert "input/bad.png" in text

@@ -84,7 +84,8 @@ def test_what_a_tracker_refuses_is_one_line(
 
     monkeypatch.setattr(wandb, "init", refuse)
     assert cli.main([*SWEEP, "--no-report", "--log", "wandb"]) == 1
-    assert "tlsc: the figures are in out, but wandb refuses them: UsageError: not logged in" in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "tlsc: the figures are in out, but wandb refuses them: UsageError: not logged in" in said
     assert (place / "out/results.csv").exists()
 
 
