@@ -29,6 +29,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "basicsr": ("basicsr",),
     "lightning": ("lightning",),
+    "tracking": ("tensorboard", "wandb"),
 }
 
 
@@ -108,6 +109,12 @@ def makes_a_callback() -> None:
     assert LocalValidation(384).base_size == 384
 
 
+def logs() -> None:
+    from tlsc.eval.show.trackers import refuse_missing
+
+    refuse_missing(EXTRAS["tracking"])
+
+
 def command(*words: object) -> subprocess.CompletedProcess[str]:
     """The command line, in a process of its own."""
     given = [sys.executable, "-m", "tlsc.eval", *map(str, words)]
@@ -163,6 +170,7 @@ def main() -> None:
         tell("checkpoint of spandrel's", found)
         tell("BasicSR", needs("basicsr", takes_basicsr_s_options))
         tell("Lightning", needs("lightning", makes_a_callback))
+        tell("TensorBoard, Weights & Biases", needs("tracking", logs))
     print("smoke test passed")
 
 

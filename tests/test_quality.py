@@ -67,6 +67,7 @@ def test_the_wheel_holds_every_package_and_nothing_else(tmp_path: Path) -> None:
     expected = _tree("tlsc", "**/*.py", "tlsc") | {"tlsc/py.typed"}
     expected |= _tree("adapters", "**/*.py", "tlsc/adapters") | _tree("eval", "**/*.py", "tlsc/eval")
     expected |= _tree("adapters", "weights/*.safetensors", "tlsc/adapters")
+    expected |= {"tlsc/eval/show/results.schema.json"}
     assert files == expected
     for name in ("tlsc/_convert.py", "tlsc/adapters/__init__.py", "tlsc/eval/__init__.py", "tlsc/py.typed"):
         assert name in files
