@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlsc.errors import ArgumentValueError, first_line, needing
+from tlsc.eval.images import read_image
 
 if TYPE_CHECKING:
     from tlsc.eval.judge.verdict import Summary
@@ -61,8 +62,6 @@ def _figures(own: Summary) -> dict[str, float]:
 
 def _tensorboard(folder: Path, outcome: Outcome) -> None:
     """A run of TensorBoard's for each variant: scalars over the patch size, those of whole images by themselves."""
-    import numpy as np
-    import PIL.Image
     from torch.utils.tensorboard import SummaryWriter
 
     place = folder / "tensorboard"
@@ -76,8 +75,7 @@ def _tensorboard(folder: Path, outcome: Outcome) -> None:
     with SummaryWriter(str(place)) as writer:
         writer.add_text("recommendation", outcome.verdict.recommendation)
         for name in filter(lambda name: (folder / name).exists(), _PLOTS):
-            with PIL.Image.open(folder / name) as plot:
-                writer.add_image(Path(name).stem, np.asarray(plot.convert("RGB")), dataformats="HWC")
+            writer.add_image(Path(name).stem, read_image(folder / name)[..., :3], dataformats="HWC")
 
 
 def _wandb(folder: Path, outcome: Outcome) -> None:
