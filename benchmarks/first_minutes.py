@@ -27,7 +27,7 @@ TYPED = (
     ("First looks. None of these imports PyTorch.", ("tlsc --version", "tlsc list", "tlsc inspct se")),
     ("What is this network, and what would become local?", ("tlsc inspect se",)),
     (
-        "A hazy photograph, made of one that comes with scikit-image, and its restoration. Nothing is overwritten.",
+        "Make a hazy photograph from one of scikit-image's, and restore it. Existing files are not overwritten.",
         (
             "mkdir photos && python haze.py photos/hazy.png",
             "tlsc restore se photos/ -o restored/",
@@ -35,16 +35,17 @@ TYPED = (
             "tlsc restore se photos/ -o as-trained/ --base-size none",
         ),
     ),
-    ("Would converting help, judged by this photograph alone?", ("tlsc advise se photos/",)),
+    ("Would converting help? This is judged from the photograph alone.", ("tlsc advise se photos/",)),
     (
-        "For other programs: an ONNX file, for pictures of any size.",
+        "For other programs: an ONNX file that takes pictures of any size.",
         ("tlsc export se se.onnx", "tlsc restore se.onnx photos/ -o by-onnx/"),
     ),
 )
 HEAD = """# The first five minutes
 
-Written by `uv run python -m benchmarks first_minutes`, which types all of it in a new environment. `# status` is an
-exit status other than 0. The first restoration compiles kernels for this processor, which are kept.
+This page shows what a new user types first and what `tlsc` answers. The network and the photograph are included.
+`uv run python -m benchmarks first_minutes` types all of it in a new environment and writes this page. `# status`
+is an exit status other than 0. The first restoration compiles kernels for your processor and keeps them.
 
 """
 HAZE = """
@@ -97,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tlsc-first-") as name:
         shell = Shell(Path(name))
         (shell.folder / "haze.py").write_text(HAZE.lstrip(), encoding="utf-8")
-        parts = [_part("A fresh environment, with the command line and what exporting needs.", shell, INSTALL)]
+        parts = [_part("A fresh environment with the command line and ONNX export.", shell, INSTALL)]
         parts += [_part(title, shell, lines) for title, lines in TYPED]
     PAGE.write_text(HEAD + "\n".join(parts), encoding="utf-8")
 
