@@ -8,6 +8,7 @@ anew, from the same code, with variables of its own.
 from __future__ import annotations
 
 import builtins
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torch.utils import checkpoint
 
 from .._models.contents import Contents, Stores, has_settings, is_only_called, names_in, stores_of
 from .guards import MISSING, Reads, Variable, is_simple, token
-from .proxies import whole_number
+from .proxies import kind_of, whole_number
 from .values import Cannot
 
 __all__ = ["Linker", "Whole"]
@@ -26,6 +27,8 @@ __all__ = ["Linker", "Whole"]
 _ASKING_GRAD = {"is_grad_enabled", "is_inference_mode_enabled", "is_inference", "enable_grad", "set_grad_enabled"}
 _ASKING_GRAD |= {"inference_mode", "requires_grad"}
 _ASKING_CAST = {"is_autocast_enabled", "get_autocast_dtype", "is_autocast_cpu_enabled", "get_autocast_gpu_dtype"}
+_CALLED: dict[str, Callable[..., Any]] = {"int": whole_number, "type": kind_of}
+"""What is called in place of classes that are nothing but called."""
 _FOREIGN = {"torch", "torchvision", "numpy", "math", "functools", "typing", "collections"}
 
 
@@ -74,6 +77,7 @@ class Linker:
         reads: what outside variables were named is noted here.
         stubs: what is called in place of other things, by the identity of these.
         whole: calls a :class:`Whole` with recorded values.
+        memoised: what is called in place of a function with a cache.
         contents: what the code could change is noted here.
     """
 
@@ -82,11 +86,12 @@ class Linker:
         reads: Reads,
         stubs: dict[Any, Callable[..., Any]],
         whole: Callable[[Whole], Callable[..., Any]],
+        memoised: Callable[[Any], Callable[..., Any]],
         contents: Contents,
     ) -> None:
         self.reads, self.contents = reads, contents
         self.stubs = {id(key): stub for key, stub in stubs.items()}
-        self.whole = whole
+        self.whole, self.memoised = whole, memoised
         self._kept = list(stubs)
         self._seen: dict[int, Any] = {}
 
@@ -102,6 +107,8 @@ class Linker:
             return self._note(value, _Applied(value, self.whole(Whole(value))))
         if isinstance(value, torch.jit.ScriptFunction):
             return self._note(value, self.whole(Whole(value)))
+        if isinstance(value, functools._lru_cache_wrapper):
+            return self._note(value, self.memoised(value))
         bound = getattr(value, "__self__", None)
         if _is_autograd(bound) and getattr(value, "__name__", "") == "apply":
             return self._note(value, self.whole(Whole(bound)))
@@ -132,8 +139,9 @@ class Linker:
             if (value := self._global(function, name)) is not MISSING
             and (made := self.named(function.__globals__, name, value, stores)) is not value
         }
-        if "int" in names and "int" not in function.__globals__ and is_only_called(function.__code__, "int"):
-            changed["int"] = whole_number
+        for name, called in _CALLED.items():
+            if name in names and name not in function.__globals__ and is_only_called(function.__code__, name):
+                changed[name] = called
         cells = self._cells(function, stores)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.contents.value(default, f"a default of {function.__name__}")

@@ -10,17 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from .places import here
 from .values import Cannot, Map, Number, Opaque, Partial, Statistic, Weights
 
 __all__ = [
     "Extreme",
     "Extremes",
     "Index",
+    "Keyed",
     "Numeral",
     "Proxy",
     "course",
     "is_instance",
     "is_tensor",
+    "kind_of",
     "label_of",
     "labels_of_numbers",
     "largest",
@@ -132,7 +135,21 @@ class Proxy(fx.Proxy):
         return bool(self.tracer.number_in(self.node))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise Cannot("its forward writes into a part of a tensor")
+        """Into a constant made in this forward, of which there is no view; it is another value from then on."""
+        others = [value, *(index if isinstance(index, tuple) else (index,))]
+        kinds = [other.node.meta["kind"] for other in (self, *others) if isinstance(other, fx.Proxy)]
+        fresh = self.node.target is written or self.tracer.is_made(self.node)
+        viewed = any(user.target is not written and user.target != "size" for user in self.node.users)
+        if not fresh or viewed or any(kind is not None and not isinstance(kind, Number) for kind in kinds):
+            raise Cannot("its forward writes into a part of a tensor")
+        self.node = self.tracer.create_proxy("call_function", written, (self, index, value), {}).node
+
+
+def written(into: Tensor, index: Any, value: Any) -> Tensor:
+    """A tensor of which a part is another."""
+    made = into.clone()
+    made[index] = value
+    return made
 
 
 class _Shape(tuple[Any, ...]):
@@ -162,6 +179,14 @@ def is_tensor(value: Any) -> bool:
     return is_instance(value, Tensor)
 
 
+def kind_of(*args: Any) -> Any:
+    """``type`` where it is called, of recorded values."""
+    if len(args) != 1 or not isinstance(args[0], fx.Proxy):
+        return type(*args)
+    held = args[0].node.meta["value"]
+    return (nn.Parameter if isinstance(held, nn.Parameter) else Tensor) if isinstance(held, Tensor) else type(held)
+
+
 class Index:
     """The positions of extreme values, which nobody should ask for."""
 
@@ -186,13 +211,20 @@ class Extremes(NamedTuple):
     max: Any
 
 
+class Keyed(Cannot):
+    """Something is looked up by a number that depends on sizes."""
+
+
 class Numeral(fx.Proxy):
     """A traced number that depends on sizes: free in arithmetic, refused where it must be a number of Python's."""
 
     tracer: Any
 
+    def _fixed_reason(self) -> Cannot:
+        return course(self.node.meta["kind"].labels, here())
+
     def _fixed(self) -> Any:
-        raise course(self.node.meta["kind"].labels)
+        raise self._fixed_reason()
 
     def __bool__(self) -> bool:
         return bool(self.tracer.decided(self.node))
@@ -216,6 +248,20 @@ class Numeral(fx.Proxy):
         return self.tracer.create_proxy("call_function", function, (self, *more), {})
 
     __index__ = __int__ = __float__ = _fixed
+
+    def __hash__(self) -> int:
+        reason = self._fixed_reason()
+        raise Keyed(str(reason), line=reason.line)
+
+    def __repr__(self) -> str:
+        """Its value, for the message of an error; what does not end in one may depend on it."""
+        self.tracer.told = self.tracer.told or self._fixed_reason()
+        return repr(self.node.meta["value"])
+
+    __str__ = __repr__
+
+    def __format__(self, how: str) -> str:
+        return format(self.node.meta["value"], how) if repr(self) else ""
 
     def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
         return self._fixed()
@@ -244,9 +290,11 @@ def _chosen(function: Any, args: Any, kwargs: Any) -> Any:
     return number.tracer.create_proxy("call_function", function, given, {})
 
 
-def course(labels: frozenset[str]) -> Cannot:
+def course(labels: frozenset[str], line: str = "") -> Cannot:
     what = "number of images" if labels <= {"N"} else "size of the map"
-    return Cannot(f"its forward takes another course depending on the {what}: no one local form serves all")
+    return Cannot(
+        f"its forward takes another course depending on the {what}: no one local form serves all", line=line
+    )
 
 
 def label_of(node: fx.Node, index: int) -> str:

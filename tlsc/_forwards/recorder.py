@@ -15,11 +15,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .._models.contents import Contents
 from .._models.slots import is_hooked
 from .arguments import flattened, is_number, mapped
+from .caches import Cache, Caches, memoised
 from .einops import stubs
 from .guards import Modes, Reads, ambient, depth_of_autocast
 from .kinds import Kinds
 from .linking import CHECKPOINT, Linker, Whole, checkpointed
-from .names import spelled
+from .names import NEW, spelled
 from .proxies import Numeral, Proxy, course, is_instance, is_tensor, labels_of_numbers, largest, smallest
 from .shadows import Shadows
 from .spellings import MODULES, SPELLINGS
@@ -153,9 +154,11 @@ class Recorder(Kinds):
             CHECKPOINT: checkpointed,
         }
         own.update(stubs(Proxy))
+        self.by_size = False  # dictionaries of modules are looked into by sizes
+        self.told: Cannot | None = None  # a size has become text
         own.update({made: self._making(made) for name in _FACTORIES if (made := getattr(torch, name, None))})
         self.contents = Contents()
-        self.linker = Linker(self.reads, own, self._whole, self.contents)
+        self.linker = Linker(self.reads, own, self._whole, self._memoised, self.contents)
         self._tensors: dict[tuple[str, str], fx.Proxy] = {}
         found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
         self.devices = tuple(dict.fromkeys(x.device.type for x in found if x.device.type != "meta"))
@@ -165,6 +168,7 @@ class Recorder(Kinds):
         self.graph = fx.Graph(tracer_cls=type(self))
         self.owner = self.graph.placeholder("owner")
         self.owner.meta.update(value=None, kind=None)
+        self.caches = Caches(self, self.owner)
         outside = torch.is_grad_enabled()
         with self.mode, torch.enable_grad():
             self.depth = depth_of_autocast()
@@ -180,6 +184,10 @@ class Recorder(Kinds):
                 with _Factories(self):
                     result = shadows.root.forward(*args, **kwargs)
                 made = self.create_arg(result)
+                if self.told is not None:
+                    raise self.told
+                for line in self.caches.missing():
+                    raise course(frozenset("HW"), line)
                 for name in (*self.contents.changed(), *shadows.given()):
                     raise Cannot(f"its forward changes {name} in place, which outlives the call")
             finally:
@@ -220,6 +228,20 @@ class Recorder(Kinds):
         node.meta["kind"] = self._kind(node)
         self.placed.append(node)
         return self.proxy(node)
+
+    def dictionary_of(self, path: str, name: str, value: dict[Any, Any]) -> Any:
+        """A dictionary that a module holds; noted when it is looked into, unless by sizes, which are not known."""
+
+        def read() -> None:
+            self.reads.attribute(path, name, value)
+            self.contents.value(value, name)
+
+        return Cache(self.caches, value, (path, name), read)
+
+    def is_made(self, node: fx.Node) -> bool:
+        """Whether a value is a tensor made in this forward, of nothing but numbers."""
+        name = spelled(node.op, node.target)
+        return name in NEW or (node.op == "call_function" and name in _FACTORIES - {"as_tensor"})
 
     def is_entered(self, path: str) -> bool:
         """Whether the code of a module is recorded, too."""
@@ -311,6 +333,9 @@ class Recorder(Kinds):
             return self.create_proxy("call_function", whole, args, kwargs)
 
         return call
+
+    def _memoised(self, function: Any) -> Callable[..., Any]:
+        return memoised(function, self, self.linker.linked)
 
     def _making(self, factory: Any) -> Callable[..., Any]:
         """In place of a function that makes tensors, which takes no recorded size as its first argument."""

@@ -7,6 +7,7 @@ Neither the module nor any class is changed, so that other threads may run whate
 from __future__ import annotations
 
 import types
+from collections import OrderedDict
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
@@ -45,6 +46,12 @@ class Recording(Protocol):
 
     def is_entered(self, path: str) -> bool:
         """Whether the code of the module at ``path`` is recorded, too."""
+
+    by_size: bool
+    """Whether dictionaries are looked into by sizes."""
+
+    def dictionary_of(self, path: str, name: str, value: dict[Any, Any]) -> Any:
+        """A dictionary that the module at ``path`` holds, as recorded code is to see it."""
 
     def number_of(self, path: str, name: str, value: Any) -> Any:
         """A number that the module at ``path`` holds, as recorded code is to see it."""
@@ -181,6 +188,8 @@ def _attribute(place: _Place, holder: dict[str, Any], name: str) -> Any:
         return recording.tensor_of(place.path, name, value)
     if is_number(value):
         return recording.number_of(place.path, name, value)
+    if recording.by_size and type(value) in (dict, OrderedDict):
+        return recording.dictionary_of(place.path, name, value)
     if not isinstance(value, nn.Module):
         recording.reads.attribute(place.path, name, value)
         recording.contents.value(value, name)

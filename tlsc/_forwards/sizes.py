@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from .caches import keep_by_size_
 from .names import POINTWISE, name_of
 from .values import Map, Number, Opaque, Partial, Statistic, Weights
 
@@ -45,7 +46,9 @@ def _larger(node: fx.Node, made: dict[fx.Node, Any]) -> Any:
     if node in made:
         return made[node]
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _larger(n, made))
-    if node.target == "size" and not is_sized(node.all_input_nodes[0]):
+    if node.target is keep_by_size_:
+        made[node] = args[-1]
+    elif node.target == "size" and not is_sized(node.all_input_nodes[0]):
         made[node] = value + _MORE
     elif node.op == "call_method":
         made[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)

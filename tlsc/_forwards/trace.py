@@ -14,6 +14,8 @@ from typing import Any
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .places import came_through
+from .proxies import Keyed
 from .recorder import Recorded, Recorder
 from .statistics import ChannelsLast
 from .values import Cannot, Space
@@ -72,10 +74,11 @@ def trace(
     """
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     first: Cannot | None = None
-    labels, fixed = "NCHW", False
+    labels, fixed, by_size = "NCHW", False, False
     while True:
         tracer = Recorder(module, args, kwargs, inline, skip, mode)
         tracer.labels, tracer.fixed, tracer.free, tracer.path = labels, fixed, free, path
+        tracer.by_size = by_size
         try:
             graph = tracer.record()
         except Exception as error:
@@ -83,6 +86,9 @@ def trace(
                 _forget(tracer.graph)
             if isinstance(error, ChannelsLast) and labels == "NCHW":
                 labels = "NHWC"
+                continue
+            if isinstance(error, Keyed) and not by_size:
+                by_size = True
                 continue
             first = first or _cannot(error)
             if tracer.numbers and not fixed:
@@ -97,6 +103,14 @@ def trace(
 
 
 def _cannot(error: Exception) -> Cannot:
+    found = _reason(error)
+    reason, line = str(found), found.line or came_through(error)
+    if line and not found.__cause__ and "cannot be traced" not in reason:
+        found.args = (f"{reason} ({line})",)
+    return found
+
+
+def _reason(error: Exception) -> Cannot:
     if isinstance(error, Cannot):
         return error
     if isinstance(error, ChannelsLast):

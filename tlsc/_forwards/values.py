@@ -24,11 +24,12 @@ class Cannot(Exception):
     """The module's statistics cannot be made local; the message is the reason shown in the plan.
 
     ``escapes``: a statistic leaves the module, so that the module around it may know what becomes of it.
+    ``line``: of the code that it is about, if it is raised elsewhere.
     """
 
-    def __init__(self, reason: str, *, escapes: bool = False) -> None:
+    def __init__(self, reason: str, *, escapes: bool = False, line: str = "") -> None:
         super().__init__(reason)
-        self.escapes = escapes
+        self.escapes, self.line = escapes, line
 
 
 @dataclass(eq=False)

@@ -130,7 +130,7 @@ def _find(
         try:
             owner = _attempt(slot, run, candidates, entered, skip, stride, mode)
         except Cannot as error:
-            why[slot] = str(error)
+            why[slot] = _with_way_out(str(error), slot)
             if error.escapes and slot.parent is not None and not is_hooked(slot.module):
                 candidates.propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
             for other in inner:
@@ -212,6 +212,12 @@ def _reads_sizes(kind: type[nn.Module]) -> bool:
         if name != "__init__" and hasattr(value, "__code__")
     ]
     return any({"shape", "size", "numel", "nelement"} & set(code.co_names) for code in codes)
+
+
+def _with_way_out(reason: str, slot: Slot) -> str:
+    if "tlsc.register" in reason or "cannot be traced" in reason:
+        return reason
+    return f"{reason}; tlsc.register({type(slot.module).__name__}, factory) can give it one"
 
 
 def _no_form(slot: Slot, run: Run) -> str:
