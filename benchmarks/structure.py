@@ -8,6 +8,7 @@ packages, the size of files and the complexity of functions, and how many places
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 def imports(files: dict[str, Path]) -> Iterator[Import]:
     """Every import of one of ``files`` by another, also inside functions; not those for type checkers alone."""
     for importer, path in files.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = _tree(path)
         unseen = {id(n) for block in _for_types_alone(tree) for n in ast.walk(block)}
         package = importer if path.name == "__init__.py" else importer.rpartition(".")[0]
         for node in ast.walk(tree):
@@ -83,8 +84,15 @@ def imports(files: dict[str, Path]) -> Iterator[Import]:
 
 def _for_types_alone(tree: ast.AST) -> Iterator[ast.If]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        if isinstance(node, ast.If) and any(
+            "TYPE_CHECKING" in (getattr(part, "id", ""), getattr(part, "attr", "")) for part in ast.walk(node.test)
+        ):
             yield node
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def circles(found: list[Import]) -> list[list[str]]:
@@ -160,7 +168,7 @@ def complex_functions(over: int, files: dict[str, Path]) -> list[tuple[str, int]
     """Functions whose cyclomatic complexity is over a bound, with it, the most complex first."""
     found = []
     for module, path in files.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 value = complexity(node)
                 if value > over:
@@ -256,7 +264,7 @@ def main() -> None:
 
 
 def _inside_functions(path: Path, files: dict[str, Path]) -> Iterator[ast.AST]:
-    for outer in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for outer in ast.walk(_tree(path)):
         if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for node in ast.walk(outer):
                 own = isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("tlsc"))
