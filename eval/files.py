@@ -8,13 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlsc._files import replacing
+from tlsc._files import naming, replacing, sealed, unsealed
 from tlsc.errors import ArgumentValueError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["refuse_existing", "replacing", "write_weights"]
+__all__ = ["naming", "refuse_existing", "replacing", "sealed", "unsealed", "write_weights"]
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Path] = ()) -> None:

@@ -563,6 +563,20 @@ def test_a_file_that_is_not_a_plan_is_refused(spoil: Any, tmp_path: Path) -> Non
         tlsc.Plan.load(tmp_path / "plan.json")
 
 
+def test_a_digit_that_changed_is_noticed_unless_it_is_meant(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    plan = tlsc.calibrate(tlsc.convert(network(), BASE), images())
+    plan.save(file)
+    data = json.loads(file.read_text())
+    data["sites"][0]["fit"]["coefficients"][1][0] += 0.001
+    file.write_text(json.dumps(data))
+    with pytest.raises(tlsc.errors.ArgumentValueError, match=r'checksum is another.*delete its "sha256"'):
+        tlsc.Plan.load(file)
+    del data["sha256"]
+    file.write_text(json.dumps(data))
+    assert tlsc.Plan.load(file) != plan
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000], ids=repr)
 def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_a_file_that_fails_is_not_there_and_one_before_it_stays(tmp_path: Path) 
     assert (tmp_path / "a.txt").read_text() == "before"
     with pytest.raises(FileNotFoundError, match=r"none.b\.txt"), replacing(tmp_path / "none" / "b.txt"):
         pass
+
+
+def test_an_error_names_the_file_and_where_there_is_no_room_the_way_out(tmp_path: Path) -> None:
+    def failing(number: int, name: str | None) -> None:
+        with replacing(tmp_path / "a.txt") as new:
+            new.write_text("half")
+            raise OSError(number, os.strerror(number), str(new) if name == "new" else name)
+
+    for name in (None, "new"):
+        with pytest.raises(OSError, match=r"make room, or write elsewhere.*a\.txt") as found:
+            failing(errno.ENOSPC, name)
+        assert found.value.filename == str(tmp_path / "a.txt")
+    with pytest.raises(PermissionError, match=r"other\.txt"):
+        failing(errno.EACCES, "other.txt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["stride", "eps", "window", "num_groups"])

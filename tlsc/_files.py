@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing"]
+__all__ = ["CHECK", "naming", "replacing", "sealed", "unsealed"]
+
+CHECK = "sha256"
+"""The field that holds the checksum of all others."""
+
+
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON fields with a checksum of all of them beside them.
+
+    Example:
+        >>> unsealed(sealed({"a": 1}))
+        {'a': 1}
+    """
+    text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
+    return {**fields, CHECK: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def unsealed(found: Any) -> dict[str, Any]:
+    """The fields that :func:`sealed` got.
+
+    Raises:
+        ValueError: something was changed, or is missing.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"holds {type(found).__name__}")
+    fields = {name: value for name, value in found.items() if name != CHECK}
+    if found.get(CHECK) != sealed(fields)[CHECK]:
+        raise ValueError("its checksum is another's")
+    return fields
 
 
 @contextmanager
@@ -28,10 +60,39 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     new = _created(path)
     try:
-        yield new
-        new.replace(path)
+        with naming(path, new):
+            yield new
+            new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, new: Path | None = None) -> Iterator[None]:
+    """Errors of writing say which file, and what to do where there is no room.
+
+    Args:
+        path: the file.
+        new: where it is written first.
+
+    Example:
+        >>> with naming(Path("a.txt")):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        OSError: [Errno 28] No space left on device (make room, or write elsewhere): 'a.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in _FULL
+        if error.errno is None or not (full or error.filename in (None, str(new))):
+            raise
+        way = " (make room, or write elsewhere)" if full and "make room" not in str(error.strerror) else ""
+        raise type(error)(error.errno, f"{error.strerror}{way}", str(path)) from error
+
+
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def _created(path: Path) -> Path:

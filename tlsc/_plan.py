@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ._files import replacing
+from ._files import CHECK, replacing, sealed
 from ._plan_file import from_json
 from ._statistics.correction import NAMES
 from .errors import ArgumentValueError
@@ -162,10 +162,12 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan, its corrections included, to a JSON file. The file is written whole or not at all.
 
+        Its last field, ``sha256``, is a checksum of the others: whoever changes them on purpose deletes it.
+
         Raises:
             OSError: it cannot be written.
         """
-        text = json.dumps({"format": FORMAT, **self.as_dict()}, indent=1, allow_nan=False)
+        text = json.dumps(sealed({"format": FORMAT, **self.as_dict()}), indent=1, allow_nan=False)
         with replacing(Path(path)) as new:
             new.write_text(text + "\n", encoding="utf-8")
 
@@ -174,7 +176,7 @@ class Plan:
         """Read what :meth:`save` wrote; nothing in it is trusted.
 
         Raises:
-            ArgumentValueError: it is no such file, or holds values that cannot be.
+            ArgumentValueError: it is no such file, or holds values that cannot be, or others than were written.
             OSError: it cannot be read.
 
         Example:
@@ -192,6 +194,8 @@ class Plan:
             raise ArgumentValueError(f"{path} is no plan: {str(error).splitlines()[0]}") from error
         except RecursionError as error:
             raise ArgumentValueError(f"{path} is no plan: nested too deep") from error
+        found, seal = data, data.pop(CHECK, None) if isinstance(data, dict) else None
+        changed = seal is not None and seal != sealed(found)[CHECK]
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ArgumentValueError(f"{path} is no plan: it does not begin with the format {FORMAT!r}")
         try:
@@ -200,6 +204,11 @@ class Plan:
             _check(plan)
         except (TypeError, ValueError) as error:
             raise ArgumentValueError(f"{path} is no plan: {error}") from error
+        if changed:
+            raise ArgumentValueError(
+                f"{path} is not as it was written: its checksum is another's. Make the plan again, or delete its "
+                f'"{CHECK}" if the change is meant'
+            )
         return plan
 
     def __str__(self) -> str:

@@ -68,6 +68,7 @@ def _run(args: argparse.Namespace) -> int:
     from tlsc.eval.files import refuse_existing
     from tlsc.eval.networks import checksum
     from tlsc.eval.restore import sources
+    from tlsc.eval.run.records import alone_with
     from tlsc.eval.run.runner import fixed_arithmetic
     from tlsc.eval.tune.scores import Journal
     from tlsc.eval.tune.tune import tune, windows_for
@@ -88,22 +89,23 @@ def _run(args: argparse.Namespace) -> int:
     tried = windows_for(network, args.base_size, targets is not None)
     settings = _settings(args, checksum(network.model), network, tried, [*images, *(targets or [])])
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(args.out.with_name(f"{args.out.name}.journal"), settings, args.overwrite)
-    if journal.known:
-        note(f"going on with {len(journal.known)} choices measured before")
-    with fixed_arithmetic(args.threads), progress(desc="tuning", unit="choice") as bar:
-        found = tune(
-            network,
-            images,
-            targets,
-            tried,
-            crops_per_image=args.crops,
-            seed=args.seed,
-            journal=journal,
-            told=bar.update,
-        )
-    found.plan.save(args.out)
-    journal.done()
+    with alone_with(args.out):
+        journal = Journal(args.out.with_name(f"{args.out.name}.journal"), settings, args.overwrite)
+        if journal.known:
+            note(f"going on with {len(journal.known)} choices measured before")
+        with fixed_arithmetic(args.threads), progress(desc="tuning", unit="choice") as bar:
+            found = tune(
+                network,
+                images,
+                targets,
+                tried,
+                crops_per_image=args.crops,
+                seed=args.seed,
+                journal=journal,
+                told=bar.update,
+            )
+        found.plan.save(args.out)
+        journal.done()
     hand_over({"network": args.network, "written": str(args.out), **found.as_dict()})
     say(f"{found}\n\nWritten: {args.out}")
     return 0

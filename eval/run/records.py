@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.files import refuse_existing, replacing
+from tlsc.eval.files import naming, refuse_existing, replacing, sealed, unsealed
 
-__all__ = ["Record", "Records", "alone_in", "open_run"]
+__all__ = ["Record", "Records", "alone_in", "alone_with", "open_run"]
 
-_SETTINGS, _PARTS, _LOCK, _CHECK = "run.json", "parts", ".lock", "sha256"
+_SETTINGS, _PARTS, _LOCK = "run.json", "parts", ".lock"
 
 
 @contextmanager
@@ -35,33 +35,38 @@ def alone_in(folder: Path) -> Iterator[None]:
         OSError: it cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / _LOCK)
+    with _locked(folder / _LOCK, folder):
+        yield
+
+
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """The same for a file, in a folder that is there; the lock's own file goes at the end."""
+    lock = path.with_name(f".{path.name}{_LOCK}")
+    with _locked(lock, path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes it itself
+                lock.unlink()
+
+
+@contextmanager
+def _locked(file: Path, what: Path) -> Iterator[None]:
+    if file.is_dir():
+        raise ArgumentValueError(f"{file} is a folder, where a lock is to be kept: name another --out")
+    lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        with naming(file):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise ArgumentValueError(
-            f"another process writes to {folder}: wait until it is done, or name another --out"
+            f"another process writes to {what}: wait until it is done, or name another --out"
         ) from error
     try:
         yield
     finally:
         lock.release()
-
-
-def _sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON fields with a checksum of all of them beside them."""
-    text = json.dumps(fields, sort_keys=True, ensure_ascii=True)
-    return {**fields, _CHECK: hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _unsealed(found: Any) -> dict[str, Any]:
-    """The fields that :func:`_sealed` got; ValueError where anything else is found."""
-    if not isinstance(found, dict):
-        raise ValueError(f"holds {type(found).__name__}")
-    fields = {name: value for name, value in found.items() if name != _CHECK}
-    if found.get(_CHECK) != _sealed(fields)[_CHECK]:
-        raise ValueError("its checksum is another's")
-    return fields
 
 
 Key = tuple[str, str]
@@ -129,13 +134,16 @@ class Records:
         path = folder / _PARTS / f"{rank:04d}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_half_a_line(path)
-        self._file = path.open("ab", buffering=0)
+        self._path, self._file = path, path.open("ab", buffering=0)
         self.new: list[Record] = []
 
     def add(self, record: Record) -> None:
         """Write a record."""
         # One call, so that a line is never mixed with another's.
-        self._file.write((json.dumps(_sealed(asdict(record))) + "\n").encode())
+        line = (json.dumps(sealed(asdict(record))) + "\n").encode()
+        with naming(self._path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.new.append(record)
 
     def close(self) -> None:
@@ -181,7 +189,7 @@ def read_records(folder: Path) -> list[Record]:
 def _read(line: bytes) -> Record | None:
     """The record in a line; None where it is damaged."""
     try:
-        record = Record(**_unsealed(json.loads(line)))
+        record = Record(**unsealed(json.loads(line)))
     except (ValueError, TypeError, RecursionError):
         return None
     return record if _valid(record) else None
@@ -234,7 +242,7 @@ def open_run(
                 "--out"
             )
         try:
-            before = _unsealed(json.loads(path.read_text(encoding="utf-8")))
+            before = unsealed(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise ArgumentValueError(f"{path} is damaged: --overwrite starts again") from error
         differing = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
@@ -251,7 +259,7 @@ def open_run(
     for part in parts:
         part.unlink()
     with replacing(path) as new:
-        new.write_text(json.dumps(_sealed(wanted), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(sealed(wanted), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _short(value: Any) -> str:

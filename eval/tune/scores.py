@@ -17,6 +17,7 @@ from torch import Tensor
 import tlsc
 from tlsc._internal.prediction import SLACK, Crops, crops_of, step_of
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.files import naming, replacing, sealed, unsealed
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.groups import Choice, Group, plan_for
 
@@ -34,48 +35,52 @@ class Journal:
         settings: everything that scores depend on.
         overwrite: whether the journal of another run may be thrown away.
 
+    A damaged line, told by its checksum, is measured again.
+
     Raises:
-        ArgumentValueError: the file is of a run with other settings.
+        ArgumentValueError: the file is of a run with other settings, or damaged at its beginning, or a folder.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False) -> None:
         self.path = path
         self.known: dict[Choice, Values] = {}
-        head = json.dumps(settings, sort_keys=True)
+        if path.is_dir():
+            raise ArgumentValueError(f"{path} is a folder, where a journal is to be kept: name another --out")
+        head = json.dumps(sealed(settings), sort_keys=True)
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
         if lines and lines[0] == head:
             for line in lines[1:]:
                 self.known.update(_entry(line))
         elif lines and not overwrite:
             raise ArgumentValueError(
-                f"{path} is of a tuning with other settings that was stopped: --overwrite throws it away; or name "
-                "another --out"
+                f"{path} is of a tuning with other settings that was stopped, or damaged: --overwrite throws it "
+                "away; or name another --out"
             )
-        with path.open("w", encoding="utf-8") as file:
-            file.write(head + "\n")
-        for choice, values in self.known.items():
-            self._write(choice, values)
+        with replacing(path) as new:
+            new.write_text("\n".join([head, *map(_line, self.known.items())]) + "\n", encoding="utf-8")
 
     def add(self, choice: Choice, values: Values) -> None:
         """Remember a score."""
         self.known[choice] = values
-        self._write(choice, values)
-
-    def _write(self, choice: Choice, values: Values) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([choice, values.tolist()]) + "\n")
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(_line((choice, values)) + "\n")
 
     def done(self) -> None:
         """The tuning is over: the file goes."""
         self.path.unlink(missing_ok=True)
 
 
+def _line(score: tuple[Choice, Values]) -> str:
+    return json.dumps(sealed({"choice": score[0], "values": score[1].tolist()}))
+
+
 def _entry(line: str) -> dict[Choice, Values]:
     """A score; nothing where the line is damaged, so that it is measured again."""
     try:
-        choice, values = json.loads(line)
+        fields = unsealed(json.loads(line))
+        choice, values = fields["choice"], fields["values"]
         return {tuple(None if one is None else (one[0], one[1]) for one in choice): np.array(values, dtype=float)}
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return {}
 
 

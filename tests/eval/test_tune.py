@@ -17,6 +17,7 @@ from tlsc.errors import ArgumentValueError
 from tlsc.eval import cli
 from tlsc.eval.networks import load_network
 from tlsc.eval.run.cells import as_cell, planned_cell
+from tlsc.eval.run.records import alone_with
 from tlsc.eval.tune.groups import MOST, Choice, groups_of
 from tlsc.eval.tune.scores import Journal
 from tlsc.eval.tune.search import tuned
@@ -230,6 +231,41 @@ def test_a_run_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyP
     assert len(measured) < len(set(measured)) + 1
     assert not {((16, 16), (16, 16)), ((24, 24), (24, 24))} & set(measured)
     assert not journal.exists()
+
+
+def test_a_journal_that_is_damaged_or_in_use(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json.journal"
+    journal = Journal(file, {"seed": 1})
+    choices: list[Choice] = [((16, 16), None), (None, (24, 24)), (None, None)]
+    for choice in choices:
+        journal.add(choice, np.array([31.25, 30.5]))
+    whole = file.read_text()
+    assert list(Journal(file, {"seed": 1}).known) == choices
+    for before, after in (
+        ("31.25", "31.26"),
+        ("31.25", "true"),
+        ("31.25", "1e308"),
+        ("[16, 16]", "[16, 1]"),
+        ("]", "["),
+    ):
+        file.write_text(whole.replace(before, after, 1))
+        known = Journal(file, {"seed": 1}).known
+        assert list(known) == choices[1:]
+        assert all(np.array_equal(values, [31.25, 30.5]) for values in known.values())
+    for spoilt in (whole.replace('"seed": 1', '"seed": 2'), "[]\n" + whole, "\0" * 50 + "\n"):
+        file.write_text(spoilt)
+        with pytest.raises(ArgumentValueError, match="or damaged: --overwrite throws it away"):
+            Journal(file, {"seed": 1})
+        assert file.read_text() == spoilt
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ArgumentValueError, match=r"journal is a folder.*another --out"):
+        Journal(file, {"seed": 1})
+    plan = tmp_path / "plan.json"
+    said = r"another process writes to .*plan\.json"
+    with alone_with(plan), pytest.raises(ArgumentValueError, match=said), alone_with(plan):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
 def test_an_image_within_the_smallest_window_is_as_by_the_original(place: Path) -> None:
