@@ -14,7 +14,7 @@ from tlsc.errors import ArgumentValueError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["naming", "refuse_existing", "replacing", "sealed", "unsealed", "write_weights"]
+__all__ = ["make_folder", "naming", "refuse_existing", "replacing", "sealed", "unsealed", "write_weights"]
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Path] = ()) -> None:
@@ -47,6 +47,26 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Pa
         said = f"{there[0]} exists" if len(there) == 1 else f"{len(there)} files exist, the first is {there[0]}"
         pronoun = "it" if len(there) == 1 else "them"
         raise ArgumentValueError(f"{said}: --overwrite replaces {pronoun}; or name another output")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it is in, if it is not there.
+
+    Raises:
+        ArgumentValueError: there is something else.
+        OSError: it cannot be made.
+
+    Example:
+        >>> make_folder(Path(__file__))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        tlsc.errors.ArgumentValueError: ... is no folder, and one is to be made there: name another output
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        at = next((part for part in (path, *path.parents) if os.path.lexists(part) and not part.is_dir()), path)
+        raise ArgumentValueError(f"{at} is no folder, and one is to be made there: name another output") from error
 
 
 def write_weights(path: Path, model: nn.Module, made: Mapping[str, str]) -> None:

@@ -65,7 +65,7 @@ def add_command(commands: Commands) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from tlsc.eval.commands.photographs import images_of, pairs_of
-    from tlsc.eval.files import refuse_existing
+    from tlsc.eval.files import make_folder, refuse_existing
     from tlsc.eval.networks import checksum
     from tlsc.eval.restore import sources
     from tlsc.eval.run.records import alone_with
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         images = images_of(args.photographs, network)
     tried = windows_for(network, args.base_size, targets is not None)
     settings = _settings(args, checksum(network.model), network, tried, [*images, *(targets or [])])
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     with alone_with(args.out):
         journal = Journal(args.out.with_name(f"{args.out.name}.journal"), settings, args.overwrite)
         if journal.known:

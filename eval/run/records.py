@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tlsc.errors import ArgumentValueError
-from tlsc.eval.files import naming, refuse_existing, replacing, sealed, unsealed
+from tlsc.eval.files import make_folder, naming, refuse_existing, replacing, sealed, unsealed
 
 __all__ = ["Record", "Records", "alone_in", "alone_with", "open_run"]
 
@@ -34,7 +34,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ArgumentValueError: another process writes to it.
         OSError: it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder / _LOCK, folder):
         yield
 
@@ -132,7 +132,7 @@ class Records:
 
     def __init__(self, folder: Path, rank: int) -> None:
         path = folder / _PARTS / f"{rank:04d}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _drop_half_a_line(path)
         self._path, self._file = path, path.open("ab", buffering=0)
         self.new: list[Record] = []
@@ -232,9 +232,11 @@ def open_run(
             these names are not a run's.
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / _SETTINGS
     wanted = json.loads(json.dumps(settings))
+    if path.is_dir():
+        raise ArgumentValueError(f"{path} is a folder, where a run's settings are to be kept: name another --out")
     if path.exists() and not overwrite:
         if not resume:
             raise ArgumentValueError(
