@@ -23,7 +23,12 @@ __all__ = ["main", "script"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0, or 1 with one line on standard error, or 130 when interrupted."""
-    parser = Parser(prog="tlsc", description="Local statistics at test time for image restorers.")
+    parser = Parser(
+        prog="tlsc",
+        description="Use image restoration networks on whole photographs: compare them as trained and "
+        "converted to local statistics, restore pictures, export to ONNX. Start with 'tlsc demo', "
+        "or with 'tlsc inspect NETWORK' for your own network.",
+    )
     parser.add_argument("--version", action="version", version=f"tlsc {version('tlsc')}")
     parser.add_argument(
         "--print-completion", choices=["bash", "zsh", "tcsh"], action=_Completion, help="completion for that shell"

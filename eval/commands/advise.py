@@ -31,10 +31,11 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "advise",
-        help="whether converting would help, predicted from photographs without targets",
-        description="Compare what the network makes of whole photographs and of random crops of its training size, "
-        "as trained and converted with each window. Prints the predicted change with its 90%% interval, and what "
-        "to do. Writes nothing.",
+        help="predict from degraded photographs whether converting would help",
+        description="Predict whether converting helps, without clean photographs. The network's results on "
+        "whole photographs, as trained and converted with each window, are compared with its "
+        "results on random crops of its training size. Prints the predicted change with its 90% "
+        "interval, and a recommendation. Writes nothing.",
     )
     add_calling_arguments(add_network(parser))
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help="degraded photographs, or folders of them")
@@ -44,18 +45,27 @@ def add_command(commands: Commands) -> None:
         type=windows,
         default=None,
         metavar="WINDOW,…",
-        help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (1, 1.5 and 2 training crops)",
+        help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (default: 1, 1.5 and 2 training crops)",
     )
-    group.add_argument("--calibrate", action="store_true", help="each window with calibrated statistics, too")
+    group.add_argument("--calibrate", action="store_true", help="also try each window with calibrated statistics")
     group = parser.add_argument_group("prediction")
     group.add_argument(
-        "--psnr", type=positive, metavar="DB", help="of the restored photographs, if known: changes in dB"
+        "--psnr",
+        type=positive,
+        metavar="DB",
+        help="PSNR of the restored photographs, if known; changes are then printed in dB",
     )
     group.add_argument(
-        "--degrade", metavar="SPEC", help="the photographs are clean: degrade them (as eval --degrade does)"
+        "--degrade",
+        metavar="SPEC",
+        help="if the photographs are clean: degrade them first (as eval --degrade does)",
     )
-    group.add_argument("--crops", type=count, default=16, metavar="N", help="from each photograph (%(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of the crops, and of --degrade (%(default)s)")
+    group.add_argument(
+        "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="random seed of the crops and of --degrade (%(default)s)"
+    )
     add_telling_arguments(add_running_arguments(parser, threads=1))
     parser.set_defaults(run=_run, command="advise")
 

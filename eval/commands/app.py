@@ -24,21 +24,23 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "app",
-        help="a page in the browser: a photograph restored as trained and converted, side by side",
-        description="Serve a page, to this machine only, that restores a photograph as trained and converted, "
-        "with a slider for the window and a prediction of the gain. Nothing leaves the machine. It needs "
-        "pip install 'tlsc[app]'.",
+        help="open a page in the browser: a photograph as trained and converted, side by side",
+        description="Serve a web page, to this machine only, that restores a photograph as trained and "
+        "converted. It has a slider for the window and predicts the gain. Nothing leaves the "
+        "machine. It needs pip install 'tlsc[app]'.",
     )
     add_calling_arguments(add_network(parser))
     add_window_arguments(parser)
     group = parser.add_argument_group("page")
-    group.add_argument("--port", type=count, metavar="N", help="of the page (the first free one from 7860 on)")
+    group.add_argument(
+        "--port", type=count, metavar="N", help="port of the page (default: the first free one from 7860 on)"
+    )
     group.add_argument(
         "--largest",
         type=positive,
         default=2.0,
         metavar="MEGAPIXELS",
-        help="photographs of more are refused (%(default)s)",
+        help="refuse larger photographs (%(default)s)",
     )
     add_telling_arguments(add_running_arguments(parser), json=False)
     parser.set_defaults(run=_run, json=False)

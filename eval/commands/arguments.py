@@ -46,8 +46,8 @@ Asked: TypeAlias = "int | tuple[int, int] | Literal['auto', 'none']"
 """A window that is asked for."""
 
 NAMES = (
-    "a demo network by name ('tlsc list' prints them), a checkpoint (.pth, .pt, .ckpt, .safetensors), "
-    "Real-CUGAN's .param, module:factory, path.py:factory, or an ONNX file"
+    "an included network by name ('tlsc list' prints them), a checkpoint (.pth, .pt, .ckpt, "
+    ".safetensors), Real-CUGAN's .param, module:factory, path.py:factory, or an ONNX file"
 )
 """How a network can be named, everywhere."""
 
@@ -128,7 +128,7 @@ def add_network(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("network")
     group.add_argument("network", metavar="NETWORK", help=NAMES)
     group.add_argument(
-        "--crop", type=count, metavar="N", help="side of the network's training crops, if it is not known"
+        "--crop", type=count, metavar="N", help="side of the training crops in pixels, if tlsc does not know it"
     )
     return group
 
@@ -136,16 +136,18 @@ def add_network(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def add_calling_arguments(group: argparse._ArgumentGroup) -> None:
     """How a network is called."""
     group.add_argument("--output", metavar="KEY", help="which of several outputs is the result: an index or a key")
-    group.add_argument("--pad-to", type=count, metavar="N", help="sizes the network takes are multiples of this")
     group.add_argument(
-        "--scale", type=count, metavar="N", help="how many times the network enlarges (1 if not known)"
+        "--pad-to", type=count, metavar="N", help="pad images to multiples of N pixels, if the network requires it"
+    )
+    group.add_argument(
+        "--scale", type=count, metavar="N", help="how many times the network enlarges (default: 1 if not known)"
     )
     group.add_argument(
         "--sigma",
         type=float,
         metavar="S",
-        help="noise level, of 255, for a network that takes one beside the image (default: that of --degrade "
-        "noise:S, where that is given)",
+        help="noise level (0 to 255), for a network that takes one as an input (default: that of "
+        "--degrade noise:S, if given)",
     )
 
 
@@ -176,10 +178,16 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
         type=window,
         default="auto",
         metavar="WINDOW",
-        help="window at the network's input, in pixels: auto (1.5 training crops, where these are known and there "
+        help="window at the network's input, in pixels: auto (1.5 training crops if known and if there "
         "is something to convert), none (as trained), N or HEIGHTxWIDTH (%(default)s)",
     )
-    group.add_argument("--stride", type=int, default=1, metavar="N", help="1 is exact (%(default)s)")
+    group.add_argument(
+        "--stride",
+        type=int,
+        default=1,
+        metavar="N",
+        help="grid on which pools are evaluated; 1 is exact, 8 is faster (%(default)s)",
+    )
     return group
 
 
@@ -204,12 +212,12 @@ def add_running_arguments(parser: argparse.ArgumentParser, threads: int | None =
     group.add_argument(
         "--device",
         default="auto",
-        help="auto (a GPU of NVIDIA's, if there is one), cpu, cuda, cuda:1 … (%(default)s)",
+        help="auto (an NVIDIA GPU if there is one), cpu, cuda, cuda:1 … (%(default)s)",
     )
     group.add_argument(
         "--dtype",
         default="float32",
-        help="float32, float16, bfloat16 or float64, of weights and images (%(default)s)",
+        help="type of weights and images: float32, float16, bfloat16 or float64 (%(default)s)",
     )
     if threads is not None:
         group.add_argument(
@@ -217,7 +225,7 @@ def add_running_arguments(parser: argparse.ArgumentParser, threads: int | None =
             type=int,
             default=threads,
             metavar="N",
-            help="per process, on the CPU. The last digits of figures depend on it: keep it fixed (%(default)s)",
+            help="CPU threads per process; the last digits of figures depend on it, so keep it fixed (%(default)s)",
         )
     return group
 
@@ -232,15 +240,15 @@ def add_out(parser: argparse.ArgumentParser, default: Path | None, text: str) ->
 
 def add_overwrite(group: argparse._ArgumentGroup) -> None:
     """Whether what exists may be replaced."""
-    group.add_argument("--overwrite", action="store_true", help="replace what exists (default: refuse)")
+    group.add_argument("--overwrite", action="store_true", help="replace existing files (default: refuse)")
 
 
 def add_telling_arguments(group: argparse._ActionsContainer, json: bool = True) -> None:
     """How much is told, and to whom."""
     if json:
-        group.add_argument("--json", action="store_true", help="the result as one JSON document on standard output")
-    group.add_argument("-q", "--quiet", action="store_true", help="results and errors only")
-    group.add_argument("-v", "--verbose", action="store_true", help="details, too, and where an error came from")
+        group.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    group.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
+    group.add_argument("-v", "--verbose", action="store_true", help="print details, and for an error its origin")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -250,24 +258,25 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "data",
         nargs="+",
         metavar="INPUT",
-        help="a benchmark folder (input/target, lq/gt, blur/sharp, hazy/GT, rain/norain, also nested), or two "
-        "folders: inputs and targets; or one of clean images with --degrade",
+        help="a benchmark folder with inputs and targets (input/target, lq/gt, blur/sharp, hazy/GT, "
+        "rain/norain, also nested); or two folders, inputs and targets; or one folder of clean "
+        "images with --degrade",
     )
     group.add_argument(
         "--degrade",
         metavar="SPEC",
-        help="make the inputs: noise:25, noise:0-50 (varying), blur:2, blur:11@30 (motion), jpeg:40, bicubic:4, "
-        "haze, motion-blur",
+        help="make the inputs from clean images: noise:25, noise:0-50 (varying), blur:2, blur:11@30 "
+        "(motion), jpeg:40, bicubic:4, haze, motion-blur",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="of --degrade; every image has its own stream (%(default)s)"
+        "--seed", type=int, default=0, help="random seed of --degrade; every image has its own stream (%(default)s)"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N images by name")
+    group.add_argument("--limit", type=int, metavar="N", help="use only the first N images by name")
     group.add_argument(
         "--skip-bad",
         action="store_true",
-        help="leave out and count pairs that cannot be evaluated; images on which the network fails still make the "
-        "exit status 1",
+        help="skip and count pairs that cannot be evaluated; if the network fails on an image, the "
+        "exit status is still 1",
     )
 
 

@@ -14,12 +14,12 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "demo",
-        help="what converting buys on real photographs, with networks that come along",
-        description="Restore photographs that come with scikit-image, in patches of growing size, with four small "
-        "networks as trained and converted. Prints a table and writes results.csv, results.json, "
-        "psnr.png and comparison.png. Takes about three minutes on two cores.",
+        help="show the effect of converting on photographs, with included networks",
+        description="Restore photographs that scikit-image includes, in patches of growing size, with four "
+        "small networks, as trained and converted. Prints a table and writes results.csv, "
+        "results.json, psnr.png and comparison.png. Takes about three minutes on two cores.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the degradation (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the degradation (%(default)s)")
     group = add_out(parser, Path("tlsc-demo"), "folder to write to (%(default)s)")
     add_telling_arguments(group)
     parser.set_defaults(run=_run)

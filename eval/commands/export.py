@@ -25,20 +25,21 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "export",
-        help="write a network, converted or not, to ONNX for images of any size",
-        description="Export to ONNX with dynamic batch, height and width, converted unless --base-size none is "
-        "given, and compare ONNX Runtime with PyTorch at several sizes before the file is put in place.",
+        help="export a network, converted or not, to ONNX, for images of any size",
+        description="Export to ONNX with dynamic batch, height and width. The network is converted unless "
+        "--base-size none is given. ONNX Runtime is compared with PyTorch at several sizes before "
+        "the file is written.",
     )
     group = add_network(parser)
     group.add_argument("names", metavar="OUT.onnx", nargs="*", help="the same as -o")
     parser.collects = "names"
     add_plan(add_window_arguments(parser))
     group = add_out(parser, None, "file to write (default: the network's name with .onnx)")
-    group.add_argument("--opset", type=int, help="of ONNX's standard operators (default: the exporter's)")
+    group.add_argument("--opset", type=int, help="version of ONNX's standard operators (default: the exporter's)")
     group.add_argument(
         "--no-cumsum",
         action="store_true",
-        help="refuse a graph that holds a CumSum; what converting adds never holds one",
+        help="refuse a network that uses a CumSum itself; converting never adds one",
     )
     add_telling_arguments(group)
     parser.set_defaults(run=_run)

@@ -36,10 +36,12 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "inspect",
-        help="what a network is, what converting would do to it, and how far its pixels reach",
-        description="Print what was recognised of a network, and its plan: every site, its window, and what is "
-        "done about it, similar ones in one row (all of them with -v). With --influence also how far input pixels "
-        "reach before and after, measured, and the module that lets them.",
+        help="show what a network is and what converting would change",
+        description="Print what was recognised of a network, and what would become local. Every site (a place "
+        "that takes a statistic of the whole feature map) is listed with its window and its "
+        "treatment; similar sites share a row (-v lists all). --influence also measures how far "
+        "input pixels reach before and after converting, and names the module that still lets "
+        "distant ones through.",
     )
     add_network(parser)
     add_window_arguments(parser)
@@ -50,15 +52,18 @@ def add_command(commands: Commands) -> None:
         nargs="?",
         const=0,
         metavar="SIZE",
-        help="measure the influence on an input of this size: N or HEIGHTxWIDTH (default: three windows)",
+        help="measure how far pixels reach, on an input of this size: N or HEIGHTxWIDTH (default: three windows)",
     )
     group.add_argument(
         "--exact",
         action="store_true",
-        help="measure in float64 on two inputs, which takes several times as long (default: in the network's own "
-        "precision on one, and in float64 only where it is in doubt which module looks far); implies --influence",
+        help="measure in float64 on two inputs, which takes several times as long; implies --influence "
+        "(default: one input in the network's own precision; float64 only if the responsible "
+        "module is uncertain)",
     )
-    group.add_argument("--picture", type=Path, metavar="PNG", help="draw the influence; implies --influence")
+    group.add_argument(
+        "--picture", type=Path, metavar="PNG", help="draw the influence into this file; implies --influence"
+    )
     group = add_out(parser, None, "write what --json prints to this file")
     add_telling_arguments(group)
     parser.set_defaults(run=_run)

@@ -23,7 +23,7 @@ COME_ALONG = {
 def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "list", help="the networks that come along", description="Print the names of the networks that come along."
+        "list", help="list the included networks", description="Print the names of the included networks."
     )
     add_telling_arguments(parser)
     parser.set_defaults(run=run)

@@ -21,7 +21,7 @@ __all__ = ["add_command"]
 
 def add_command(commands: Commands) -> None:
     """Adds ``nlm`` with its own commands to the command line."""
-    parser = commands.add_parser("nlm", help="non-local means: learn its strength; a network that reads it off")
+    parser = commands.add_parser("nlm", help="non-local means: learn its strength, or estimate it from the image")
     actions = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_fit(actions)
     _add_map(actions)
@@ -37,19 +37,21 @@ def _add_fit(actions: Commands) -> None:
     )
     parser.add_argument("--clean", required=True, help=f"an image file, or a photograph by name: {_names()}")
     parser.add_argument("--sigma", type=positive, default=0.05, help="of the noise (%(default)s)")
-    parser.add_argument("--h0", type=positive, default=0.05, help="strength to start from (%(default)s)")
-    parser.add_argument("--steps", type=count, default=100, help="of gradient descent (%(default)s)")
+    parser.add_argument("--h0", type=positive, default=0.05, help="initial strength (%(default)s)")
+    parser.add_argument("--steps", type=count, default=100, help="steps of gradient descent (%(default)s)")
     parser.add_argument("--search-window", type=odd, default=11, help="in pixels, odd (%(default)s)")
     parser.add_argument("--patch", type=odd, default=5, help="in pixels, odd (%(default)s)")
     parser.add_argument("--border", choices=("circular", "reflect"), default="circular", help="(%(default)s)")
-    parser.add_argument("--distance", choices=("luma", "color"), default="luma", help="of patches (%(default)s)")
+    parser.add_argument(
+        "--distance", choices=("luma", "color"), default="luma", help="distance between patches (%(default)s)"
+    )
     parser.add_argument(
         "--weights", choices=("exponential", "gaussian"), default="exponential", help="(%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     group = parser.add_argument_group("output")
     group.add_argument(
-        "-o", "--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the way that was taken"
+        "-o", "--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the steps of the descent"
     )
     add_overwrite(group)
     add_telling_arguments(group)
@@ -59,9 +61,9 @@ def _add_fit(actions: Commands) -> None:
 def _add_map(actions: Commands) -> None:
     parser = actions.add_parser(
         "map",
-        help="denoise an image with NLMNet, converted, and draw its map of strengths",
-        description="Denoise an image with NLMNet as trained (one h) and converted (a map of h), and draw all of "
-        "it. With --sigma noise is added first, and PSNR in dB (of values in [0, 1]) is printed.",
+        help="denoise an image with converted NLMNet and draw its map of strengths",
+        description="Denoise an image with NLMNet as trained (one strength h) and converted (a map of h), and "
+        "draw both. --sigma adds noise first and prints PSNR in dB (of values in [0, 1]).",
     )
     parser.add_argument("image", help=f"an image file, or a photograph by name: {_names()}")
     parser.add_argument(
@@ -69,7 +71,7 @@ def _add_map(actions: Commands) -> None:
         type=positive,
         nargs="+",
         metavar="SIGMA",
-        help="standard deviation of noise to add; two: it varies smoothly from the first to the second",
+        help="standard deviation of noise to add; with two values, it varies smoothly from the first to the second",
     )
     _add_window(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
@@ -81,9 +83,10 @@ def _add_map(actions: Commands) -> None:
 def _add_demo(actions: Commands) -> None:
     parser = actions.add_parser(
         "demo",
-        help="NLMNet as trained and converted, on photographs that it was not trained on",
-        description="Denoise whole photographs with NLMNet as trained (one h) and converted (a map of h): noise "
-        "that varies from place to place, and constant noise. Prints PSNR in dB of values in [0, 1].",
+        help="compare NLMNet as trained and converted, on photographs it was not trained on",
+        description="Denoise whole photographs with NLMNet as trained (one strength h) and converted (a map "
+        "of h). The noise varies over the photograph, or is constant. Prints PSNR in dB (of "
+        "values in [0, 1]).",
     )
     _add_window(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")

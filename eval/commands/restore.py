@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 __all__ = ["add_command"]
 
 _TEXT = (
-    "Restore photographs with a pretrained network, converted to local statistics unless --base-size none is "
-    "given. Its architecture is found from the checkpoint. 8 and 16 bit, grey and RGB are read and written as "
-    "they are, alpha is kept, EXIF orientation is applied. Results of several images are PNG. A file is written "
-    "whole or not at all, never over an input, and over what else exists only with --overwrite; a bad one is "
-    "named at the end, makes the exit status 1, and does not stop the rest."
+    "Restore photographs with a pretrained network. The network is recognised from its "
+    "checkpoint, and converted to local statistics unless --base-size none is given. 8 and 16 "
+    "bit, grey, RGB and transparency are kept, and EXIF orientation is applied. Results of "
+    "several images are PNG. A file is written completely or not at all. Inputs are never "
+    "overwritten, other files only with --overwrite. If an image fails, the others are still "
+    "restored; it is named at the end, and the exit status is 1."
 )
 
 
@@ -45,20 +46,19 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "restore",
-        help="restore photographs with a pretrained network, whatever architecture its checkpoint holds",
+        help="restore photographs with a pretrained network, recognised from its checkpoint",
         description=_TEXT,
     )
     group = parser.add_argument_group("network and images")
     group.add_argument("network", metavar="NETWORK", help=NAMES)
-    group.add_argument(
-        "inputs", metavar="INPUT", nargs="*", help="images, folders with those inside them, or glob patterns"
-    )
+    group.add_argument("inputs", metavar="INPUT", nargs="*", help="images, folders of images, or glob patterns")
     parser.collects = "inputs"
     group.add_argument(
         "--checkpoint",
         "--model",
         metavar="NETWORK",
-        help="the network; then all names are inputs, and the last of several is OUT unless -o is given",
+        help="another way to name the network; then all names are inputs, and the last of several is "
+        "OUT unless -o is given",
     )
     group.add_argument("--crop", type=count, metavar="N", help="side of the training crops, if it is not known")
     add_calling_arguments(group)
@@ -69,31 +69,34 @@ def add_command(commands: Commands) -> None:
         nargs="?",
         const="",
         metavar="PLAN",
-        help="correct the converted network's statistics for what the training crops' borders did to them, on each "
-        "image itself, or as a saved plan (JSON, Plan.save) says",
+        help="correct the converted network's statistics for the effect of the training crops' "
+        "borders: on each image itself, or by a saved plan (JSON, Plan.save)",
     )
     group.add_argument(
         "--source",
         default="window",
         choices=("window", "map", "tile", "table", "centres", "thumbnail", "crops"),
-        help="from where the converted network has its statistics (%(default)s)",
+        help="where the converted network takes statistics from (%(default)s)",
     )
     group = parser.add_argument_group("images larger than memory")
-    group.add_argument("--tile", type=int, metavar="N", help="tiles of N×N pixels, blended (default: whole images)")
     group.add_argument(
-        "--overlap", type=int, metavar="M", help="pixels that tiles share and are blended over (default: N / 8)"
+        "--tile", type=int, metavar="N", help="cut images into blended tiles of N×N pixels (default: whole images)"
+    )
+    group.add_argument(
+        "--overlap", type=int, metavar="M", help="overlap of these tiles, in pixels (default: N / 8)"
     )
     group.add_argument(
         "--memory",
         metavar="SIZE",
-        help="a converted network in pieces that together are the whole image, within this memory: 4GiB, or free",
+        help="cut images into pieces that use at most this memory (4GiB, or free) and together equal "
+        "the whole result; needs a converted network",
     )
     group.add_argument(
         "--tolerance",
         type=_tolerance,
         metavar="X",
-        help="largest difference from the whole image that these pieces may have, of 1: 0.5/255, 0.002 (default: "
-        "1/255); alone, it means --memory free",
+        help="largest difference from the whole result that these pieces may have, for values in [0, "
+        "1], such as 0.5/255 or 0.002 (default: 1/255); alone, it means --memory free",
     )
     add_running_arguments(parser)
     group = add_out(

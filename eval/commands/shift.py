@@ -28,10 +28,12 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "shift",
-        help="how far a network's statistics on whole images are from those on training crops",
-        description="Measure the statistics (mean and standard deviation per channel) at every site on crops of "
-        "the training size, on whole images, and on whole images after converting, and how far apart they are "
-        "(Wasserstein distance). Writes shift.csv, shift.json and shift.png. Runs in one process.",
+        help="measure how far a network's statistics on whole images are from those on crops",
+        description="See why a network gets worse on whole images. Measures mean and standard deviation per "
+        "channel at every site (a place that takes a statistic of the whole feature map): on "
+        "crops of the training size, on whole images, and on whole images after converting. "
+        "Prints the Wasserstein distances between them. Writes shift.csv, shift.json and "
+        "shift.png. Runs in one process.",
     )
     add_calling_arguments(add_network(parser))
     add_data_arguments(parser)
@@ -41,12 +43,10 @@ def add_command(commands: Commands) -> None:
         type=window,
         default="auto",
         metavar="WINDOW",
-        help="auto (1.5 training crops), N or HEIGHTxWIDTH (%(default)s)",
+        help="window: auto (1.5 training crops), N or HEIGHTxWIDTH (%(default)s)",
     )
     group.add_argument("--crops", type=count, default=8, metavar="N", help="crops from each image (%(default)s)")
-    group.add_argument(
-        "--calibrate", action="store_true", help="also after calibrating on these images: corrected statistics"
-    )
+    group.add_argument("--calibrate", action="store_true", help="also measure after calibrating on these images")
     add_running_arguments(parser, threads=1)
     group = add_out(parser, Path("tlsc-shift"), "folder to write to (%(default)s)")
     add_telling_arguments(group)

@@ -34,19 +34,22 @@ def add_command(commands: Commands) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "tune",
-        help="decide on photographs which sites to convert, and with which windows",
-        description="Write a plan for restore, eval, export --plan and tlsc.convert(model, plan=...): which sites "
-        "of the network become local, each over which window. Decided by PSNR where there are targets (--target, "
-        "--degrade), otherwise by how far outputs are from those on training crops. What is found is held against "
-        "the better of all sites and none on photographs that took no part, and taken only where it is shown to "
-        "gain. A run that was stopped goes on where it was.",
+        help="decide which sites to convert, with which windows, from photographs",
+        description="Decide for each site of a network (a place that takes a statistic of the whole feature "
+        "map) whether it becomes local, and over which window. With clean targets (--target, "
+        "--degrade) the PSNR decides, otherwise the distance from results on training crops. On "
+        "held-out photographs the result is compared with converting all sites or none, and used "
+        "only if it is shown to gain. Writes a plan for restore, eval and export --plan, and for "
+        "tlsc.convert(model, plan=...). A stopped run continues where it was.",
     )
     add_calling_arguments(add_network(parser))
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help="photographs, or folders of them")
     group = parser.add_argument_group("targets")
-    group.add_argument("--target", metavar="FOLDER", help="clean photographs, of the same names")
+    group.add_argument("--target", metavar="FOLDER", help="folder of clean photographs with the same names")
     group.add_argument(
-        "--degrade", metavar="SPEC", help="the photographs are clean: degrade them (as eval --degrade does)"
+        "--degrade",
+        metavar="SPEC",
+        help="if the photographs are clean: degrade them first (as eval --degrade does)",
     )
     group = parser.add_argument_group("search")
     group.add_argument(
@@ -54,11 +57,16 @@ def add_command(commands: Commands) -> None:
         type=windows,
         default=None,
         metavar="WINDOW,…",
-        help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (1, with targets, 1.5 and 2 crops)",
+        help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (default: 1.5 and 2 "
+        "training crops; with targets also 1)",
     )
-    group.add_argument("--crops", type=count, default=16, metavar="N", help="from each photograph (%(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of crops, folds and --degrade (%(default)s)")
-    group = add_out(parser, Path("plan.json"), "the plan (%(default)s)")
+    group.add_argument(
+        "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="random seed of crops, folds and --degrade (%(default)s)"
+    )
+    group = add_out(parser, Path("plan.json"), "file for the plan (plan.json)")
     add_telling_arguments(add_running_arguments(parser, threads=1))
     parser.set_defaults(run=_run, command="tune")
 
