@@ -186,7 +186,7 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
         type=int,
         default=1,
         metavar="N",
-        help="grid on which pools are evaluated; 1 is exact, 8 is faster (%(default)s)",
+        help="step of the grid on which pools are evaluated; 1 is exact, 8 is faster (%(default)s)",
     )
     return group
 

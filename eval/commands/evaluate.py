@@ -98,7 +98,7 @@ def _add_first(parser: argparse.ArgumentParser, auto: str) -> argparse._Argument
         type=numbers,
         default=[1],
         metavar="N[,N]",
-        help="grid on which pools are evaluated; 1 is exact (default)",
+        help="step of the grid on which pools are evaluated; 1 is exact (default)",
     )
     add_plan(group, "also compare")
     group.add_argument(
