@@ -109,10 +109,10 @@ class PixelShuffle(_Reorganisation):
 class FFDNet(nn.Module):
     """Denoiser for a known noise level: 3×3 convolutions on the half-size map, ReLU between them.
 
-    The 2×2 blocks of the image become channels (:class:`PixelUnshuffle`); in front of them stands one channel of
-    noise level per image channel. Images of odd size are continued by their last row or column, and the output is
-    cut back. The noise level is an input and not a statistic of the image: the network has no site, and
-    :func:`tlsc.convert` says so.
+    The 2×2 blocks of the image become channels (:class:`PixelUnshuffle`), preceded by one channel of noise
+    level per image channel. Images of odd size are extended by their last row or column, and the output is cut
+    back. The noise level is an input and not a statistic of the image, so the network has nothing to convert,
+    and :func:`tlsc.convert` says so.
 
     Args:
         channels: 3 for colour, 1 for grey.

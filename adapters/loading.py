@@ -53,17 +53,18 @@ def load(
 ) -> nn.Module:
     """Load a pretrained restorer: which architecture it is and its settings are read off the weights.
 
-    HINet, MPRNet and the demo's U-Nets are ours; the rest is identified by ``spandrel`` and its extra architectures
-    (``pip install 'tlsc[networks]'``). Weights may lie at the top of the file or under any keys (``params_ema``,
-    which is preferred, ``params``, ``state_dict``, ``model``, ``net_g``, ``generator``, ...), their names may start
-    with any prefix (``module.``, ``_orig_mod.``, ``model.``, ...). Nothing in the file is executed.
+    HINet, MPRNet and the demo's U-Nets are part of this package. Other networks are identified by ``spandrel``
+    and its extra architectures (``pip install 'tlsc[networks]'``). Weights may lie at the top of the file or
+    under any key: ``params_ema`` (preferred), ``params``, ``state_dict``, ``model``, ``net_g``, ``generator``,
+    and others. Their names may have any prefix (``module.``, ``_orig_mod.``, ``model.``, ...). Nothing in the
+    file is executed.
 
     Args:
         path: a file written by ``torch.save`` or safetensors (``.pth``, ``.pt``, ``.ckpt``, ``.safetensors``), or
             Real-CUGAN's graph in ncnn's format (``.param``, with its ``.bin`` beside it).
-        base_size: convert to local statistics, with this window at the input in pixels: an int or (height, width).
-            ``model.tlsc.base_size`` recommends one. None leaves the network as published. For networks that do not
-            pad by themselves it is rounded up to a size they take.
+        base_size: convert to local statistics, with this window at the input in pixels: an int or (height,
+            width). ``model.tlsc.base_size`` recommends one. None does not convert. If the network does not pad
+            by itself, the window is rounded up to a size that the network accepts.
         stride: of the conversion, see :func:`tlsc.convert`.
         device: where to put it, the CPU by default.
         dtype: of its parameters; by default float64 if the weights are, float32 otherwise.

@@ -21,15 +21,15 @@ _WEIGHTS = Path(__file__).resolve().parent / "weights" / "nlm_net.safetensors"
 class NLMNet(nn.Module):
     """Blind denoiser: how much each place of the image varies, global average pooling, a gate that gives ``h``.
 
-    High-pass filters, the mean of their squares over a few pixels, its logarithm, and two convolutions of one pixel
-    that tell levels of it apart: pooled, that is a soft histogram of local noise levels. Noise is everywhere and
-    alike in all channels, texture is not: the gate can go by the histogram's low end and by colour differences,
-    where a mean of the variation itself would take texture for noise. Non-local means with Gaussian weights and
-    distances of colour do the rest.
+    The network computes high-pass filters, the mean of their squares over a few pixels, its logarithm, and two
+    1×1 convolutions that separate levels. Pooled, this is a soft histogram of local noise levels. Noise is
+    everywhere and alike in all channels; texture is not. So the gate can use the histogram's low end and colour
+    differences, while a mean of the variation itself would mistake texture for noise. Non-local means with
+    Gaussian weights and colour distances then denoise the image.
 
-    One ``h`` serves the whole image. :func:`tlsc.convert` makes the pooling local, and so ``h`` a map: every pixel
-    gets the strength that its surroundings ask for, as each crop did in training. Nothing else in the network
-    looks further than a few pixels, so that local statistics are right here by construction.
+    One ``h`` serves the whole image. :func:`tlsc.convert` makes the pooling local, and so ``h`` becomes a map:
+    every pixel gets the strength for its surroundings, as each crop did in training. Nothing else in the
+    network looks further than a few pixels, so local statistics are right here by construction.
 
     Args:
         width: channels of the levels and of the gate.

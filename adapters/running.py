@@ -25,19 +25,19 @@ def run(
 ) -> Tensor:
     """Restore images with a network of :func:`load`, whatever sizes it takes and whatever it returns.
 
-    With ``memory`` or ``pieces`` a converted network works in pieces that together are the whole image, see
-    :class:`Pieces`, which also tells how far they are from it.
+    With ``memory`` or ``pieces``, a converted network restores the image in pieces that together equal the
+    whole result. See :class:`Pieces`, which also reports the difference.
 
     Args:
-        model: a network with a :class:`Descriptor` as its attribute ``tlsc``; another one has to take images of
-            any size and return images.
+        model: a network with a :class:`Descriptor` as its attribute ``tlsc``. A network without one must accept
+            images of any size and return images.
         image: (N, C, H, W), RGB or grey in [0, 1], on the network's device. A float32 image is given to a network
             in float64 as float64.
         memory: the most that may be used, in bytes or as "4GiB" or "free" (what the device has).
         pieces: instead of that, the side of a piece in pixels.
-        margin: pixels computed around each piece and cut away; found by trying where not given.
+        margin: pixels computed around each piece and cut away; found by trials if not given.
         tolerance: the largest difference from the whole image's result that is accepted, in units of the result.
-        progress: is called with the number of rows done and of all.
+        progress: called with the number of finished rows and of all rows.
 
     Returns:
         (N, C', scale · H, scale · W), not clamped, without gradients, in the image's dtype.

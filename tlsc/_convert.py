@@ -45,7 +45,7 @@ def plan(
 ) -> Plan:
     """What :func:`convert` would do with the same arguments, without doing it.
 
-    A model that is converted already is planned as the original it was.
+    A model that is already converted is planned as if it were the original.
 
     Args:
         model, base_size, stride, example_input, include, exclude, source, crop: as for :func:`convert`. Without
@@ -90,42 +90,47 @@ def convert(
 ) -> Model:
     """Replace each global aggregation of a trained model by a local one, in place.
 
-    At every position a converted layer computes what the original computes on the crop that is the position's
-    window: the size that the layer's feature map has when the model's input is ``base_size``. Inputs no larger
-    than ``base_size`` give what they gave before.
+    At each position, a converted layer returns what the original would return on a crop around that position.
+    This crop, its *window*, has the size of the layer's feature map when the model's input is ``base_size``.
+    Inputs no larger than ``base_size`` give the same result as before.
 
-    Known are ``AdaptiveAvgPool2d`` of output size 1, ``InstanceNorm2d`` without running statistics, ``GroupNorm``,
-    and what :func:`register` was told. Parameters, buffers, hooks, flags and the keys of ``state_dict`` stay.
-    :func:`plan` shows what happens to each layer and why some are left.
+    Converted are ``AdaptiveAvgPool2d`` of output size 1, ``InstanceNorm2d`` without running statistics,
+    ``GroupNorm``, statistics that a ``forward`` computes itself, and types given to :func:`register`.
+    Parameters, buffers, hooks, flags and the keys of ``state_dict`` are kept. :func:`plan` shows what happens
+    to each layer, and why some stay global.
 
     Args:
-        model: any module, in evaluation or training mode, on any device; also one such layer by itself; or a
-            descriptor of spandrel, whose network is converted, with ``base_size`` rounded up to a size it takes.
+        model: any module, in evaluation or training mode, on any device. It may be a single such layer. It may
+            also be a descriptor of spandrel: then its network is converted, and ``base_size`` is rounded up to
+            a size that the network accepts.
         base_size: window at the model's input, in pixels: an int or (height, width). A good first choice is
             1.5 times the training crop.
-        plan: instead of ``base_size``: the sites that it converts become local, each with its window and its
-            correction, and no others (:meth:`Plan.load`; ``tlsc tune`` writes one).
-        stride: 1 for exact local statistics. With ``r > 1`` pools evaluate their means on a grid of this stride,
-            in pixels of their own map, and interpolate.
-        example_input: the call arguments, for models that take more than one image or no plain one: a tensor, a
-            tuple, a dictionary of keywords (images in it are resized to ``base_size``), or a function
-            (height, width) -> one of them. A dictionary that is no set of keywords of the forward is its argument.
+        plan: instead of ``base_size``. The sites that the plan converts become local, each with its window and
+            its correction, and no others (:meth:`Plan.load`; ``tlsc tune`` writes a plan).
+        stride: 1 for exact local statistics. With ``r > 1``, pools evaluate their means on a grid of this
+            stride, in pixels of their own map, and interpolate between its points.
+        example_input: the call arguments, for models that do not take exactly one image: a tensor, a tuple, a
+            dictionary of keywords (images in it are resized to ``base_size``), or a function (height, width) ->
+            one of them. A dictionary whose keys are not keywords of the forward is passed as its argument.
         include, exclude: which layers to treat: a predicate (module, path) -> bool, or glob patterns over paths
             (``"encoder.*"``), one or several.
-        strict: raise :class:`NoSiteError` for a model without any known layer; False returns it as it is.
-        calibrate: unlabelled images, or a saved plan: :func:`calibrate` the model with them.
-        crop: side of the training crops, for that and for the tiles of a source; by default ``base_size``.
-        check: after converting, try whether far pixels still reach the output, also by something that no plan can
-            know, and warn with the deepest module through which they do. The experiment takes four forward passes
-            at three times ``base_size`` on one axis (more, if it has to make sure), on a copy that shares the
-            parameters. It warns only where it is certain: of a network that cuts its image into parts, for
-            instance, it says little. None: where a forward at ``base_size`` takes at most 500 million
-            multiplications, not in half precision on a CPU, and not by a plan; True: always, and warn also where it
-            cannot be done, or where the plan says so already; False: never. It is made of windows only.
-        source: from where each site has its statistics: ``"window"``, or for comparison another published answer,
-            ``"map"``, ``"tile"``, ``"table"`` (KIN), ``"centres"`` (DN), ``"thumbnail"`` (TIN), ``"crops"``; or one
-            of ``tlsc.sources`` with its options. Some make a first pass over parts of the image, by hooks of the
-            model. They are for PyTorch alone, not for export.
+        strict: raise :class:`NoSiteError` for a model without any known layer; False returns the model
+            unchanged.
+        calibrate: unlabelled images, or a saved plan, with which :func:`calibrate` corrects the model.
+        crop: side of the training crops, for ``calibrate`` and for the tiles of a ``source``; by default
+            ``base_size``.
+        check: after converting, test whether distant pixels still reach the output, and warn with the deepest
+            module through which they do. The test also finds what no plan can know. It takes four forward
+            passes at three times ``base_size`` on one axis (more, if the result is unclear), on a copy that
+            shares the parameters. It warns only if it is certain; of a network that cuts its image into parts,
+            for instance, it says little. None: test if a forward pass at ``base_size`` takes at most 500
+            million multiplications, but not in half precision on a CPU, and not with a plan. True: always test,
+            and also warn if the test is impossible or the plan already says so. False: never. Only for windows.
+        source: where each site takes its statistics from. ``"window"`` is this package's method. Other
+            published methods, for comparison: ``"map"``, ``"tile"``, ``"table"`` (KIN), ``"centres"`` (DN),
+            ``"thumbnail"`` (TIN), ``"crops"``, or one of ``tlsc.sources`` with its options. Some make a first
+            pass over parts of the image, by hooks of the model. They work in PyTorch only, not in exported
+            files.
 
     Returns:
         ``model`` itself. Converting again replaces the earlier conversion.
@@ -134,14 +139,14 @@ def convert(
         ArgumentTypeError, ArgumentValueError: an argument cannot be used; a pattern matches no path; the plan is
             of another model.
         ProbeError: the model cannot be run at ``base_size``.
-        NoSiteError: it has no layer that is known.
-            With a source, ArgumentValueError: a site takes no statistic that could come from there.
+        NoSiteError: the model has no global layer that is known.
+            With a source, ArgumentValueError: a site takes a statistic that this source does not have.
         TLSCError: a registered factory failed or changed the ``state_dict``. In each case the model is as before.
             :func:`calibrate` failed: the model is converted, and not corrected.
 
     Warns:
-        TLSCWarning: there are known layers, but all of them are left as they are; far pixels still reach the
-            output (``check``); as :func:`calibrate`.
+        TLSCWarning: all known layers stay as they are; distant pixels still reach the output (``check``); as
+            :func:`calibrate`.
 
     Source: Chu, Chen, Chen, Lu, "Improving Image Restoration by Revisiting Global Information Aggregation",
     ECCV 2022, arXiv 2112.04491.
@@ -259,7 +264,8 @@ def _check_alone(base_size: Any, stride: Any, include: Any, exclude: Any, calibr
 def revert(model: Model) -> Model:
     """Put the original modules back, the very same objects, with whatever their parameters have become.
 
-    Works on a converted model, on a part of one, on a copy, or around one; does nothing to another model.
+    Works on a converted model, on a part or a copy of one, or on a model that contains one. Other models are
+    not changed.
 
     Args:
         model: a module, or a descriptor of spandrel.

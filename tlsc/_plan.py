@@ -76,16 +76,16 @@ class Site:
         path: where it is, as in ``model.named_modules()``; empty for the model itself.
         operation: what it computes, by the name of the PyTorch layer.
         feature_size: (height, width) of its map when the input is ``base_size``; None if it was not reached.
-        window: (height, width) of its window in pixels of its map; None if it is left.
-        action: ``exact`` or ``strided`` where it becomes local, or the name of the source from which it has its
-            statistics instead; ``left global`` where it stays as it is, and ``left alone`` where it was not global
-            in the first place.
-        reason: why it is left; empty otherwise.
-        owner: path of the module whose forward is rewritten for it, with all that follows the statistic until its
-            result meets the map again; None where the site's own module is replaced.
+        window: (height, width) of its window in pixels of its map; None if it does not become local.
+        action: ``exact`` or ``strided`` if the site becomes local, or the name of the source of its statistics.
+            ``left global`` if it stays as it is; ``left alone`` if it was not global in the first place.
+        reason: why it stays as it is; empty otherwise.
+        owner: path of the module whose forward is rewritten for it, from the statistic to the point where its
+            result is combined with the map again; None if the site's own module is replaced.
         aliases: further paths under which the same place is found.
         fit: its correction, once the model is calibrated.
-        base_size: (height, width) at the model's input that its window stands for, where that is not the plan's.
+        base_size: (height, width) at the model's input that corresponds to its window, if it differs from the
+            plan's.
     """
 
     path: str
@@ -110,11 +110,11 @@ class Plan:
     """The sites of a model in the order in which a forward pass reaches them; prints as a table.
 
     Attributes:
-        base_size: (height, width) at the model's input, in pixels; the largest, where sites have their own.
+        base_size: (height, width) at the model's input, in pixels; if sites have their own, the largest.
         stride: grid on which local means are evaluated; 1 is exact.
         sites: one :class:`Site` each.
         calibration: how it was calibrated; None if it was not.
-        source: from where the sites have their statistics, with options that are not the usual ones.
+        source: where the sites take their statistics from, with all options that differ from the defaults.
 
     Example:
         >>> from torch import nn

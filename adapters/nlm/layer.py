@@ -34,18 +34,19 @@ def nonlocal_means(
 ) -> Tensor:
     """Non-local means: every pixel becomes a mean of its neighbours, weighted by how alike their patches look.
 
-    For each shift in a ``search_window × search_window`` window, ``d = sqrt(Σ (y − shifted y)²)`` over a
-    ``patch × patch`` patch of the luma ``y = 0.299 R + 0.587 G + 0.114 B`` (of one channel: the channel itself),
-    and ``weight = exp(−d / max(h, 0))``. The result is ``Σ weight · shifted x / Σ weight``, clamped to [0, 1].
+    For each shift in a ``search_window × search_window`` window, ``d = sqrt(Σ (y − shifted y)²)`` is the
+    distance over a ``patch × patch`` patch of the luma ``y = 0.299 R + 0.587 G + 0.114 B`` (with one channel:
+    of this channel). The weight is ``weight = exp(−d / max(h, 0))``. The result is
+    ``Σ weight · shifted x / Σ weight``, clamped to [0, 1].
 
     ``distance="color", weights="gaussian"`` with ``sigma`` is the definition of Buades et al. and of scikit-image:
     ``weight = exp(−max(Σ (x − shifted x)² − 2 σ² n, 0) / h²)``, the sum over a patch of all channels, n values. It
     gave 0.2 to 1.8 dB over the default on six photographs, patch 5, most where colours differ.
 
     ``h ≤ 0`` (in fact ≤ 1e-12) is the limit: only neighbours at distance 0 count, and ``h`` has gradient 0.
-    Training may push a tensor there; a negative number is a mistake, and refused. A distance of 0, as that of the
-    zero shift, contributes 0 to the gradients although its square root has none. A NaN reaches the pixels whose
-    search window, with its patches, contains it.
+    Training may push a tensor there; a negative number is refused as a mistake. A distance of 0, such as that
+    of the zero shift, contributes 0 to the gradients, although its square root has none. A NaN affects the
+    pixels whose search window, with its patches, contains it.
 
     Args:
         x: image (N, 3, H, W) or (N, 1, H, W), nominally in [0, 1]; float16, bfloat16, float32 or float64 (the

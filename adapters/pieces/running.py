@@ -84,21 +84,21 @@ class Report:
 class Pieces:
     """Restores images in pieces that are the whole: margins are computed and cut away, nothing is blended.
 
-    Once every global layer is local, a pixel of the result does not depend on the far image, so that a piece with a
-    margin gives what the whole image gives. The margin begins as half a window and some pixels for convolutions.
-    Statistics of statistics reach further, ever more faintly: some places are computed with twice the margin, and
-    as long as that makes a difference of more than half the tolerance, the margin grows; so it does later, where a
-    seam shows a difference of more than the tolerance.
+    If every global layer is local, a pixel of the result does not depend on distant pixels. So a piece with a
+    margin gives the same result as the whole image. The margin starts as half a window plus some pixels for
+    convolutions. Statistics of statistics reach further, but more and more faintly. So some places are also
+    computed with twice the margin. While this makes a difference of more than half the tolerance, the margin
+    grows. It also grows later, if a seam shows a difference of more than the tolerance.
 
     Args:
         model: a converted network, with a :class:`Descriptor` as its attribute ``tlsc`` or one that takes and
             returns images.
-        memory: the most that may be used, in bytes or as "4GiB" or "free": what the network needs is measured on
-            two small extents, and the size of pieces follows. A piece that does not fit after all is halved.
+        memory: the most that may be used, in bytes or as "4GiB" or "free". The network's need is measured on
+            two small extents, and determines the size of pieces. A piece that does not fit after all is halved.
         pieces: instead of that, the side of a piece's core in pixels.
         margin: in pixels, instead of searching for it.
         tolerance: the largest difference that is accepted, in units of the result.
-        progress: is called with the number of rows done and of all.
+        progress: called with the number of finished rows and of all rows.
         crew: the processes that share the pieces of each image, each of which makes the same calls; None for one.
 
     Attributes:

@@ -41,17 +41,18 @@ def calibrate(
 ) -> Plan:
     """Correct the statistics of a converted model for what the training crops' own borders did to them. No labels.
 
-    Zero padding spoils a ring of features around each training crop, and the statistics that a layer saw in
-    training contain it; a window inside a whole image does not. From random crops of the images and the same places
-    inside them a map is fitted per channel (a ``Correction``), site after site. It is kept where it agrees with
-    crops that took no part in the fit. Where the model's output would move away from what it is on crops, fewer
-    sites are corrected, or none. Inputs no larger than ``base_size`` still give what the original gave.
+    Zero padding changes the features in a ring along each training crop's border, and the statistics that a
+    layer saw in training include this ring. A window inside a whole image has no such ring. Calibration
+    compares random crops of the images with the same places inside the images, and fits a correction (a
+    ``Correction``) per channel, site after site. A correction is kept only if it agrees with crops that took no
+    part in the fit. If corrections would move the model's output away from its output on crops, fewer sites are
+    corrected, or none. Inputs no larger than ``base_size`` still give the original's result.
 
     Args:
         model: converted by :func:`tlsc.convert`. An earlier calibration is replaced.
-        images: what the model restores, unlabelled: tensors (C, H, W) or (N, C, H, W) as it takes them, one or
-            several; the image to be restored will do. Or a calibrated :class:`Plan` (:meth:`Plan.load`), whose
-            corrections are then taken.
+        images: pictures like those that the model restores, unlabelled: tensors (C, H, W) or (N, C, H, W) as
+            the model takes them, one or several. The image to be restored is enough. Or a calibrated
+            :class:`Plan` (:meth:`Plan.load`), whose corrections are then used.
         crop: side of the training crops in pixels, an int or (height, width), at most ``base_size``; by default
             ``base_size``.
         crops_per_image: how many random crops of each image.
@@ -67,7 +68,7 @@ def calibrate(
         TLSCError: the model fails on crops or images. In each case the model is as before.
 
     Warns:
-        TLSCWarning: no image has room for crops inside it, so that nothing is corrected; or the converted model's
+        TLSCWarning: no image has room for crops inside it, so nothing is corrected; or the converted model's
             output is further from its output on crops than the original's is.
 
     Example:

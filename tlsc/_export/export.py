@@ -78,26 +78,26 @@ def export(
 ) -> Export:
     """Write a model, converted or not, to ONNX with dynamic batch, height and width.
 
-    The graph of a converted model holds ``min(window, size)`` as an expression, so it is right for images smaller
-    than the window, equal, larger, odd and not square. After writing, ONNX Runtime runs the file at several sizes
-    and the results are compared with PyTorch's; the file is put in place only if they agree to 1e-4 of the output's
-    range (1e-2 in float16).
+    In the graph of a converted model the window is the expression ``min(window, size)``. So the file is right
+    for images smaller than the window, equal, larger, odd and not square. ONNX Runtime then runs the file at
+    several sizes, and the results are compared with PyTorch's. The file is put in place only if they agree to
+    1e-4 of the output's range (1e-2 in float16).
 
     Args:
-        model: a module that takes images; exported in evaluation mode, on its own device, as it is. Of a network
-            that describes itself (``model.tlsc``, from :func:`tlsc.adapters.load`) the entry that is the result is
-            the output; of others every tensor that they return is.
+        model: a module that takes images; it is exported in evaluation mode, on its own device, converted or
+            not. If the network has a descriptor (``model.tlsc``, from :func:`tlsc.adapters.load`), only the
+            entry that is the result becomes an output; otherwise every returned tensor does.
         path: file to write, replaced if it exists.
         example_input: the call arguments, as for :func:`tlsc.convert`: a tensor, a tuple, or a function
             (height, width) -> either. Tensors (N, C, H, W) are dynamic in N, H and W, tensors (N,) in N.
         opset: of ONNX's standard operators, 13 at least; by default what PyTorch's exporter prefers. Below 18 its
             older exporter writes the file.
-        multiple: for a network that takes only sides that are multiples of a number: those are the sizes that are
-            traced and verified.
+        multiple: for a network whose sides must be multiples of a number; only such sizes are traced and
+            verified.
         sizes: (batch, height, width) to verify; by default smaller than the window, equal, odd, larger, not square
             and a batch of two.
-        cumsum: False refuses a graph that holds a CumSum, which some runtimes lack. What the conversion adds never
-            holds one.
+        cumsum: False refuses a graph that contains a CumSum, which some runtimes lack. Converting never adds
+            one.
         metadata: further entries for the file.
 
     Returns:

@@ -42,15 +42,16 @@ def influence(
 ) -> Influence:
     """Measure how far input pixels reach, and name the module that lets them reach too far.
 
-    The model is asked, not its code: whatever aggregates over the whole image shows, also what :func:`tlsc.plan`
-    does not know. The model itself is not touched: a copy in float64 runs in evaluation mode and without hooks,
-    on noise. (Where it cannot be copied, or not run in float64, it runs as it is, and is put back.)
+    The model is run on noise and its output is measured, so every dependence shows, also one that
+    :func:`tlsc.plan` does not know. The model itself is not changed: a copy in float64 runs in evaluation mode
+    and without hooks. (If it cannot be copied, or cannot run in float64, the original runs as it is, and is
+    restored afterwards.)
 
     Args:
         model: a model from images to images, converted or not.
         size: of the input in pixels, an int or (height, width). Three windows are enough to name what is still
-            global; windows one behind the other add up, so it takes more to see where a converted network ends.
-            The time is that of some thirty forward passes.
+            global. Windows of successive layers add up, so a larger size may be needed to see where a converted
+            network's influence ends. This takes about thirty forward passes.
         example_input: the call arguments, as for :func:`tlsc.convert`. Images in it that are not constant are
             used as they are. The first one is what distances count in.
         radius: pixels of the input, an int or (vertical, horizontal), up to which influence is in order, such as
@@ -60,9 +61,9 @@ def influence(
         samples: random inputs, each with its own combination of output channels, so that no influence hides
             behind a cancellation or an inactive unit.
         seed: of all that is random.
-        exact: all in float64, so that zeros are zeros. False: in the model's own precision, several times faster,
-            and in float64 only where that leaves in doubt which module looks far.
-        progress: is called with the number of forward passes done, after each.
+        exact: measure in float64, so that zeros are exact. False: measure in the model's own precision, which
+            is several times faster, and use float64 only if the responsible module is uncertain.
+        progress: called after each forward pass with the number of passes done.
 
     Returns:
         An :class:`Influence`: arrays over distance, ``reach``, ``far``, ``culprit``; a table when printed, and

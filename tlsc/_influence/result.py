@@ -55,15 +55,15 @@ class Influence:
         change: the largest change of an output channel when everything farther away than that is replaced, in
             units of the output.
         reach_per_axis: the largest vertical and the largest horizontal distance of a pixel with influence.
-        radius: (vertical, horizontal) what the caller allowed; None: anything short of the border.
+        radius: (vertical, horizontal) distance that the caller allowed; None: everything but the border.
         far: whether the influence goes beyond ``radius``, or to the border.
-        sources: the modules that by themselves let far pixels reach the centre of their maps, in the order in
-            which a forward pass reaches them; empty if not ``far``. One that cuts its map into parts may be
-            listed beside the one inside it.
-        culprit: the first of them from which a change arrives at the output. None if not ``far``, or if no single
+        sources: the modules that by themselves let distant pixels reach the centre of their maps, in the order
+            of a forward pass; empty if not ``far``. A module that cuts its map into parts may be listed
+            together with one inside it.
+        culprit: the first of them whose change arrives at the output. None if not ``far``, or if no single
             module reaches so far: then windows and receptive fields add up, and nothing global is left.
-        dtype: what the measurement was done in. In float64 zeros are exact; otherwise culprits with a weak effect
-            may be missed.
+        dtype: of the measurement. In float64 zeros are exact; in other types culprits with a weak effect may be
+            missed.
     """
 
     size: tuple[int, int]

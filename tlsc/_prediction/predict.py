@@ -45,18 +45,19 @@ def predict(
 ) -> Prediction:
     """What converting would change, predicted from unlabelled images.
 
-    On crops of the training size the model does what it was trained for. The mean square difference between its
-    output on whole images and on crops, at the crops' centres, is its mismatch energy, E(whole); E(local) is
-    that of the converted model. Converting is predicted to change the mean square error by E(local) − E(whole).
+    On crops of the training size the model does what it was trained for. Its *mismatch energy*, E(whole), is
+    the mean square difference between its output on whole images and on crops, at the crops' centres. E(local)
+    is the same for the converted model. Converting is predicted to change the mean square error by E(local) −
+    E(whole).
 
     Args:
-        model: any module; it is as before afterwards, and a converted one is looked at as the original it was.
-        images: what the model restores, unlabelled: tensors (C, H, W) or (N, C, H, W) as it takes them, values in
-            [0, 1], larger than the crop.
+        model: any module. It is not changed; a converted one is examined as the original.
+        images: pictures like those that the model restores, unlabelled: tensors (C, H, W) or (N, C, H, W) as
+            the model takes them, values in [0, 1], larger than the crop.
         base_size: windows to try, in pixels of the input; by default 1, 1.5 and 2 times the crop.
         crop: side of the training crops in pixels, an int or (height, width).
-        psnr: of the restored images in dB, if it is known: changes are then given in dB, too.
-        calibrate: whether each window is tried with calibrated statistics, too.
+        psnr: of the restored images in dB, if known; changes are then also given in dB.
+        calibrate: also try each window with calibrated statistics.
         crops_per_image: how many random crops of each image.
         seed: of their places and of the bootstrap.
         call: what is called instead of the model, a function from images (N, C, H, W) to what it returns.

@@ -57,13 +57,13 @@ class Prediction:
 
     Attributes:
         crop: (height, width) of the training crops in pixels.
-        images: how many were looked at.
-        crops: how many of them.
-        psnr: in dB, at which changes are given in dB; None where only the mean square error is known.
+        images: number of images that were used.
+        crops: number of their crops that were used.
+        psnr: in dB, for which changes are given in dB; None if only the mean square error is known.
         whole: E(whole), the original's mismatch energy: its mean square difference between whole images and crops.
         disagreement: between overlapping crops at common pixels; NaN where none overlap.
         changes: one for each window.
-        unreliable: why crops are no reference; empty where they are.
+        unreliable: why crops are no reference; empty if they are one.
     """
 
     crop: tuple[int, int]

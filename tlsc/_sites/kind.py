@@ -73,9 +73,8 @@ class Registration:
 def register(module_type: type[nn.Module], factory: Callable[..., nn.Module]) -> Registration:
     """Teach the surgery a module type.
 
-    Wherever a module of exactly this type is found, ``factory(module, window, stride)`` makes what takes its
-    place; a factory may leave out ``stride`` if it has no strided form. Modules inside it are its own business
-    and are not treated one by one.
+    Every module of exactly this type is replaced by what ``factory(module, window, stride)`` returns. A factory
+    may omit ``stride`` if it has no strided form. Modules inside the replaced one are not treated separately.
 
     Args:
         module_type: a subclass of ``torch.nn.Module``. Registering a type again, also a built-in one, replaces
