@@ -43,9 +43,9 @@ TYPED = (
 )
 HEAD = """# The first five minutes
 
-This page shows what a new user types first and what `tlsc` answers. The network and the photograph are included.
-`uv run python -m benchmarks first_minutes` types all of it in a new environment and writes this page. `# status`
-is an exit status other than 0. The first restoration compiles kernels for your processor and keeps them.
+What a new user types first, and what `tlsc` answers. `uv run python -m benchmarks first_minutes` types all of it
+in a new environment and writes this page. `# status` is an exit status other than 0. The first restoration
+compiles kernels for your processor and keeps them.
 
 """
 HAZE = """
