@@ -1,8 +1,8 @@
 """Pieces against the whole image and against tiles: difference, memory, time.
 
-``uv run python -m benchmarks pieces [NETWORK ...]``. Demo networks with their weights, the others in small settings
-with random ones; a photograph of 1504×2000. Each run is a process of its own, whose peak is counted above what it
-holds with the network as trained, and above what it holds once the network is converted and has run on one window.
+``uv run python -m benchmarks pieces [NETWORK ...] [256MB] [1GB]``. Demo networks with their weights, the others in
+small settings with random ones; a photograph of 1504×2000. Each run is a process of its own, whose peak is counted
+above what it holds with the network as trained, and above what it holds converted and once run on one window.
 Times are processor seconds of one thread, converting and what is compiled once left out. Tiles are those of the
 training crop, with half overlap, of the network as trained.
 """
@@ -17,12 +17,12 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import tlsc
@@ -41,35 +41,52 @@ NETWORKS = (*DEMO, "hinet", "mprnet", "nafnet", "restormer")
 LIMITS = ("256MB", "1GB")
 
 
-def main(names: list[str]) -> None:
-    rows = []
-    for name in names or NETWORKS:
-        with tempfile.TemporaryDirectory() as folder:
-            made = {way: _in_a_process(name, way, folder) for way in ("whole", *LIMITS, "tiles")}
-            whole = np.load(f"{folder}/whole.npy") if "seconds" in made["whole"] else np.nan
-            for way, got in made.items():
-                path = Path(folder, f"{way}.npy")
-                off = np.abs(np.load(path) - whole).max() * 255 if path.exists() and way in LIMITS else None
-                row = [name, way, got.get("pieces"), off, got.get("error"), got.get("peak"), got.get("warm")]
-                seconds = got.get("seconds")
-                ratios = [
-                    seconds / made[to].get("seconds", np.nan) if seconds and way in LIMITS else None
-                    for to in ("whole", "tiles")
-                ]
-                rows.append([*row, seconds, *ratios, got.get("said", "")])
-                print(rows[-1], file=sys.stderr, flush=True)
+HEADERS = (
+    "network",
+    "way",
+    "pieces",
+    "off by /255",
+    "said /255",
+    "MB above trained",
+    "above converted",
+    "CPU s",
+    "of whole",
+    "of tiles",
+    "said",
+)
+
+
+def main(parts: list[str]) -> None:
+    """``[NETWORK …] [256MB] [1GB]``: a row as soon as it is measured, so that stopping it keeps what there is."""
+    limits = [part for part in parts if part in LIMITS] or LIMITS
+    names = [part for part in parts if part not in LIMITS] or NETWORKS
     print(f"{SIZE[0]}×{SIZE[1]}, window {WINDOW}, tiles of {CROP}; PyTorch {torch.__version__}, one thread\n")
-    headers = [
-        "network",
-        "way",
-        "pieces",
-        "off by /255",
-        "said /255",
-        "MB above trained",
-        "above converted",
-        "CPU s",
-    ]
-    print(tabulate(rows, [*headers, "of whole", "of tiles", ""], floatfmt=".3g", tablefmt="github"))
+    _print_row(HEADERS)
+    _print_row(["---"] * len(HEADERS))
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            made: dict[str, dict[str, Any]] = {}
+            for way in ("whole", "tiles", *limits):
+                made[way] = got = _in_a_process(name, way, folder)
+                _print_row([name, way, *_figures(way, made, folder), got.get("said", "")])
+
+
+def _figures(way: str, made: dict[str, dict[str, Any]], folder: str) -> list[Any]:
+    """What a run took, and what it is beside the others of its network."""
+    got = made[way]
+    figures = [got.get("pieces"), None, got.get("error"), got.get("peak"), got.get("warm"), got.get("seconds")]
+    if way not in LIMITS or "seconds" not in got:
+        return [*figures, None, None]
+    whole = Path(folder, "whole.npy")
+    if whole.exists():
+        figures[1] = float(np.abs(np.load(Path(folder, f"{way}.npy")) - np.load(whole)).max() * 255)
+    seconds = [made[to].get("seconds") for to in ("whole", "tiles")]
+    return [*figures, *(got["seconds"] / other if other else None for other in seconds)]
+
+
+def _print_row(cells: Sequence[Any]) -> None:
+    shown = ["" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells]
+    print(f"| {' | '.join(shown)} |", flush=True)
 
 
 def _in_a_process(name: str, way: str, folder: str) -> dict[str, Any]:

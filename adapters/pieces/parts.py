@@ -10,10 +10,7 @@ from torch import Tensor
 
 from tlsc.adapters.pieces.grid import Span, extent_of, up
 
-__all__ = ["Band", "Image", "Margins", "Part", "Place"]
-
-_CANDIDATES = 144
-_TRIED = 3
+__all__ = ["Band", "Image", "Margins", "Part", "distances"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,6 @@ class Margins:
             for n, m, least in zip(size, self.margin, self.least, strict=True)
         )
         return height * width
-
-
-@dataclass(frozen=True)
-class Place:
-    """A small core somewhere in an image, for looking how a margin does there."""
-
-    top: int
-    left: int
-    side: int
 
 
 @dataclass(frozen=True)
@@ -158,63 +146,14 @@ class Image:
         assert out is not None
         return Band(out, torch.cat(below, -1), seam)
 
-    def telling(self, near: Margins, far: Margins) -> list[Place]:
-        """The places where a larger margin is likely to matter most: where it looks different from a smaller one.
 
-        Of some places all over the image those where mean or spread change most, in units of the spread, as a norm
-        would see it.
-        """
-        side = near.step
-        rows, columns = (_spread(n, side) for n in self.size)
-        places = [Place(top, left, side) for top in rows for left in columns]
-        ranked = sorted(places, key=lambda place: -self._change(place, near, far))
-        return ranked[:_TRIED]
-
-    def difference(self, place: Place, near: Margins, far: Margins) -> float:
-        """How far a small core's result with one margin is from that with a larger one."""
-        return _apart(self._core(place, near), self._core(place, far))
-
-    def _core(self, place: Place, margins: Margins) -> Tensor:
-        rows, columns = self._spans(place, margins)
-        top, left = ((span.start - span.first) * self.scale for span in (rows, columns))
-        height, width = ((span.stop - span.start) * self.scale for span in (rows, columns))
-        return self.result(rows, columns)[..., top : top + height, left : left + width]
-
-    def _spans(self, place: Place, margins: Margins) -> tuple[Span, Span]:
-        rows, columns = (
-            Span.around(
-                start, min(start + place.side, n), n, extent_of(place.side, m, margins.step, least), margins.step
-            )
-            for start, n, m, least in zip(
-                (place.top, place.left), self.size, margins.margin, margins.least, strict=True
-            )
-        )
-        return rows, columns
-
-    def _change(self, place: Place, near: Margins, far: Margins) -> float:
-        mean, spread = self._look(place, near)
-        other, wider = self._look(place, far)
-        moved = (other - mean).abs() / spread
-        return float((moved + (wider / spread).log().abs()).max())
-
-    def _look(self, place: Place, margins: Margins) -> tuple[Tensor, Tensor]:
-        """Mean and spread of an extent, from a sample of its pixels."""
-        rows, columns = self._spans(place, margins)
-        part = self.cut(rows.first, rows.last, columns.first, columns.last)
-        sample = part[..., ::7, ::7].flatten(2).double()
-        return sample.mean(-1), sample.std(-1, correction=0) + 1e-3
-
-
-def _spread(length: int, side: int) -> list[int]:
-    """Where cores of an axis that are looked at begin, at multiples of their side."""
-    number = max(1, min(round(_CANDIDATES**0.5), length // side))
-    return sorted({max(0, length - side) * (2 * i + 1) // (2 * number) // side * side for i in range(number)})
+def distances(one: Tensor, other: Tensor) -> Tensor:
+    """How far numbers are from each other; infinitely where only one is a number, not at all where neither is."""
+    same = (one == other) | (one.isnan() & other.isnan())
+    found = (one.double() - other.double()).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+    return found.masked_fill(same, 0)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    """The largest difference; infinite where only one is a number."""
-    if not one.numel():
-        return 0.0
-    same = (one == other) | (one.isnan() & other.isnan())
-    found = (one.double() - other.double()).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
-    return float(found.masked_fill(same, 0).max())
+    """The largest difference."""
+    return float(distances(one, other).max()) if one.numel() else 0.0

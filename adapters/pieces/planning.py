@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,12 +12,19 @@ import torch
 from tlsc.adapters.pieces.grid import Grid, fitted, spans, up
 from tlsc.adapters.pieces.memory import Model, kernels, measured, readable, used
 from tlsc.adapters.pieces.parts import Image, Margins
+from tlsc.adapters.pieces.probing import Probe, telling
 from tlsc.errors import ArgumentValueError, TLSCWarning, first_line
 
 __all__ = ["Asked", "Budget", "Layout", "Planner"]
 
 # How far convolutions reach beyond half a window, in pixels: where the search for a margin begins.
 _REACH = 16
+# Probes see some corners, an image has many seams: what is asked of them, as a part of the tolerance.
+_PROBED = 1 / 3
+# How many of them are probed again where larger margins are needed.
+_AGAIN = 3
+# Between half of the largest margins and them so many are considered.
+_FINE = 8
 # What is left of the memory for what no measurement sees.
 _SHARE = 0.9
 # No piece is larger, whatever the memory: kernels of others count a map's values in 32 bits.
@@ -77,14 +85,12 @@ class Layout:
         grid: the pieces.
         margins: around each of them.
         budget: that they keep to.
-        error: that the margins were seen to make.
-        tried: at how many places.
+        tried: at how many corners the margins were tried.
     """
 
     grid: Grid
     margins: Margins
     budget: Budget
-    error: float = 0.0
     tried: int = 0
 
 
@@ -107,8 +113,8 @@ class Planner:
             ArgumentValueError: no piece fits in the memory; the message names the smallest that would.
         """
         budget = self._budget()
-        margins, error, tried = self._margins(budget)
-        return Layout(self._grid(margins, budget), margins, budget, error, tried)
+        margins, tried = self._margins(budget)
+        return Layout(self._grid(margins, budget), margins, budget, tried)
 
     def larger(self, layout: Layout) -> Layout | None:
         """With a quarter more margin, where the image is larger still and pieces with it fit."""
@@ -131,10 +137,10 @@ class Planner:
             stacklevel=5,
         )
         budget = replace(layout.budget, pixels=limit, beside=0.0)
-        margins, seen, tried = layout.margins, layout.error, layout.tried
+        margins, tried = layout.margins, layout.tried
         if not tried:  # it was one piece until now
-            margins, seen, tried = self._margins(budget)
-        return Layout(self._grid(margins, budget), margins, budget, seen, tried)
+            margins, tried = self._margins(budget)
+        return Layout(self._grid(margins, budget), margins, budget, tried)
 
     def _budget(self) -> Budget:
         """How large extents may be, from what two small ones needed."""
@@ -151,30 +157,34 @@ class Planner:
         pixels = min(costs.pixels(asked.memory - other), _MOST)
         return Budget(pixels, costs, other, row * image.scale / costs.each)
 
-    def _margins(self, budget: Budget) -> tuple[Margins, float, int]:
-        """The margins, the error that they were seen to make, and at how many places."""
+    def _margins(self, budget: Budget) -> tuple[Margins, int]:
+        """The smallest margins at which corners hardly tell what is cut off, and how many were looked at."""
         asked, image = self.asked, self.image
         if asked.margin is not None:
-            return Margins((asked.margin, asked.margin), asked.step, asked.window), 0.0, 0
+            return Margins((asked.margin, asked.margin), asked.step, asked.window), 0
         rows, columns = (up(k // 2 + _REACH, asked.step) for k in asked.window)
-        margins = Margins((rows, columns), asked.step, asked.window)
-        if len(self._grid(margins, budget)) == 1:
-            return margins, 0.0, 0
+        most = Margins((rows, columns), asked.step, asked.window)
+        if len(self._grid(most, budget)) == 1:
+            return most, 0
+        places = telling(image, most, budget.pixels)
         while True:
-            far = self._reference(margins, budget)
-            places = image.telling(margins, far)
-            error = max(image.difference(place, margins, far) for place in places)
-            larger = self._larger(margins, budget)
-            if error <= asked.tolerance / 2 or larger is None:
-                return margins, error, len(places)
-            margins = larger
+            probes = [Probe.of(image, place, most, budget.pixels) for place in places]
+            for margins in _up_to(most):
+                if max(probe.error(margins.margin) for probe in probes) <= asked.tolerance * _PROBED:
+                    return margins, len(probes)
+            larger = self._double(most, budget)
+            if larger is None:
+                return most, len(probes)
+            places = sorted(places, key=lambda place: -probes[places.index(place)].error(most.margin))[:_AGAIN]
+            most = larger
 
-    def _reference(self, margins: Margins, budget: Budget) -> Margins:
-        """Twice the margins, or as large as fits in the memory."""
+    def _double(self, margins: Margins, budget: Budget) -> Margins | None:
+        """Twice the margins, or as large as fits in the memory; None where no more does."""
         far = margins.times(2)
         while budget.smallest(far, self.image.size) > budget.pixels and far.margin > margins.margin:
             far = Margins((far.margin[0] - far.step, far.margin[1] - far.step), far.step, far.least)
-        return far
+        reached = all(m >= n for m, n in zip(margins.margin, self.image.size, strict=True))
+        return None if reached or far.margin <= margins.margin else far
 
     def _larger(self, margins: Margins, budget: Budget) -> Margins | None:
         larger = margins.times(5, 4)
@@ -203,6 +213,12 @@ class Planner:
                 f"{asked.window[0]}×{asked.window[1]} on {size[0]}×{size[1]} pixels: the smallest piece, "
                 f"{rows[0].extent}×{columns[0].extent} pixels, needs {readable(least * 1.05)}"
             ) from error
+
+
+def _up_to(most: Margins) -> Iterator[Margins]:
+    """Margins from half of the largest on: corners that tell of less would be luck."""
+    for i in range(_FINE, 2 * _FINE + 1):
+        yield most.times(i, 2 * _FINE)
 
 
 def _two_sizes(size: tuple[int, int], window: tuple[int, int], step: int) -> list[tuple[int, int]]:

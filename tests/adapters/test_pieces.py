@@ -17,8 +17,9 @@ from tlsc import adapters
 from tlsc.adapters import Descriptor, Pieces
 from tlsc.adapters.pieces import memory
 from tlsc.adapters.pieces.grid import Grid, fitted, spans
-from tlsc.adapters.pieces.parts import _apart
+from tlsc.adapters.pieces.parts import Image, Margins, _apart
 from tlsc.adapters.pieces.planning import Budget, Planner
+from tlsc.adapters.pieces.probing import Place, Probe, telling
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, TLSCError, TLSCWarning
 
 from ..marks import slow
@@ -252,6 +253,47 @@ def test_the_grid_with_the_least_work_is_found(
     else:
         with pytest.raises(ArgumentValueError, match="too small"):
             fitted(size, pixels, margin, step)
+
+
+@pytest.mark.parametrize("backwards", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_probe_tells_how_far_a_cut_reaches(backwards: tuple[bool, bool], scale: int) -> None:
+    """A sum of 7×9 pixels reaches 3 rows and 4 columns; what is seen beyond each distance, by brute force."""
+    picture, step = torch.rand(1, 1, 70, 90), 2
+
+    def restored(part: Tensor, first: tuple[int, int]) -> Tensor:
+        summed = nn.functional.conv2d(part, torch.ones(1, 1, 7, 9), padding=(3, 4))
+        return summed.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+    image = Image(restored, lambda *box: picture[..., box[0] : box[1], box[2] : box[3]], (70, 90), scale)
+    place = Place((20, backwards[0]), (30, backwards[1]))
+    probe = Probe.of(image, place, Margins((8, 8), step, (16, 16)), math.inf)
+    turned = picture.flip([axis - 2 for axis in (0, 1) if backwards[axis]])  # and the sum is the same
+    part, more = turned[..., 20:36, 30:46], turned[..., :36, :46]
+    off = (restored(part, (0, 0)) - restored(more, (0, 0))[..., 20 * scale :, 30 * scale :])[0, 0].abs()
+    off = off[::scale, ::scale]
+    for margin in ((0, 0), (2, 1), (2, 4), (3, 3), (3, 4), (8, 8)):
+        assert probe.error(margin) == pytest.approx(float(off[margin[0] :, margin[1] :].max()), abs=1e-5)
+    assert probe.error((3, 4)) < 1e-5 < probe.error((2, 4))
+
+
+def test_probes_are_where_the_image_changes_and_fit_in_the_memory() -> None:
+    picture, given = torch.zeros(1, 1, 200, 300), []
+    picture[..., 120:, 200:] = torch.rand(1, 1, 80, 100)
+
+    def cut(top: int, bottom: int, left: int, right: int) -> Tensor:
+        given.append((bottom - top) * (right - left))
+        return picture[..., top:bottom, left:right]
+
+    image = Image(lambda part, first: part, cut, (200, 300), 1)
+    places = telling(image, Margins((32, 32), 8, (32, 32)), 60 * 60)
+    assert places
+    assert max(given) <= 60 * 60
+    for place in places:
+        (rows, columns) = place.corner((200, 300), Margins((32, 32), 8, (32, 32)), 60 * 60)
+        assert rows.far[1] > 100
+        assert columns.far[1] > 180
+    assert telling(image, Margins((32, 32), 8, (200, 300)), 1e9) == [Place((0, False), (0, False))]
 
 
 def test_memory_is_measured() -> None:

@@ -265,7 +265,7 @@ def test_pieces_say_how_far_they_are_from_the_whole(
     found = re.search(r"large.png: (\d+) pieces .* differs from the whole image by at most ([\d.e-]+)/255", said)
     assert found is not None
     assert int(found[1]) > 1
-    assert "estimated on" in said
+    assert "estimated along all seams" in said
     got = np.asarray(PIL.Image.open(out)).astype(int)
     whole = _restored(place, *argv[1:])
     assert np.abs(got - whole).max() <= max(1, float(found[2]) + 1)

@@ -96,7 +96,7 @@ def test_a_result_that_is_no_number_leaves_nothing(tmp_path: Path) -> None:
 def test_what_may_not_fit_whole_goes_in_pieces_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(memory, "free", lambda device: 170 * 10**6)
+    monkeypatch.setattr(memory, "free", lambda device: 82 * 10**6)
     transparent = _samples(200, 180, 4)
     transparent[20:40, 30:90, 3] = 0
     for name, samples in (("opaque", transparent[..., :3]), ("transparent", transparent)):
@@ -141,7 +141,7 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
     both = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29631", "-m"]
     said = []
     for name, start in (("one", base), ("two", [*base, *both])):
-        argv = [*start, "tlsc.eval", *_command(tmp_path, "--memory", "168MB", "-o", f"{name}.png")]
+        argv = [*start, "tlsc.eval", *_command(tmp_path, "--memory", "79MB", "-o", f"{name}.png")]
         done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
@@ -160,7 +160,7 @@ def test_two_processes_give_the_bytes_of_one(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_killed_half_way_leaves_no_output(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "in.tif", _samples(4000, 3000, 3), photometric="rgb")
-    command = [sys.executable, "-m", "tlsc.eval", *_command(tmp_path, "--memory", "200MB", "-o", "out.tif")]
+    command = [sys.executable, "-m", "tlsc.eval", *_command(tmp_path, "--memory", "111MB", "-o", "out.tif")]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not any(os.stat(part).st_size for part in tmp_path.glob(".out-*")):
             time.sleep(0.02)
