@@ -462,15 +462,6 @@ def _script(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_does_not_load_numba() -> None:
-    """And without it PyTorch does the work."""
-    _script(
-        "import sys; sys.modules['numba'] = None; import torch; from tlsc.adapters import nonlocal_means; "
-        "x = torch.rand(1, 3, 5, 5); assert not torch.equal(nonlocal_means(x, 0.1, 3, 3), x); "
-        "assert sys.modules['numba'] is None"
-    )
-
-
 @pytest.mark.skipif(not hasattr(os, "fork") or not HAS_NUMBA, reason="needs fork and Numba")
 @pytest.mark.parametrize(("size", "threads"), [slow(50, 2), (90, 1)])
 def test_a_forked_process_can_use_what_its_parent_used(size: int, threads: int) -> None:

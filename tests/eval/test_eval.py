@@ -206,9 +206,16 @@ def test_demo_writes_table_files_and_pictures(
     monkeypatch.setattr(demo, "degraded_test_photographs", corner)
     monkeypatch.setattr(demo, "PATCH_SIZES", (64, None))
     # What calibration finds does not matter here; on whole photographs it takes most of the time.
-    images = demo_run._Job.images
+    images, made = demo_run._Job.images, dict[str, list[torch.Tensor]]()
+
+    def few(job: demo_run._Job) -> list[torch.Tensor]:
+        name = job.network.name
+        if name not in made:
+            made[name] = [x[..., :160, :160] for x in images(job)]
+        return made[name]
+
     monkeypatch.setattr(demo_run, "CALIBRATING", demo_run.CALIBRATING[:1])
-    monkeypatch.setattr(demo_run._Job, "images", lambda job: [x[..., :160, :160] for x in images(job)])
+    monkeypatch.setattr(demo_run._Job, "images", few)
     assert cli.main(["demo", "--out", str(tmp_path / "new" / "out")]) == 0
     said = capsys.readouterr().out
     out = tmp_path / "new" / "out"
