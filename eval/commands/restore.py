@@ -250,4 +250,7 @@ def _check_converted(args: argparse.Namespace, plan: tlsc.Plan | None, said: str
     """What only a converted network can do is refused for one that stays as it is."""
     for given, option in ((args.calibrate is not None, "--calibrate"), (args.memory is not None, "--memory")):
         if given and plan is None:
-            raise ArgumentValueError(f"{option} is for a converted network, and {args.network} runs {said}")
+            way = (
+                ": --tile N runs a file in blended tiles" if said == "as exported" and option == "--memory" else ""
+            )
+            raise ArgumentValueError(f"{option} is for a converted network, and {args.network} runs {said}{way}")

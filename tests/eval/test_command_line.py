@@ -245,6 +245,8 @@ def test_an_onnx_file_is_run_as_it_is(place: Path, capsys: pytest.CaptureFixture
     out = str(place / "x.png")
     assert cli.main(["restore", "net.onnx", "in/a.png", "-o", out, "--base-size", "8"]) == 1
     assert "runs as it was exported" in capsys.readouterr().err
+    assert cli.main(["restore", "net.onnx", "in/a.png", "-o", out, "--memory", "1GiB"]) == 1
+    assert "runs as exported: --tile N runs a file in blended tiles" in capsys.readouterr().err
     Path(place / "bad.onnx").write_text("no graph")
     assert cli.main(["restore", str(place / "bad.onnx"), "in/a.png", "-o", out]) == 1
     assert "ONNX Runtime cannot read" in capsys.readouterr().err
@@ -275,6 +277,27 @@ def test_pieces_say_how_far_they_are_from_the_whole(
     assert "--memory is for a converted network" in capsys.readouterr().err
     assert cli.main([*argv, "-o", out, "--tolerance", "0.01", "--tile", "16", "--overwrite"]) == 1
     assert "give one of them" in capsys.readouterr().err
+
+
+def test_pieces_of_one_pixel_of_too_little_memory_and_of_a_site_that_stays_global(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in (("one", (1, 1)), ("odd", (50, 70))):
+        PIL.Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).save(place / f"{name}.png")
+    out = ["-o", str(place / "out"), "--overwrite"]
+    one, odd = (str(place / f"{name}.png") for name in ("one", "odd"))
+    assert cli.main(["restore", "se", one, odd, *out, "--base-size", "16", "--memory", "1GiB"]) == 0
+    assert np.asarray(PIL.Image.open(place / "out" / "one.png")).shape == (1, 1, 3)
+    assert cli.main(["restore", "se", odd, *out, "--base-size", "16", "--memory", "20MB"]) == 1
+    assert re.search(
+        r"19.1 MiB is too little .* the smallest piece, \d+×\d+ pixels, needs \d", capsys.readouterr().err
+    )
+    network = load_demo_network("se")
+    kept = tlsc.plan(network, 16).converted[0].path
+    tlsc.plan(network, 16, exclude=kept).save(place / "plan.json")
+    argv = ["restore", "se", odd, *out, "--plan", str(place / "plan.json"), "--memory", "1GiB"]
+    assert cli.main(argv) == 1
+    assert re.search(rf"{kept} \(.*\) stays global: .* restore it in overlapping tiles", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("options", [[], ["--memory", "1GiB"], ["--tolerance=0.5/255"]], ids=str)
