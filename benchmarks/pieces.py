@@ -1,10 +1,10 @@
 """Pieces against the whole image and against tiles: difference, memory, time.
 
-``uv run python -m benchmarks pieces [NETWORK ...] [256MB] [1GB]``. Demo networks with their weights, the others in
-small settings with random ones; a photograph of 1504×2000. Each run is a process of its own, whose peak is counted
-above what it holds with the network as trained, and above what it holds converted and once run on one window.
-Times are processor seconds of one thread, converting and what is compiled once left out. Tiles are those of the
-training crop, with half overlap, of the network as trained.
+``uv run python -m benchmarks pieces [estimates] [NETWORK ...] [256MB] [1GB]``. Demo networks with their
+weights, the others in small settings with random ones; a photograph of 1504×2000. Each run is a process of its
+own, whose peak is counted above what it holds with the network as trained, and above what it holds converted
+and once run on one window. Times are processor seconds of one thread, converting and what is compiled once left
+out. Tiles are those of the training crop, with half overlap, of the network as trained.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ HEADERS = (
 
 
 def main(parts: list[str]) -> None:
-    """``[NETWORK …] [256MB] [1GB]``: a row as soon as it is measured, so that stopping it keeps what there is."""
+    """``[estimates] [NETWORK …] [256MB] [1GB]``: a row as soon as it is measured, so that it may be stopped."""
+    if "estimates" in parts:
+        _estimates([part for part in parts if part != "estimates"] or list(NETWORKS))
+        return
     limits = [part for part in parts if part in LIMITS] or LIMITS
     names = [part for part in parts if part not in LIMITS] or NETWORKS
     print(f"{SIZE[0]}×{SIZE[1]}, window {WINDOW}, tiles of {CROP}; PyTorch {torch.__version__}, one thread\n")
@@ -69,6 +72,27 @@ def main(parts: list[str]) -> None:
             for way in ("whole", "tiles", *limits):
                 made[way] = got = _in_a_process(name, way, folder)
                 _print_row([name, way, *_figures(way, made, folder), got.get("said", "")])
+
+
+def _estimates(names: list[str]) -> None:
+    """What is said of pieces with margins given and found, beside the truth; on a part of the photograph."""
+    image = _image()[..., :504, :752]
+    print("504×752, pieces of 256\n")
+    _print_row(["network", "margin", "off by /255", "said /255", "said of true"])
+    _print_row(["---"] * 5)
+    for name in names:
+        model = _network(name, converted=True)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = adapters.run(model, image)
+            for margin in (None, 16, 32, 48, 64, 96):
+                pieces = Pieces(model, pieces=256, margin=margin, tolerance=1 / 255 if margin is None else 1.0)
+                off = float((pieces.run(image) - whole).abs().max()) * 255
+                report = pieces.report
+                assert report is not None
+                shown = "×".join(map(str, report.margin)) + (" found" if margin is None else "")
+                said = report.error * 255
+                _print_row([name, shown, off, said, said / off if off > 1e-3 else None])
 
 
 def _figures(way: str, made: dict[str, dict[str, Any]], folder: str) -> list[Any]:
