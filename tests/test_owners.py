@@ -262,6 +262,9 @@ def channel_attention_by_einsum(self: Any, x: Tensor) -> Tensor:
 
 
 SPELLINGS |= {
+    "channels in another order": lambda: Written(
+        lambda s, x: x[:, torch.tensor([2, 0, 1])] * x[:, [1, 7, 2]].mean((2, 3), keepdim=True)
+    ),
     "sum over one side": lambda: Written(
         lambda s, x: x * (x.sum((2, 3)) / x.shape[2]).tanh()[..., None, None] * (x.sum((2, 3), True) / x.size(3))
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -255,3 +256,75 @@ def test_frames_after_images() -> None:
         torch.testing.assert_close(model(x), oracle(x))
     with pytest.raises(tlsc.TLSCError, match="mean is not understood"):
         tlsc.convert(_Shuffled().eval(), WINDOW, check=False)(x)
+
+
+class _Gated(nn.Module):
+    """A pool that becomes part of its owner's local form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 2, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x) + x.mean((2, 3), keepdim=True)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("path", ["gate", "gate.0"])
+def test_a_hook_that_would_not_be_called_is_refused(path: str) -> None:
+    model = tlsc.convert(_Gated().double().eval(), 5, check=False)
+    large, small = (torch.rand(1, 2, n, n, dtype=torch.float64) for n in (9, 4))
+    seen: list[str] = []
+    expected = model(large)
+    handle = model.get_submodule(path).register_forward_hook(lambda *_: seen.append(path))
+    with pytest.raises(
+        tlsc.TLSCError, match=rf"the hooks of {path} changed .*has hooks, which would not be called"
+    ):
+        model(large)
+    assert not seen
+    model(small)  # as the original
+    assert seen
+    handle.remove()
+    torch.testing.assert_close(model(large), expected, rtol=0, atol=0)
+
+
+class _Gate(_Gated):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("path", ["gate", "gate.0"])
+def test_a_hook_that_was_there_before_is_called(path: str) -> None:
+    model, seen = _Gate().double().eval(), []
+    expected = tlsc.convert(copy.deepcopy(model), 5, check=False)
+    model.get_submodule(path).register_forward_hook(lambda module, given, out: seen.append(type(out)))
+    tlsc.convert(model, 5, check=False)
+    x = torch.rand(1, 2, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(model(x), expected(x))
+    assert seen == [Tensor]
+
+
+class _Counted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x > 0).sum((2, 3), keepdim=True)
+
+
+class _Complex(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.complex(x, 2 * x)
+        return (z * z.mean((2, 3), keepdim=True)).abs()
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [(_Counted, "sum of whole numbers"), (_Complex, "mean of complex numbers")]
+)
+def test_statistics_of_numbers_that_are_not_floating_are_left(kind: type[nn.Module], what: str) -> None:
+    assert what in tlsc.plan(nn.Sequential(nn.Conv2d(3, 2, 1), kind()), 5).left[0].reason
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_derivatives_forward() -> None:
+    model = tlsc.convert(_Gated().double().eval(), 5, check=False)
+    x, t = torch.rand(2, 1, 2, 7, 9, dtype=torch.float64)
+    _, found = torch.func.jvp(model, (x,), (t,))
+    expected = (model(x + 1e-6 * t) - model(x - 1e-6 * t)) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)

@@ -127,6 +127,16 @@ def _indexed(node: fx.Node, kind: Map) -> Any:
         elif isinstance(item, int):
             if label in "HWPM":
                 return Opaque()
+        elif label == "C" and _chooses(item) and all(isinstance(other, slice) or other is item for other in items):
+            out += label
         else:
             return Opaque()
     return replace(kind, labels=out + "".join(labels))
+
+
+def _chooses(item: Any) -> bool:
+    """Whether an index is a list of channels."""
+    if isinstance(item, (list, tuple)):
+        return all(type(n) is int for n in item)
+    value = item.meta["value"] if isinstance(item, fx.Node) and item.meta["kind"] is None else None
+    return isinstance(value, Tensor) and value.dim() == 1 and value.dtype in (torch.int64, torch.int32)

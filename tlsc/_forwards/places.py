@@ -15,6 +15,9 @@ __all__ = ["came_through", "here"]
 _OURS = tuple(str(Path(str(module.__file__)).parent) + os.sep for module in (torch, sys.modules[str(__package__)]))
 
 
+_LONG = 90
+
+
 def came_through(error: Exception) -> str:
     """The last line of somebody's own code that an error came through; "" if there is none."""
     return _line(traceback.extract_tb(error.__traceback__))
@@ -30,4 +33,5 @@ def _line(frames: Iterable[traceback.FrameSummary]) -> str:
     if not own:
         return ""
     place = f"line {own[-1].lineno} of {Path(own[-1].filename).name}"
-    return f"{place}: {own[-1].line}" if own[-1].line else place
+    line = own[-1].line or ""
+    return f"{place}: {line if len(line) <= _LONG else line[: _LONG - 1] + '…'}" if line else place

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .._models.contents import Contents
-from .._models.slots import is_hooked
+from .._models.slots import is_hooked, unhooked
 from .arguments import flattened, is_number, mapped
 from .caches import Cache, Caches, memoised
 from .einops import stubs
@@ -247,6 +247,16 @@ class Recorder(Kinds):
         """Whether the code of a module is recorded, too."""
         return id(self.root.get_submodule(path)) in self.inline
 
+    def entered(self, path: str) -> None:
+        """Note that what a module does is part of the recorded forward, which does not call it.
+
+        Raises:
+            Cannot: it has hooks.
+        """
+        self.reads.unhooked.add(path)
+        if path and is_hooked(self.root.get_submodule(path)):
+            raise Cannot(f"{path} has hooks, which would not be called")
+
     def called(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Record the call of a module."""
         parent, _, name = path.rpartition(".")
@@ -393,6 +403,8 @@ class Recorder(Kinds):
         node.meta["kind"] = self._kind(node)
         if isinstance(node.meta["kind"], Opaque):
             self._doubt(node)
+        if kind == "call_module" and ("reduction" in node.meta or "norm" in node.meta):
+            self.entered(target)
         return self.proxy(node)
 
     def _said_otherwise(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
@@ -447,4 +459,5 @@ class Recorder(Kinds):
                 return node.target(*args, **kwargs)  # type: ignore[operator]
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            return self.root.get_submodule(str(node.target))(*args, **kwargs)
+            with unhooked(self.root.get_submodule(str(node.target))) as module:
+                return module(*args, **kwargs)

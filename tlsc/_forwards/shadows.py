@@ -56,6 +56,9 @@ class Recording(Protocol):
     def number_of(self, path: str, name: str, value: Any) -> Any:
         """A number that the module at ``path`` holds, as recorded code is to see it."""
 
+    def entered(self, path: str) -> None:
+        """Note that what the module at ``path`` does is part of what is recorded; refused where it has hooks."""
+
     def kept(self, path: str, name: str, value: Any) -> None:
         """Record that the module at ``path`` is given an attribute."""
 
@@ -167,7 +170,7 @@ class _Shadow:
         recording = place.shadows.recording
         if not recording.is_entered(place.path):
             return recording.called(place.path, place.module, args, kwargs)
-        recording.reads.unhooked.add(place.path)
+        recording.entered(place.path)
         return self.forward(*args, **kwargs)
 
 

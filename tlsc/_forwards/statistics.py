@@ -42,6 +42,12 @@ class Statistics(fx.Tracer):
             raise ChannelsLast
         if "N" in labels:
             raise Cannot(f"it takes a {found.operation} over the batch")
+        dtype = found.base.meta["value"].dtype
+        if not dtype.is_floating_point:
+            what = "complex" if dtype.is_complex else "whole"
+            raise Cannot(
+                f"its {found.operation} of {what} numbers has no local form here: make them floating before"
+            )
         if labels & there == there:
             if "N" not in kind.labels:
                 raise Cannot(f"it takes a {found.operation} of one image of the batch")

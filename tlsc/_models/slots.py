@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
 
-__all__ = ["HOOKS", "ORIGINAL", "Slot", "is_hooked", "slots_of"]
+__all__ = ["HOOKS", "ORIGINAL", "Slot", "is_hooked", "slots_of", "unhooked"]
 
 ORIGINAL = "_tlsc_original"  # where a local module keeps the module that it stands for
 
@@ -51,6 +54,20 @@ def slots_of(model: nn.Module) -> list[Slot]:
 
     walk(model, "", (id(model),))
     return list(found.values())
+
+
+@contextmanager
+def unhooked(module: nn.Module) -> Iterator[nn.Module]:
+    """A module, and all in it, without hooks: for one that nobody else uses."""
+    states = [part.__dict__ for part in module.modules() if is_hooked(part)]
+    hooks = [{name: state[name] for name in HOOKS if name in state} for state in states]
+    for state, own in zip(states, hooks, strict=True):
+        state.update({name: OrderedDict() for name in own})
+    try:
+        yield module
+    finally:
+        for state, own in zip(states, hooks, strict=True):
+            state.update(own)
 
 
 def is_hooked(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .._windows import Axis, Windows, covers_axis
@@ -341,6 +342,8 @@ def _interpolate(grid: Tensor, window: tuple[int, int], stride: int, height: int
 def is_traced(x: Tensor) -> bool:
     """Whether ``x`` stands for values that are not there to look at."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    if forward_ad._current_level >= 0:  # the operators have no derivatives of that kind
         return True
     return x.is_meta or type(x) not in _PLAIN or torch._C._functorch.is_functorch_wrapped_tensor(x)
 

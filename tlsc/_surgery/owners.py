@@ -70,9 +70,10 @@ def find_owners(
     ``skip``: pools and modules to leave alone.
     """
     mode = FakeMode()
+    hooked = {id(module) for module in model.modules() if is_hooked(module)}  # below, none is
     with undisturbed(model), silent_fakes():
         make_fake(model, mode)
-        return _find(slots, run, pools, skip, stride, mode)
+        return _find(slots, run, pools, skip, hooked, stride, mode)
 
 
 class _Candidates:
@@ -118,7 +119,13 @@ class _Candidates:
 
 
 def _find(
-    slots: list[Slot], run: Run, pools: list[Slot], skip: set[Slot], stride: int, mode: FakeTensorMode
+    slots: list[Slot],
+    run: Run,
+    pools: list[Slot],
+    skip: set[Slot],
+    hooked: set[int],
+    stride: int,
+    mode: FakeTensorMode,
 ) -> Found:
     candidates = _Candidates(slots, run)
     candidates.begin_with([slot.module for slot in run.reducing if slot not in skip])
@@ -128,10 +135,10 @@ def _find(
     for slot, entered in candidates:
         inner = candidates.inside(slot, entered)
         try:
-            owner = _attempt(slot, run, candidates, entered, skip, stride, mode)
+            owner = _attempt(slot, run, candidates, entered, skip, hooked, stride, mode)
         except Cannot as error:
             why[slot] = _with_way_out(str(error), slot)
-            if error.escapes and slot.parent is not None and not is_hooked(slot.module):
+            if error.escapes and slot.parent is not None and id(slot.module) not in hooked:
                 candidates.propose(slot.parent, (slot.name, *(f"{slot.name}.{path}" for path in entered)))
             for other in inner:
                 if other in why:
@@ -152,6 +159,7 @@ def _attempt(
     candidates: _Candidates,
     entered: tuple[str, ...],
     skip: set[Slot],
+    hooked: set[int],
     stride: int,
     mode: FakeTensorMode,
 ) -> Owner | None:
@@ -166,6 +174,9 @@ def _attempt(
     skipped = tuple(path for inner in skip if (path := _path_from(slot, inner)) is not None)
     made = trace(slot.module, args, kwargs, entered, skipped, mode)
     try:
+        for path in made.recorded.reads.unhooked if made.recorded else ():
+            if path and id(slot.module.get_submodule(path)) in hooked:
+                raise Cannot(f"{path} has hooks, which would not be called")
         owner = _owner(slot, run, candidates, made, recipe_of(slot.module, entered, skipped, stride))
         if owner is not None:
             explored(made, args, kwargs, skipped, mode, stride)
@@ -215,7 +226,8 @@ def _reads_sizes(kind: type[nn.Module]) -> bool:
 
 
 def _with_way_out(reason: str, slot: Slot) -> str:
-    if "tlsc.register" in reason or "cannot be traced" in reason:
+    own = not type(slot.module).__module__.startswith("torch.nn.")
+    if not own or "tlsc.register" in reason or "cannot be traced" in reason:
         return reason
     return f"{reason}; tlsc.register({type(slot.module).__name__}, factory) can give it one"
 
