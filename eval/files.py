@@ -42,7 +42,9 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Pa
         if path.is_dir():
             raise ArgumentValueError(f"{path} is a folder: name a file to write")
         if path.resolve() in own:
-            raise ArgumentValueError(f"{path} is read for this, and would be overwritten: name another output")
+            raise ArgumentValueError(
+                f"{path} is an input of this command and would be overwritten: name another output"
+            )
     if there and not overwrite:
         said = f"{there[0]} exists" if len(there) == 1 else f"{len(there)} files exist, the first is {there[0]}"
         pronoun = "it" if len(there) == 1 else "them"

@@ -58,8 +58,8 @@ def find_network(name: str) -> nn.Module:
     if ":" in name:
         return _made(name).eval()
     raise ArgumentValueError(
-        f"no network {name!r}{suggestion(name, _COME_ALONG)}: neither one that comes along "
-        f"({', '.join(_COME_ALONG)}), nor a checkpoint's or an ONNX file, nor module:factory or path.py:factory"
+        f"no network {name!r}{suggestion(name, _COME_ALONG)}: it is neither an included network "
+        f"({', '.join(_COME_ALONG)}), nor a checkpoint or ONNX file, nor module:factory or path.py:factory"
     )
 
 

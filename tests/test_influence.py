@@ -549,7 +549,7 @@ def test_inspect_shows_the_influence_of_any_network(name: str, capsys: pytest.Ca
     assert "1 of 1 site becomes local" in out
     before, after = out.split("after: ")
     assert "input 24×24 pixels" in before
-    assert "far influence first comes from 1 (InstanceNorm2d)" in before
+    assert "the first module that lets distant pixels in: 1 (InstanceNorm2d)" in before
     assert "reach 5 pixels (rows 5, columns 5): short of the border" in after
     assert Path("influence.png").read_bytes()[:4] == b"\x89PNG"
 

@@ -139,7 +139,7 @@ def _verdict(before: tlsc.Influence, after: tlsc.Influence | None) -> str:
     distance, was = int(before.change_distance[-1]), float(before.change[-1])
     start = f"Replacing all pixels farther than {distance} changes the centre of the output by {was:.2g} as trained"
     if after is None:
-        return f"{start}; nothing becomes local, so that this stays."
+        return f"{start}; nothing becomes local, so this stays."
     now = float(after.change[after.change_distance.tolist().index(distance)])
     if now == 0:
         return f"{start}, and not at all converted: influence is local."

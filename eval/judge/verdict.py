@@ -275,7 +275,7 @@ def _failed(cells: Sequence[Cell], comparable: Sequence[Cell], table: dict[Cell,
     for cell in cells:
         if cell not in comparable:
             failed = sum(not record.good for record in table[cell].values())
-            out.append(f"{cell}: not compared, it failed on {failed} of {len(table[cell])} images")
+            out.append(f"{cell}: not compared, because it failed on {failed} of {len(table[cell])} images")
     return out
 
 
@@ -310,9 +310,9 @@ def _recommend(
 def _nothing_better(keep: str, best: Cell, changes: dict[Cell, Change], converted: Cell | None) -> str:
     top = changes[best]
     if top.loses:
-        said = f"{keep}: every other way is worse, the least bad ({best}) by {top}"
+        said = f"{keep}: every other way is worse, the best of them ({best}) by {top}"
     elif top.low <= 0 <= top.high:
-        said = f"{keep}: no difference shown, the interval of the best other way ({best}) spans zero: {top}"
+        said = f"{keep}: no difference is shown; the interval of the best other way ({best}) spans zero: {top}"
     else:
         said = f"{keep}: no difference worth having, the best other way ({best}) changes PSNR by less than 0.005 dB"
     if converted is not None and converted != best and changes[converted].loses:
@@ -332,7 +332,8 @@ def _tiles_win(
         return f"{how.capitalize()}: {changes[best]} over the network as trained.", []
     own = changes[converted]
     lead = change(psnrs[best], psnrs[converted], confidence)
-    said = f"Do not convert; {how}: {changes[best]} over the network as trained, where {converted} gives {own}."
+    said = f"Do not convert; {how}: {changes[best]} over the network as trained"
+    said += f", compared with {own} for {converted}."
     if not lead.gains:
         said = (
             f"{how.capitalize()}: {changes[best]} over the network as trained; converting ({converted}: {own}) is "
@@ -360,7 +361,7 @@ def _converting_wins(
     tiles = next((cell for cell in ranked if cell.base_size is None), None)
     if tiles is not None:
         lead = change(psnrs[best], psnrs[tiles], confidence)
-        said += f", where {tiles} gives {changes[tiles]}"
+        said += f", compared with {changes[tiles]} for {tiles}"
         if not lead.gains:
             more.append(f"{tiles} is not shown to be worse: the interval of the difference spans zero, {lead}")
     second = next((cell for cell in ranked[1:] if cell.base_size is not None and cell.patch_size is None), None)

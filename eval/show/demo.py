@@ -151,7 +151,7 @@ def _findings(results: list[Result]) -> list[str]:
         own = {variant: gain for (owner, variant), gain in gains.items() if owner == name}
         start = f"{name} ({network.description}; {DEGRADATIONS[network.degradation].description}):"
         if not own:
-            lines.append(f"{start} no site, nothing to convert.")
+            lines.append(f"{start} it has no global layer, so there is nothing to convert.")
             continue
         best = max(own, key=lambda variant: own[variant])
         local = _best_converted(own)
@@ -185,9 +185,9 @@ def _against_tiles(swept: Mapping[str, Swept]) -> list[str]:
         seconds.append(f"{name} {spent[local]:.1f} against {spent[_tiles(crop)]:.1f}")
         seams.append(f"{name} {255 * apart:.1f}")
     return [
-        f"Why not tile? Quality, dB gained, converted against overlapping tiles: {', '.join(quality)}.",
-        f"Seconds a whole photograph: {', '.join(seconds)}.",
-        "Seams: where tiles overlap, neighbours' results differ, in the mean and of 255, by "
+        f"Why not tile? Quality, gain in dB, converted against overlapping tiles: {', '.join(quality)}.",
+        f"Seconds per whole photograph, converted against tiles: {', '.join(seconds)}.",
+        "Seams: where tiles overlap, their results differ on average (of 255) by "
         f"{', '.join(seams)}; a converted network has one result at each pixel.",
     ]
 

@@ -64,7 +64,7 @@ def sentences(summaries: Sequence[Summary]) -> list[str]:
     if whole:
         listed = ", ".join(f"{255 * (own.disparity or 0):.2g}/255 ({own.cell.variant})" for own in whole)
         found.append(
-            "Train/eval disparity: a training crop's result moves, where it is part of a whole image, by "
+            "Train/eval disparity: a training crop's result changes, as part of a whole image, by "
             f"{listed} in the mean."
         )
     return found

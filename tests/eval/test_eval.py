@@ -224,7 +224,7 @@ def test_demo_writes_table_files_and_pictures(
     last = said.strip().splitlines()[-3:]
     assert [line.split(":")[0].split(",")[0] for line in last] == [
         "Why not tile? Quality",
-        "Seconds a whole photograph",
+        "Seconds per whole photograph",
         "Seams",
     ]
     assert all(name in line for line in last for name in ("se", "hin", "hin-all"))

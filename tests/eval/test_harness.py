@@ -396,7 +396,7 @@ def test_errors_are_one_clear_line(
 
 def test_names_that_are_no_network_or_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["eval", "nothing", "data"]) == 1
-    assert "neither one that comes along" in capsys.readouterr().err
+    assert "neither an included network" in capsys.readouterr().err
     assert cli.main(["eval", _net(place), "nowhere", *OPTIONS]) == 1
     assert "no folder nowhere" in capsys.readouterr().err
     assert cli.main(["eval", _net(place), "data"]) == 1
@@ -677,7 +677,7 @@ def test_verdict_tiles_win() -> None:
     verdict = judge(CELLS, _records(gains))
     assert verdict.best == Cell(patch_size=64, overlap=16)
     assert verdict.recommendation.startswith("Do not convert; tile at 64 with overlap 16: +")
-    assert f"base size 128, whole gives {verdict.changes[Cell(128)]}" in verdict.recommendation
+    assert f"compared with {verdict.changes[Cell(128)]} for base size 128, whole" in verdict.recommendation
 
 
 def test_verdict_tiles_and_converting_are_as_good() -> None:

@@ -146,13 +146,13 @@ class Influence:
             return text + ("short of the border" if self.radius is None else f"within {_pair(self.radius)}")
         text += "up to the border" if self.radius is None else f"beyond {_pair(self.radius)}"
         if self.culprit is None:
-            text += "\nno module by itself looks so far: windows and receptive fields add up. "
+            text += "\nno single module reaches so far: windows and receptive fields add up. "
             return text + "A larger input shows where they end"
-        text += f"\nfar influence first comes from {self.culprit}"
+        text += f"\nthe first module that lets distant pixels in: {self.culprit}"
         others = [str(source) for source in self.sources if source != self.culprit]
         if others:
             more = f", and {len(others) - 4} more" if len(others) > 4 else ""
-            text += "\nalso looking far: " + "; ".join(others[:4]) + more
+            text += "\nothers that do: " + "; ".join(others[:4]) + more
         return text
 
     def draw(
