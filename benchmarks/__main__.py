@@ -24,6 +24,7 @@ from . import (
     sources,
     states,
     structure,
+    tuning,
     values,
     versions,
     wheels,
@@ -51,6 +52,7 @@ WITH_PARTS = {
     "realcugan": realcugan.main,
     "sources": sources.main,
     "states": states.main,
+    "tune": tuning.main,
     "values": values.main,
     "versions": versions.main,
     "wheels": wheels.main,
@@ -68,7 +70,7 @@ parser.add_argument(
     "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
     "or paths of interpreters; of prediction: train, networks, picture FILE, "
-    "train-held-out, held-out; of states: another checkout's "
+    "whole; of tune: names of networks, and a folder of photographs; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
     "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
     "realcugan: names of images, picture FILE, a folder that figures are kept in; of "

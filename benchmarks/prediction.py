@@ -1,17 +1,21 @@
 """Predicted against measured gain: the tables and the picture of ``docs/when-it-helps.md``.
 
 ``python -m benchmarks prediction train`` trains the networks that do not come along, into
-``calibration-networks`` (each takes one to three minutes of a core; those that are there are left);
-``python -m benchmarks prediction networks`` prints the tables, of the networks that are there; ``… picture FILE``
-also draws predicted against measured changes. ``… train-held-out`` and ``… held-out`` do the same for networks,
-crops and degradations on which nothing in the estimate was settled. What was measured is kept beside the networks.
+``calibration-networks`` (each takes one to five minutes of a core; those that are there are left; those of
+``calibration unets`` are taken, too, where they are there); ``python -m benchmarks prediction networks`` prints the
+table, of the networks that are there; ``… picture FILE`` also draws predicted against measured changes; ``… whole``
+prints what is said of networks that were trained on whole images. What was measured is kept beside the networks.
+
+How wide an interval must be is found leaving one network out: for each network by all others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
 import tlsc
+from tlsc._prediction.predict import DOUBT, doubt, floor
 from tlsc._prediction.result import decibels
 from tlsc.adapters import DEMO_NETWORKS, DemoNetwork, load_demo_network
 from tlsc.eval.files import replacing
 from tlsc.eval.train.demo import train
 
-from .small_networks import FOLDER, HELD_OUT, halves, make
+from . import unets
+from .small_networks import FOLDER, HELD_OUT, WHOLE, halves, make, small_images
 
 STEPS = 500
 
@@ -72,25 +78,57 @@ def _train() -> None:
             model = train(network, STEPS, seed)
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
             print(path, flush=True)
+    make({**HELD_OUT, **WHOLE})
 
 
-def _known() -> dict[str, tuple[nn.Module, int, str]]:
+def _loaded(name: str) -> nn.Module:
+    network, _ = {**TRAINED, **LARGE}[name]
+    model = network.build()
+    model.load_state_dict(load_file(_file(name)))
+    return model.eval()
+
+
+def _known() -> dict[str, tuple[Callable[[], nn.Module], int, str]]:
     """Name: network, training crop, degradation; those that are there."""
-    found: dict[str, tuple[nn.Module, int, str]] = {}
+    found: dict[str, tuple[Callable[[], nn.Module], int, str]] = {}
     for name in ("se", "hin", "hin-all"):
-        network = DEMO_NETWORKS[name]
-        found[f"{name} (demo)"] = load_demo_network(name), network.crop, network.degradation
-    for name, (network, _) in {**TRAINED, **LARGE}.items():
+        demo = DEMO_NETWORKS[name]
+        found[f"{name} (demo)"] = partial(load_demo_network, name), demo.crop, demo.degradation
+    for name, (network, _) in TRAINED.items():
         if _file(name).exists():
-            model = network.build()
-            model.load_state_dict(load_file(_file(name)))
-            found[name] = model.eval(), TOLD if name in LARGE else network.crop, network.degradation
+            found[name] = partial(_loaded, name), network.crop, network.degradation
+    for name, recipe in HELD_OUT.items():
+        if recipe.file(name).exists():
+            found[name] = partial(recipe.load, name), recipe.crop, recipe.degradation
+    for name, own in unets.NETWORKS.items():
+        if (FOLDER / own.file("pt")).exists():
+            found[name] = partial(own.load, FOLDER), unets.CROP, own.degradation
     return found
 
 
-def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
+def _networks() -> dict[str, Any]:
+    """What was measured, of every network trained on crops that is there."""
+    known = {name: (load, crop, partial(halves, kind)) for name, (load, crop, kind) in _known().items()}
+    found: dict[str, Any] = _all_measured("predicted.json", known)
+    return found
+
+
+def _whole() -> dict[str, Any]:
+    """The same of networks trained on whole images, or on parts much larger than they are said to be."""
+    known: dict[str, Any] = {
+        name: (partial(recipe.load, name), recipe.told, partial(small_images, recipe))
+        for name, recipe in WHOLE.items()
+        if recipe.file(name).exists()
+    }
+    for name, (network, _) in LARGE.items():
+        if _file(name).exists():
+            known[name] = partial(_loaded, name), TOLD, partial(halves, network.degradation)
+    found: dict[str, Any] = _all_measured("predicted-whole.json", known)
+    return found
+
+
+def _measured(model: nn.Module, crop: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Prediction and truth of each window."""
-    pairs = halves(degradation)
     windows = [crop, crop * 3 // 2, crop * 2]
     with torch.no_grad():
         before = [model(given[None])[0] for given, _ in pairs]
@@ -103,9 +141,8 @@ def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
             with tlsc.converted(model, one.base_size, check=False):
                 after = [model(given[None])[0] for given, _ in pairs]
             true = [float((out - clean).square().mean()) for out, (_, clean) in zip(after, pairs, strict=True)]
-            moved = float(np.mean([float((a - b).square().mean()) for a, b in zip(after, before, strict=True)]))
             change = [a - b for a, b in zip(true, errors, strict=True)]
-            rows.append({**dataclasses.asdict(one), "moved": moved, "true": change})
+            rows.append({**dataclasses.asdict(one), "true": change})
     return {
         "errors": errors,
         "whole": found.whole,
@@ -116,29 +153,53 @@ def _measured(model: nn.Module, crop: int, degradation: str) -> dict[str, Any]:
     }
 
 
-def _held_out() -> dict[str, Any]:
-    """The same of networks on which nothing was settled."""
-    there = {name: recipe for name, recipe in HELD_OUT.items() if recipe.file(name).exists()}
-    known = {name: (recipe.load(name), recipe.crop, recipe.degradation) for name, recipe in there.items()}
-    return _all_measured("held-out.json", known)
-
-
-def _networks() -> dict[str, Any]:
-    """What was measured, of every network that is there."""
-    return _all_measured("prediction.json", _known())
-
-
-def _all_measured(file: str, known: Mapping[str, tuple[nn.Module, int, str]]) -> dict[str, Any]:
+def _all_measured(file: str, known: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[], Any]]]) -> Any:
     """What was measured; goes on where it was stopped."""
     path = FOLDER / file
     FOLDER.mkdir(exist_ok=True)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name, (model, crop, degradation) in known.items():
+    for name, (load, crop, pairs) in known.items():
         if name not in found:
-            found[name] = _measured(model, crop, degradation)
+            found[name] = _measured(load(), crop, [_cut(pair) for pair in pairs()])
             with replacing(path) as new:
                 new.write_text(json.dumps(found))
     return found
+
+
+def _cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """To multiples of 16."""
+    one, other = (x[:, : x.shape[1] // 16 * 16, : x.shape[2] // 16 * 16] for x in pair)
+    return one, other
+
+
+# ------------------------------------------------------------------------------------------------- leaving one out
+
+
+def _cases(own: Mapping[str, Any]) -> Iterator[tuple[float, float, float, float, float]]:
+    """For each window: interval of what was drawn alone, its unit of doubt, the floor, and the truth."""
+    psnr = -10 * np.log10(np.mean(own["errors"]))
+    for row in own["windows"]:
+        unit = doubt(row["moved"], own["disagreement"] or 0.0)
+        slack = unit + floor(psnr)
+        yield row["low"] + slack, row["high"] - slack, unit / DOUBT, floor(psnr), float(np.mean(row["true"]))
+
+
+def _needed(own: Mapping[str, Any]) -> list[float]:
+    """How many units of doubt the interval needs to hold the truth, for each window."""
+    return [
+        max(low - least - true, true - high - least, 0.0) / max(unit, 1e-30)
+        for low, high, unit, least, true in _cases(own)
+    ]
+
+
+def _left_out(found: Mapping[str, Any], name: str | None) -> float:
+    """What nine in ten cases of all other networks need, and of those to come (conformal: one more is counted)."""
+    needed = sorted(x for other, own in found.items() if other != name for x in _needed(own))
+    return needed[min(math.ceil(0.9 * (len(needed) + 1)), len(needed)) - 1]
+
+
+def _wide(own: Mapping[str, Any], units: float) -> list[tuple[float, float]]:
+    return [(low - units * unit - least, high + units * unit + least) for low, high, unit, least, _ in _cases(own)]
 
 
 def main(parts: Sequence[str]) -> None:
@@ -146,37 +207,59 @@ def main(parts: Sequence[str]) -> None:
     torch.set_num_threads(1)
     if parts and parts[0] == "train":
         _train()
-        return
-    if parts and parts[0] == "train-held-out":
-        make(HELD_OUT)
-        return
-    found = _held_out() if parts and parts[0] == "held-out" else _networks()
-    _print(found)
-    if parts and parts[0] == "picture":
-        _draw(found, Path(parts[1]))
+    elif parts and parts[0] == "whole":
+        found = _whole()
+        print(_table(found, dict.fromkeys(found, DOUBT)))
+        for name, own in found.items():
+            print(f"{name}: {own['sentence']}")
+    else:
+        found = _networks()
+        units = {name: _left_out(found, name) for name in found}
+        print(_table(found, units))
+        _summary(found, units)
+        if parts and parts[0] == "picture":
+            _draw(found, units, Path(parts[1]))
 
 
-def _print(found: dict[str, Any]) -> None:
-    rows, inside, total = [], 0, 0
+def _table(found: Mapping[str, Any], units: Mapping[str, float]) -> str:
+    rows = []
     for name, own in found.items():
         psnr = -10 * np.log10(np.mean(own["errors"]))
-        for row in own["windows"]:
-            true = float(np.mean(row["true"]))
-            predicted, low, high, measured = (
-                f"{decibels(x, psnr):+.2f}" for x in (row["change"], row["high"], row["low"], true)
+        row = [name, f"{psnr:.2f}"]
+        for one, (low, high) in zip(own["windows"], _wide(own, units[name]), strict=True):
+            true = float(np.mean(one["true"]))
+            predicted, least, most, measured = (
+                f"{decibels(x, psnr):+.2f}" for x in (one["change"], high, low, true)
             )
-            holds = row["low"] <= true <= row["high"]
-            if not own["unreliable"]:
-                inside, total = inside + holds, total + 1
-            said = "no reference" if own["unreliable"] else "yes" if holds else "NO"
-            rows.append([name, row["base_size"][0], f"{psnr:.2f}", f"{predicted} [{low}, {high}]", measured, said])
-    print(tabulate(rows, headers=["network", "window", "PSNR", "predicted, dB", "measured", "inside"]))
-    print(f"inside the 90% interval: {inside} of {total}")
+            most = "…" if decibels(low, psnr) > 19.9 else most
+            row.append(
+                f"{predicted} [{least}, {most}] / {measured}" + ("" if low <= true <= high else " **outside**")
+            )
+        rows.append(row)
+    head = ["network", "PSNR, dB", "window = crop", "1.5 ×", "2 ×"]
+    return str(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+
+
+def _summary(found: Mapping[str, Any], units: Mapping[str, float]) -> None:
+    inside = total = shown = right = 0
+    images: list[tuple[float, float]] = []
     for name, own in found.items():
-        print(f"{name}: {own['sentence']}")
+        psnr = -10 * np.log10(np.mean(own["errors"]))
+        for row, (low, high) in zip(own["windows"], _wide(own, units[name]), strict=True):
+            true = float(np.mean(row["true"]))
+            inside, total = inside + (low <= true <= high), total + 1
+            sure = low > 0 or high < 0
+            shown, right = shown + sure, right + (sure and (true > 0) == (low > 0))
+            pairs = zip(row["per_image"], row["true"], strict=True)
+            images += [(a, b) for a, b in pairs if min(abs(decibels(x, psnr)) for x in (a, b)) > 0.02]
+    print(f"inside the 90% interval, each network by the others: {inside} of {total}")
+    print(f"the interval excludes zero in {shown}, with the right sign in {right}")
+    same = sum((a > 0) == (b > 0) for a, b in images)
+    print(f"single images that change by more than 0.02 dB: the sign is right in {same} of {len(images)}")
+    print(f"units of doubt by all networks: {_left_out(found, None):.2f}; tlsc.predict takes {DOUBT:g}")
 
 
-def _draw(found: dict[str, Any], path: Path) -> None:
+def _draw(found: Mapping[str, Any], units: Mapping[str, float], path: Path) -> None:
     """Networks (at 1.5 × the crop, with intervals) and single images, predicted against measured, in dB."""
     from tlsc.eval.show.pictures import COLOURS, new_figure, save
 
@@ -184,9 +267,9 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     axes = figure.add_subplot()
     for number, (name, own) in enumerate(found.items()):
         psnr = -10 * np.log10(np.mean(own["errors"]))
-        row = own["windows"][1]
+        row, (low, high) = own["windows"][1], _wide(own, units[name])[1]
         x, low, high, y = (
-            decibels(value, psnr) for value in (row["change"], row["high"], row["low"], float(np.mean(row["true"])))
+            decibels(value, psnr) for value in (row["change"], high, low, float(np.mean(row["true"])))
         )
         colour = COLOURS[number % len(COLOURS)]
         axes.plot([low, high], [y, y], color=colour, linewidth=1)

@@ -17,11 +17,29 @@ from torch import Tensor, nn
 
 from tlsc.adapters import DemoNetwork
 from tlsc.adapters.unet import UNet
-from tlsc.eval.data.degradations import DEGRADATIONS, Degradation, Level, degrade_photograph, motion_blur
-from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, Image
+from tlsc.eval.data.degradations import (
+    DEGRADATIONS,
+    Degradation,
+    Level,
+    degrade_photograph,
+    haze,
+    motion_blur,
+    smooth_field,
+)
+from tlsc.eval.images.photographs import TEST_PHOTOGRAPHS, Image, load_photograph
 from tlsc.eval.train.demo import train
 
-__all__ = ["FOLDER", "HELD_OUT", "MORE_DEGRADATIONS", "Recipe", "degradation_of", "halves", "make"]
+__all__ = [
+    "FOLDER",
+    "HELD_OUT",
+    "MORE_DEGRADATIONS",
+    "WHOLE",
+    "Recipe",
+    "degradation_of",
+    "halves",
+    "make",
+    "small_images",
+]
 
 FOLDER = Path("calibration-networks")
 
@@ -42,7 +60,13 @@ def _veil(image: Image, level: Level, rng: np.random.Generator) -> Image:
     return motion_blur(np.asarray(image * transmission + 0.85 * (1 - transmission), np.float32), 0.0, rng)
 
 
+def _uneven_haze(image: Image, level: Level, rng: np.random.Generator) -> Image:
+    """As whole photographs have it, whatever the size: ``level`` is not used."""
+    return haze(image, smooth_field(image.shape[0], image.shape[1], rng, max(image.shape[:2]) / 3), rng)
+
+
 MORE_DEGRADATIONS = {
+    "uneven-haze": Degradation("haze whose density varies from 0 to 1 within each image", _uneven_haze),
     "grain": Degradation("white noise, 2/255 to 50/255", _grain),
     "veil": Degradation(
         "thin haze of uneven density (transmission 1 to 0.7) and the demo's motion blur",
@@ -132,6 +156,13 @@ HELD_OUT = {
     "veil-a": Recipe({"half_norm": (0,), "squeeze_excitation": (1, 2)}, 64, "veil", 0, 600),
     "veil-b": Recipe({"half_norm": (0, 1), "squeeze_excitation": (2,)}, 48, "veil", 1, 600),
 }
+# Trained on whole images of 160 pixels, haze as uneven as it gets, and asked as if on crops of 64.
+WHOLE = {
+    "whole-se": Recipe({"squeeze_excitation": _ALL}, 160, "uneven-haze", 0, 600, 64),
+    "whole-hin": Recipe(_DEEP, 160, "uneven-haze", 1, 600, 64),
+    "whole-hin-0": Recipe({"half_norm": (0,)}, 160, "uneven-haze", 2, 600, 64),
+    "whole-spread": Recipe({"spread": _ALL}, 160, "uneven-haze", 3, 600, 64),
+}
 
 
 def make(recipes: Mapping[str, Recipe], only: Iterable[str] = ()) -> None:
@@ -139,6 +170,20 @@ def make(recipes: Mapping[str, Recipe], only: Iterable[str] = ()) -> None:
     torch.set_num_threads(1)
     for name in list(only) or list(recipes):
         recipes[name].train(name)
+
+
+def small_images(recipe: Recipe) -> list[tuple[Tensor, Tensor]]:
+    """Images as large as the crops of a recipe, two from each photograph that no network has seen, and clean."""
+    found = []
+    for number, name in enumerate(TEST_PHOTOGRAPHS * 2):
+        photograph = load_photograph(name)
+        high, wide = photograph.shape[:2]
+        top, left = (high - recipe.crop) // 2, (wide - recipe.crop) * (1 + number) // 7
+        clean = np.ascontiguousarray(photograph[top : top + recipe.crop, left : left + recipe.crop])
+        given = degradation_of(recipe.degradation).apply(clean, 0.5, np.random.default_rng((9, number)))
+        pair = [torch.from_numpy(x).permute(2, 0, 1) for x in (given, clean)]
+        found.append((pair[0], pair[1]))
+    return found
 
 
 def halves(degradation: str, seed: int = 0) -> list[tuple[Tensor, Tensor]]:

@@ -64,6 +64,12 @@ class Settings:
             inner.encoder[level].norm = nn.InstanceNorm2d(16 * 2**level, affine=True)
         return _NotCentred(inner)
 
+    def load(self, folder: Path) -> nn.Module:
+        """The trained network."""
+        model = self.build()
+        model.load_state_dict(torch.load(folder / self.file("pt"), weights_only=True))
+        return model.eval()
+
     def file(self, suffix: str) -> str:
         levels = "-".join(map(str, self.norms))
         return f"unet-{levels}-{self.degradation}-{CROP}-{STEPS}-{self.seed}.{suffix}"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import tlsc
-from tlsc._prediction.energies import crops_of
+from tlsc._prediction.energies import _cells, _place, crops_of
+from tlsc._prediction.predict import DOUBT, doubt, floor
 from tlsc._prediction.result import decibels
 
 
@@ -35,23 +36,52 @@ def _hazy(number: int, sloped: bool = True) -> tuple[list[Tensor], list[Tensor]]
     return [target + level for target in targets], targets
 
 
+class Ramp(Level):
+    """Differs at every pixel of a crop: the mean times the distance from the left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sloped: Tensor = x + self.pool(x) * torch.linspace(0, 1, x.shape[-1], dtype=x.dtype)
+        return sloped
+
+
 def test_energies_are_those_of_a_loop() -> None:
-    image = torch.rand(3, 40, 56, dtype=torch.float64)  # differences of 0.01: in float32 a loop agrees to 1e-5 only
-    crops = crops_of(Level(), image, (16, 20), 5, 1, np.random.default_rng(0))
-    whole = Level()(image[None])[0]
-    assert len(crops.places) == 5
-    outputs = {}
-    for place, energy in zip(crops.places, crops.energies(whole), strict=True):
-        i, j = place
-        out = Level()(image[None, :, i : i + 16, j : j + 20])[0]
-        expected = (out[:, 4:12, 5:15] - whole[:, i + 4 : i + 12, j + 5 : j + 15]).double().square().mean()
-        assert energy == pytest.approx(float(expected), rel=1e-9)
+    image = torch.rand(3, 40, 56, dtype=torch.float64)
+    crops = crops_of(Ramp(), image, (16, 20), 12, 1, np.random.default_rng(0))
+    whole = Ramp()(image[None])[0]
+    outputs, total, number = [], 0.0, 0
+    for (i, j), (top, left, bottom, right), energy in zip(
+        crops.places, crops.cells, crops.energies(whole), strict=True
+    ):
         full = torch.full_like(image, torch.nan)
-        full[:, i + 4 : i + 12, j + 5 : j + 15] = out[:, 4:12, 5:15]
-        outputs[place] = full.double()
-    pairs = [(a, b) for a in outputs for b in outputs if a < b]
-    squares = torch.cat([(outputs[a] - outputs[b]).square().flatten() for a, b in pairs])
+        full[:, i : i + 16, j : j + 20] = Ramp()(image[None, :, i : i + 16, j : j + 20])[0]
+        squares = (full - whole)[:, top:bottom, left:right].square()
+        assert energy == pytest.approx(float(squares.mean()), rel=1e-9)
+        total, number = total + float(squares.sum()), number + squares.numel()
+        full[:, :top], full[:, bottom:], full[..., :left], full[..., right:] = [torch.nan] * 4
+        outputs.append(full)
+    assert crops.energy(whole) == pytest.approx(total / number, rel=1e-9)
+    pairs = [(n, m) for n in range(len(outputs)) for m in range(n) if crops.places[n] != crops.places[m]]
+    squares = torch.cat([(outputs[n] - outputs[m]).square().flatten() for n, m in pairs])
     assert crops.disagreement == pytest.approx(float(squares[~squares.isnan()].mean()), rel=1e-9)
+
+
+@pytest.mark.parametrize(("crop", "step"), [((16, 20), 2), ((16, 16), 8), ((9, 33), 4), ((8, 40), 16)])
+def test_borders_count_as_other_pixels_and_crops_hold_their_cells(crop: tuple[int, int], step: int) -> None:
+    shape = (50, 70)
+    counted = np.zeros(shape)
+    for seed in range(200):
+        cells = _cells(shape, crop, 6, step, np.random.default_rng(seed))
+        assert cells
+        for cell in cells:
+            place = _place(cell, crop, shape, step)
+            for axis in (0, 1):
+                start, end = cell[axis], cell[axis + 2]
+                assert 0 <= place[axis] <= start < end <= place[axis] + crop[axis] <= shape[axis]
+            counted[cell[0] : cell[2], cell[1] : cell[3]] += 1
+    ends = [(n - k) // min(step, k) * min(step, k) + k for n, k in zip(shape, crop, strict=True)]
+    covered = counted[: ends[0], : ends[1]]
+    edge = np.concatenate([covered[0], covered[-1], covered[:, 0], covered[:, -1]])
+    assert edge.mean() == pytest.approx(covered.mean(), rel=0.25)
 
 
 def test_the_gain_is_predicted_where_it_is_known() -> None:
@@ -78,6 +108,25 @@ def test_where_nothing_moves_nothing_is_recommended() -> None:
     found = tlsc.predict(Level(), images, 24, crop=16, psnr=20)
     assert found.best is None or found.changes[0].change < 0
     assert abs(decibels(found.changes[0].change, 20)) < 0.05
+
+
+def test_the_interval_is_wider_where_overlapping_crops_disagree() -> None:
+    """By one amount times √(disagreement · mean square change of the output), and no less than rounding."""
+    images, _ = _hazy(3)
+    found = tlsc.predict(Level(), images, [16, 24], crop=16)
+    with torch.no_grad():
+        for one in found.changes:
+            with tlsc.converted(Level(), one.base_size) as local:
+                moved = np.mean([float((local(x[None]) - Level()(x[None])).square().mean()) for x in images])
+            assert one.moved == pytest.approx(moved, rel=1e-4)
+            assert doubt(one.moved, found.disagreement) == pytest.approx(
+                DOUBT * (one.moved * found.disagreement) ** 0.5
+            )
+            least = doubt(one.moved, found.disagreement) + floor(None)
+            assert min(one.high - one.change, one.change - one.low) > least - 1e-12
+    alone = tlsc.predict(Level(), images, 24, crop=16, crops_per_image=1)
+    assert alone.best is None
+    assert "no two crops overlap" in alone.sentence
 
 
 def test_the_model_is_as_before() -> None:

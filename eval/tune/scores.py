@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import tlsc
-from tlsc._internal.prediction import SLACK, Crops, crops_of, step_of
+from tlsc._internal.prediction import Crops, crops_of, doubt, step_of
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.files import naming, replacing, sealed, unsealed
 from tlsc.eval.networks import Network
@@ -175,7 +175,7 @@ class Pairs(Scores):
 
 
 class Energies(Scores):
-    """Mismatch energies with a minus: how far outputs are from those on crops, at the crops' centres."""
+    """Mismatch energies with a minus: how far outputs are from those on crops."""
 
     crops: Sequence[Crops]
 
@@ -188,7 +188,7 @@ class Energies(Scores):
 
     def value(self, n: int, out: Tensor) -> float:
         """Minus the mismatch energy."""
-        return -float(self.crops[n].energies(out).mean())
+        return -self.crops[n].energy(out)
 
     @property
     def least(self) -> float:
@@ -196,11 +196,13 @@ class Energies(Scores):
         return 0.005 * float(-self((None,) * len(self.groups)).mean())
 
     def doubt(self, one: Choice, other: Choice) -> Values:
-        """The part of the outputs' mean square difference that may go either way, as in :func:`tlsc.predict`."""
+        """What the difference of two energies may be off by on each image, as in :func:`tlsc.predict`."""
         outputs = []
         for choice in (one, other):
             with self.converted(choice):
                 outputs.append([self.restored(image) for image in self.images])
-        return np.array(
-            [SLACK * float((a.double() - b.double()).square().mean()) for a, b in zip(*outputs, strict=True)]
-        )
+        found = []
+        for n, (a, b) in enumerate(zip(*outputs, strict=True)):
+            moved = float((a.double() - b.double()).square().mean())
+            found.append(doubt(moved, self.crops[n].disagreement))
+        return np.array(found)

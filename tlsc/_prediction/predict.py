@@ -21,10 +21,12 @@ from ..errors import ArgumentValueError
 from .energies import crops_of, image_of
 from .result import NEGLIGIBLE, Change, Prediction
 
-__all__ = ["SLACK", "predict"]
+__all__ = ["DOUBT", "doubt", "floor", "predict"]
 
-SLACK = 0.1
-"""Part of the output's change that may go either way, as it is not independent of the error on crops: measured."""
+DOUBT = 1.25
+"""Of what the crops' own errors may take or add, in units of √(disagreement · mean square change): measured."""
+ROUNDING = 1 / 255**2 / 12
+"""Mean square error of rounding to eight bits: where no PSNR is known, less is not told apart from zero."""
 _RESAMPLES = 1000
 
 Values = NDArray[np.float64]
@@ -46,9 +48,10 @@ def predict(
     """What converting would change, predicted from unlabelled images.
 
     On crops of the training size the model does what it was trained for. Its *mismatch energy*, E(whole), is
-    the mean square difference between its output on whole images and on crops, at the crops' centres. E(local)
-    is the same for the converted model. Converting is predicted to change the mean square error by E(local) −
-    E(whole).
+    the mean square difference between its output on whole images and on crops. E(local) is the same for the
+    converted model. Converting is predicted to change the mean square error by E(local) − E(whole). The interval
+    is that of the crops and images that were drawn, wider by what the error on crops may have to do with the
+    change: in proportion to what overlapping crops disagree by.
 
     Args:
         model: any module. It is not changed; a converted one is examined as the original.
@@ -98,20 +101,36 @@ def predict(
         known = [own.disagreement for own in crops if not np.isnan(own.disagreement)]
         disagreement = float(np.mean(known)) if known else math.nan
 
+        areas = [own.areas for own in crops]
+
         def changed(window: tuple[int, int], corrected: bool) -> Change:
             how: dict[str, Any] = {"calibrate": given, "crop": size} if corrected else {}
             with converted(model, window, check=False, **how):
                 now = [_output(ask, image) for image in given]
             local = [own.energies(output) for own, output in zip(crops, now, strict=True)]
-            share = min(1.0, math.prod(size) / math.prod(window))
-            slack = _slack(now, outputs, psnr), float(np.nan_to_num(disagreement)) * share
-            return _change(window, corrected, local, whole, slack, seed)
+            moved = _moved(now, outputs)
+            slack = doubt(moved, disagreement) + floor(psnr)
+            return _change(window, corrected, local, whole, areas, moved, slack, seed)
 
         changes = tuple(changed(*asked) for asked in product(windows, (False, True) if calibrate else (False,)))
-    energy = _mean_of(whole)
+    energy = _mean_of(whole, areas)
     number = sum(len(own.places) for own in crops)
     why = _unreliable(disagreement, energy)
     return Prediction(size, len(given), number, psnr, energy, disagreement, changes, why)
+
+
+def doubt(moved: float, disagreement: float) -> float:
+    """By how much the change of the mean square error may differ from that of mismatch energies.
+
+    Args:
+        moved: mean square change of the output.
+        disagreement: of overlapping crops at common pixels, mean square.
+
+    Example:
+        >>> doubt(0.0, 1e-4)
+        0.0
+    """
+    return DOUBT * math.sqrt(moved * float(np.nan_to_num(disagreement)))
 
 
 def _larger(image: Tensor, crop: tuple[int, int]) -> bool:
@@ -119,16 +138,21 @@ def _larger(image: Tensor, crop: tuple[int, int]) -> bool:
     return min(down, across) >= 0 and max(down, across) > 0
 
 
-def _mean_of(energies: list[Values]) -> float:
-    """Over images of means over crops."""
-    return float(np.mean([own.mean() for own in energies]))
+def _mean_of(energies: list[Values], areas: list[Values]) -> float:
+    """Over images of means over the pixels of crops."""
+    means = [np.average(own, weights=area) for own, area in zip(energies, areas, strict=True)]
+    return float(np.mean(means))
 
 
-def _slack(now: list[Tensor], before: list[Tensor], psnr: float | None) -> float:
-    """What the interval is widened by on both sides; where the PSNR is known, also what is told apart from zero."""
+def _moved(now: list[Tensor], before: list[Tensor]) -> float:
+    """Mean square difference over whole images."""
     moved = [float((a.double() - b.double()).square().mean()) for a, b in zip(now, before, strict=True)]
-    floor = 0.0 if psnr is None else 10 ** (-psnr / 10) * (1 - 10 ** (-NEGLIGIBLE / 10))
-    return SLACK * float(np.mean(moved)) + floor
+    return float(np.mean(moved))
+
+
+def floor(psnr: float | None) -> float:
+    """What change of the mean square error is not told apart from zero, at a PSNR."""
+    return ROUNDING if psnr is None else 10 ** (-psnr / 10) * (1 - 10 ** (-NEGLIGIBLE / 10))
 
 
 def _windows(base_size: Any, crop: tuple[int, int]) -> list[tuple[int, int]]:
@@ -151,36 +175,38 @@ def _change(
     corrected: bool,
     local: list[Values],
     whole: list[Values],
-    slack: tuple[float, float],
+    areas: list[Values],
+    moved: float,
+    slack: float,
     seed: int,
 ) -> Change:
-    """``slack``: to be added on both sides of the interval, and above it.
-
-    A window like the crop is wrong as the crop is by chance, which E(local) does not see. It is at
-    most the disagreement of crops, and falls with the window's area.
-    """
+    """``slack``: to be added on both sides of the interval."""
     differences = [one - other for one, other in zip(local, whole, strict=True)]
-    per_image = [float(own.mean()) for own in differences]
-    means = _resampled(differences, np.random.default_rng(seed))
-    both, above = slack
+    per_image = [float(np.average(own, weights=area)) for own, area in zip(differences, areas, strict=True)]
+    means = _resampled(differences, areas, np.random.default_rng(seed))
     low, high = (float(x) for x in np.quantile(means, (0.05, 0.95)))
-    energy = _mean_of(local)
-    return Change(
-        window, corrected, energy, float(np.mean(per_image)), low - both, high + both + above, tuple(per_image)
-    )
+    energy = _mean_of(local, areas)
+    change = float(np.mean(per_image))
+    return Change(window, corrected, energy, change, low - slack, high + slack, tuple(per_image), moved)
 
 
-def _resampled(values: list[Values], rng: np.random.Generator) -> Values:
-    """Means over images of means over crops: images drawn with replacement, and crops within them."""
+def _resampled(values: list[Values], areas: list[Values], rng: np.random.Generator) -> Values:
+    """Means over images of means over crops' pixels: images drawn with replacement, and crops within them."""
     found = np.empty((_RESAMPLES, len(values)))
-    for place, own in enumerate(values):
-        found[:, place] = own[rng.integers(len(own), size=(_RESAMPLES, len(own)))].mean(1)
+    for place, (own, area) in enumerate(zip(values, areas, strict=True)):
+        drawn = rng.integers(len(own), size=(_RESAMPLES, len(own)))
+        found[:, place] = (own * area)[drawn].sum(1) / area[drawn].sum(1)
     drawn = rng.integers(len(values), size=found.shape)
     means: Values = np.take_along_axis(found, drawn, 1).mean(1)
     return means
 
 
 def _unreliable(disagreement: float, energy: float) -> str:
+    if math.isnan(disagreement):
+        return (
+            "no two crops overlap, so that nobody knows what is by chance in them; larger images are needed, or "
+            "more crops of each"
+        )
     if disagreement > 2 * energy and disagreement > 1e-8:
         return (
             f"overlapping crops disagree at common pixels (mean square {disagreement:.2g}) more than crops and "

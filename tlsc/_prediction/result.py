@@ -33,6 +33,7 @@ class Change:
         change: of the mean square error, E(local) − E(whole), averaged over images; below zero is a gain.
         low, high: its 90% interval.
         per_image: the change on each image.
+        moved: mean square difference between the converted model's output and the original's.
     """
 
     base_size: tuple[int, int]
@@ -42,6 +43,7 @@ class Change:
     low: float
     high: float
     per_image: tuple[float, ...]
+    moved: float = 0.0
 
     @property
     def name(self) -> str:

@@ -1,0 +1,146 @@
+"""Which sites to convert, decided with pairs and without, on photographs held out: ``docs/when-it-helps.md``.
+
+``python -m benchmarks tune [NAME…] [FOLDER]`` tunes small networks (by default all that are there; those of
+``prediction train`` and ``calibration unets``) as ``tlsc tune`` does, and measures what was decided. FOLDER holds
+clean photographs (PNG), of which 288×320 pixels are taken: the first eight are tuned on, the next twelve held out.
+Without it the halves of three photographs are tuned on, and held out are the same with haze and noise of another
+seed. What was measured is kept beside the networks; a run goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage.io
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+import tlsc
+from tlsc.adapters import DEMO_NETWORKS, load_demo_network
+from tlsc.eval.data.degradations import smooth_field
+from tlsc.eval.files import replacing
+from tlsc.eval.judge.intervals import interval
+from tlsc.eval.networks import Network
+from tlsc.eval.tune.groups import Choice, shown
+from tlsc.eval.tune.scores import Pairs
+from tlsc.eval.tune.tune import Tuning, tune
+
+from .small_networks import FOLDER, HELD_OUT, degradation_of, halves
+from .unets import NETWORKS
+
+TUNED, TESTED = 8, 12
+
+Photographs = list[tuple[Tensor, Tensor]]
+
+
+def _known() -> dict[str, tuple[Network, str]]:
+    """Name: network, with its training crop, and degradation; those that are there."""
+    found = {}
+    for name in ("se", "hin", "hin-all"):
+        demo = DEMO_NETWORKS[name]
+        found[f"{name} (demo)"] = Network(name, load_demo_network(name), crop=demo.crop), demo.degradation
+    for name, recipe in HELD_OUT.items():
+        if recipe.file(name).exists():
+            found[name] = Network(name, recipe.load(name), crop=recipe.crop), recipe.degradation
+    for name, own in NETWORKS.items():
+        if (FOLDER / own.file("pt")).exists():
+            found[name] = Network(name, own.load(FOLDER), crop=96), own.degradation
+    return found
+
+
+def _photographs(degradation: str, folder: Path | None) -> tuple[Photographs, Photographs]:
+    """To tune on, and held out: degraded and clean."""
+    if folder is None:
+        return _cut(halves(degradation)), _cut(halves(degradation, 1))
+    pairs = []
+    for number, file in enumerate(sorted(folder.glob("*.png"))[: TUNED + TESTED]):
+        clean = np.asarray(skimage.io.imread(file)[:288, :320, :3], dtype=np.float32) / np.float32(255)
+        rng = np.random.default_rng((11, number))
+        level = smooth_field(clean.shape[0], clean.shape[1], rng)
+        given = degradation_of(degradation).apply(clean, level, rng)
+        pair = [torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1) for x in (given, clean)]
+        pairs.append((pair[0], pair[1]))
+    pairs = _cut(pairs)
+    return pairs[:TUNED], pairs[TUNED:]
+
+
+def _cut(pairs: Photographs) -> Photographs:
+    """To multiples of 16."""
+    return [
+        (
+            a[:, : a.shape[1] // 16 * 16, : a.shape[2] // 16 * 16],
+            b[:, : b.shape[1] // 16 * 16, : b.shape[2] // 16 * 16],
+        )
+        for a, b in pairs
+    ]
+
+
+def _measured(network: Network, tuned_on: Photographs, held_out: Photographs) -> dict[str, Any]:
+    """PSNR on photographs held out: of none, of all at each window, of what was decided with pairs and without."""
+    images, targets = [list(x) for x in zip(*tuned_on, strict=True)]
+    ways = {"pairs": tune(network, images, targets), "no pairs": tune(network, images)}
+    found: dict[str, Any] = {"PSNR": {}, "said": {name: way.sentence for name, way in ways.items()}}
+    choices: dict[str, Choice] = {"none": (None,) * len(ways["pairs"].groups)}
+    choices.update({f"all at {shown(w)}": (w,) * len(ways["pairs"].groups) for w in ways["pairs"].windows})
+    choices.update({name: way.found.choice for name, way in ways.items()})
+    choices["best found with pairs"] = ways["pairs"].found.best
+    choices["best found without"] = ways["no pairs"].found.best
+    score = _score(network, ways["pairs"], held_out)
+    found["PSNR"] = {name: score(choice).tolist() for name, choice in choices.items()}
+    found["choices"] = {name: [shown(w) for w in choice] for name, choice in choices.items()}
+    return found
+
+
+def _score(network: Network, way: Tuning, photographs: Photographs) -> Pairs:
+    score = Pairs(
+        network,
+        [given for given, _ in photographs],
+        way.groups,
+        lambda size: tlsc.plan(network.model, size),
+        way.windows[0],
+    )
+    score.targets = [clean for _, clean in photographs]
+    return score
+
+
+def main(parts: Sequence[str]) -> None:
+    """Tune what is there, and print the table."""
+    torch.set_num_threads(1)
+    known = _known()
+    folders = [Path(part) for part in parts if part not in known]
+    folder = folders[0] if folders else None
+    kept = FOLDER / f"tuned-{folder.name if folder else 'scikit-image'}.json"
+    found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    for name in [part for part in parts if part in known] or list(known):
+        if name not in found:
+            network, degradation = known[name]
+            found[name] = _measured(network, *_photographs(degradation, folder))
+            with replacing(kept) as new:
+                new.write_text(json.dumps(found))
+            print(f"{name}: {found[name]['said']}", flush=True)
+    _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    rows = []
+    for name, own in found.items():
+        values = {key: np.array(one) for key, one in own["PSNR"].items()}
+        every = max((key for key in values if key.startswith("all")), key=lambda key: values[key].mean())
+        better = max(("none", every), key=lambda key: values[key].mean())
+        row = [name, *(f"{values[key].mean():.2f}" for key in ("none", every)), every.removeprefix("all at ")]
+        for way in ("pairs", "no pairs"):
+            gain = values[way] - values[better]
+            low, high = interval(gain.tolist())
+            amount = f"{gain.mean():+.3f}" + (
+                "" if math.isnan(low) or not gain.any() else f" [{low:+.3f}, {high:+.3f}]"
+            )
+            row += [", ".join(own["choices"][way]), amount]
+        rows.append(row)
+    head = ["network", "none", "all", "at", "with pairs", "over the better", "without", "over the better"]
+    print(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
