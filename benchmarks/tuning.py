@@ -2,7 +2,7 @@
 
 ``python -m benchmarks tune [NAME…] [FOLDER]`` tunes small networks (by default all that are there; those of
 ``prediction train`` and ``calibration unets``) as ``tlsc tune`` does, and measures what was decided. FOLDER holds
-clean photographs (PNG), of which 288×320 pixels are taken: the first eight are tuned on, the next twelve held out.
+clean photographs (PNG), of which 224×256 pixels are taken: the first six are tuned on, the next eight held out.
 Without it the halves of three photographs are tuned on, and held out are the same with haze and noise of another
 seed. What was measured is kept beside the networks; a run goes on where it was stopped.
 """
@@ -34,7 +34,7 @@ from tlsc.eval.tune.tune import Tuning, tune
 from .small_networks import FOLDER, HELD_OUT, degradation_of, halves
 from .unets import NETWORKS
 
-TUNED, TESTED = 8, 12
+TUNED, TESTED = 6, 8
 
 Photographs = list[tuple[Tensor, Tensor]]
 
@@ -60,7 +60,7 @@ def _photographs(degradation: str, folder: Path | None) -> tuple[Photographs, Ph
         return _cut(halves(degradation)), _cut(halves(degradation, 1))
     pairs = []
     for number, file in enumerate(sorted(folder.glob("*.png"))[: TUNED + TESTED]):
-        clean = np.asarray(skimage.io.imread(file)[:288, :320, :3], dtype=np.float32) / np.float32(255)
+        clean = np.asarray(skimage.io.imread(file)[:224, :256, :3], dtype=np.float32) / np.float32(255)
         rng = np.random.default_rng((11, number))
         level = smooth_field(clean.shape[0], clean.shape[1], rng)
         given = degradation_of(degradation).apply(clean, level, rng)
