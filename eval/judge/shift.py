@@ -129,6 +129,7 @@ def watching(
     """
     maps: dict[int, list[Tensor]] = defaultdict(list)
     own: dict[str, list[int]] = defaultdict(list)
+    called: dict[str, list[tuple[nn.Module, Any]]] = defaultdict(list)
     with ExitStack() as stack:
         for number, site in enumerate(plan):
             if not site.converted:
@@ -137,13 +138,16 @@ def watching(
                 own[site.owner].append(number)
             if site.owner != site.path:
                 module = model.get_submodule(site.path)
-                stack.callback(module.register_forward_pre_hook(_keep(maps[number])).remove)
+                if site.owner is not None and type(model.get_submodule(site.owner)) is not classes[site.owner]:
+                    called[site.owner].append((module, _keep(maps[number])))  # by the original forward alone
+                else:
+                    stack.callback(module.register_forward_pre_hook(_keep(maps[number])).remove)
         for path, numbers in own.items():
             inside = [maps[number] for number in numbers if plan[number].path == path]
             module = model.get_submodule(path)
             replayed = type(module) is not classes[path]
             if inside or replayed:
-                hook = _replay(classes[path], inside)
+                hook = _replay(classes[path], inside, called[path])
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield maps
 
@@ -156,9 +160,13 @@ def _keep(maps: list[Tensor]) -> Any:
     return hook
 
 
-def _replay(original: type[nn.Module], inside: list[list[Tensor]]) -> Any:
+def _replay(original: type[nn.Module], inside: list[list[Tensor]], called: list[tuple[nn.Module, Any]]) -> Any:
+    """Runs the original ``forward``, whose modules have hooks meanwhile: a local form takes none of those."""
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        with _Maps() as seen:
+        with _Maps() as seen, ExitStack() as stack:
+            for part, keep in called:
+                stack.callback(part.register_forward_pre_hook(keep).remove)
             original.forward(module, *args, **kwargs)
         # In the order of the calls, which is the plan's.
         for maps, found in zip(inside, seen.seen, strict=False):
