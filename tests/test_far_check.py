@@ -245,9 +245,11 @@ def test_it_is_left_out_where_a_forward_is_dear(monkeypatch: pytest.MonkeyPatch)
         warnings.simplefilter("error")
         tlsc.convert(model, BASE)
     monkeypatch.setattr("tlsc._influence.check.CHEAP", 100_000)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), monkeypatch.context() as large:
         warnings.simplefilter("error")
         tlsc.convert(model, BASE, check=False)
+        large.setattr("tlsc._influence.check.LARGE", BASE * BASE - 1)
+        tlsc.convert(model, BASE)
     with pytest.warns(TLSCWarning, match="through body.1"):
         tlsc.convert(model, BASE)
 

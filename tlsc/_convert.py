@@ -123,9 +123,10 @@ def convert(
             module through which they do. The test also finds what no plan can know. It takes four forward
             passes at three times ``base_size`` on one axis (more, if the result is unclear), on a copy that
             shares the parameters. It warns only if it is certain; of a network that cuts its image into parts,
-            for instance, it says little. None: test if a forward pass at ``base_size`` takes at most 500
-            million multiplications, but not in half precision on a CPU, and not with a plan. True: always test,
-            and also warn if the test is impossible or the plan already says so. False: never. Only for windows.
+            for instance, it says little. None: test if a forward pass at ``base_size``, of at most 2048 × 2048
+            pixels, takes at most 500 million multiplications, but not in half precision on a CPU, and not with a
+            plan. True: always test, and also warn if the test is impossible or the plan already says so. False:
+            never. Only for windows.
         source: where each site takes its statistics from. ``"window"`` is this package's method. Other
             published methods, for comparison: ``"map"``, ``"tile"``, ``"table"`` (KIN), ``"centres"`` (DN),
             ``"thumbnail"`` (TIN), ``"crops"``, or one of ``tlsc.sources`` with its options. Some make a first
@@ -184,7 +185,7 @@ def convert(
         if made.calibration is not None and local:
             calibrated(module, made, None)
         windows = passes is None and plan is None
-        if check or (check is None and windows and is_cheap(module, decided.work)):
+        if check or (check is None and windows and is_cheap(module, decided.work, decided.plan.base_size)):
             with outside_kept(module):
                 warn_of_far(module, made, decided.inputs, bool(check), 2)
     return model

@@ -26,18 +26,21 @@ __all__ = ["CHEAP", "far_sources", "is_cheap", "warn_of_far"]
 
 CHEAP = 500_000_000
 """Multiplications of a forward at ``base_size`` up to which the check is made without being asked for."""
+LARGE = 2048 * 2048
+"""Pixels of ``base_size`` up to which it is."""
 LONG, LONGER, PIXELS = 3, 6, 256
 """The image's length in windows, at first and to make sure; and then at least so many pixels."""
 PLACES = 0.34, 0.66
 
 
-def is_cheap(model: nn.Module, work: int) -> bool:
-    """Whether the check is to be made without being asked for. In half precision a CPU is many times slower."""
+def is_cheap(model: nn.Module, work: int, base_size: tuple[int, int]) -> bool:
+    """Whether the check is to be made without being asked for. In half precision a CPU is many times slower; and
+    maps of many positions take memory, however little is done with them."""
     slow = any(
         tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
         for tensor in (*model.parameters(), *model.buffers())
     )
-    return work <= CHEAP and not slow
+    return work <= CHEAP and math.prod(base_size) <= LARGE and not slow
 
 
 def far_sources(model: nn.Module, plan: Plan, inputs: Inputs) -> Iterator[Source]:
