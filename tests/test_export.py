@@ -472,7 +472,7 @@ def test_the_command_exports_a_checkpoint_and_the_file_says_what_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    network = UNet(4, 1, half_norm=(0,))
+    network = UNet(4, 1, squeeze_excitation=(0,))
     checkpoint, out = tmp_path / "net.pth", tmp_path / "net.onnx"
     torch.save({"params": network.state_dict()}, checkpoint)
     assert main(["export", str(checkpoint), str(out), "--base-size", "20", "--no-cumsum"]) == 0
