@@ -20,7 +20,7 @@ __all__ = ["Asked", "Budget", "Layout", "Planner"]
 # How far convolutions reach beyond half a window, in pixels: where the search for a margin begins.
 _REACH = 16
 # Probes see some corners, an image has many seams: what is asked of them, as a part of the tolerance.
-_PROBED = 1 / 3
+_PROBED = 1 / 5
 # How many of them are probed again where larger margins are needed.
 _AGAIN = 3
 # Between half of the largest margins and them so many are considered.

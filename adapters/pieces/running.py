@@ -89,7 +89,7 @@ class Pieces:
     margin gives the same result as the whole image. The margin needs half a window plus some pixels for
     convolutions. Statistics of statistics reach further, but more and more faintly. So some corners of pieces are
     computed twice: cut off, and with as much again behind the cut. The margin is the distance from the cut beyond
-    which the two differ by less than a third of the tolerance. The margin grows later, if a seam shows a
+    which the two differ by less than a fifth of the tolerance. The margin grows later, if a seam shows a
     difference of more than the tolerance.
 
     Args:
