@@ -29,7 +29,7 @@ __all__ = ["Pieces", "Report"]
 _UNKNOWN = 32
 # And of one that enlarges, or cuts borders off its maps: how often it halves them cannot be read off their sizes.
 _UNEVEN = 8
-# The largest difference anywhere as a factor of that at seams: measured, 0.98 to 1.6 (benchmarks/RESULTS.md).
+# The largest difference anywhere as a factor of that at seams: measured, 0.9 to 2.1 (benchmarks/RESULTS.md).
 _SEEN = 1.25
 
 
