@@ -511,3 +511,27 @@ def test_the_command_fails_in_one_line(
     assert message in said.err
     assert len(said.err.strip().splitlines()) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["text.pth"]
+
+
+def test_functions_exported_before_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another network's same operation is not exported anew, and both files are right; another window's is."""
+    from tlsc._statistics import onnx_functions
+
+    exported: list[str] = []
+    export = onnx_functions._export
+
+    def counted(onnx_ir: Any, function: Any, opset: int) -> Any:
+        exported.append(function.key[0])
+        return export(onnx_ir, function, opset)
+
+    monkeypatch.setattr(onnx_functions, "_export", counted)
+    monkeypatch.setattr(onnx_functions, "_exported", {})
+    for window, times in ((7, 1), (7, 1), (9, 2)):
+        model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 2, 1), nn.InstanceNorm2d(2)).eval(), window, check=False)
+        path = tmp_path / f"{window}-{len(exported)}.onnx"
+        tlsc.export(model, path, example_input=torch.rand(1, 3, 16, 16))
+        assert len(exported) == times
+        session = onnxruntime.InferenceSession(path)
+        x = torch.rand(2, 3, 19, 14)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-4, atol=1e-5)

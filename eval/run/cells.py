@@ -100,7 +100,11 @@ def shown_size(size: Size) -> str:
 
 @contextmanager
 def as_cell(
-    model: nn.Module, cell: Cell, images: Callable[[], list[Tensor]] | None = None, crop: int | None = None
+    model: nn.Module,
+    cell: Cell,
+    images: Callable[[], list[Tensor]] | None = None,
+    crop: int | None = None,
+    again: bool = False,
 ) -> Iterator[nn.Module]:
     """The model as a cell has it; as before afterwards.
 
@@ -109,15 +113,18 @@ def as_cell(
         cell: what it is to be.
         images: gives those to calibrate on, for a cell that is calibrated.
         crop: side of the training crops, for that and for tiles of a source.
+        again: the model was in this state before: whether distant pixels still matter has been said.
     """
     if cell.base_size is None:
         yield model
         return
+    check = False if again else None
     if cell.plan is not None:
-        with tlsc.converted(model, plan=tlsc.Plan.load(cell.plan)):
+        with tlsc.converted(model, plan=tlsc.Plan.load(cell.plan), check=check):
             yield model
         return
-    with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=_crop_of(cell, crop)):
+    tiles = _crop_of(cell, crop)
+    with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=tiles, check=check):
         if cell.calibrated:
             assert images is not None
             calibrated(model, images(), crop)

@@ -97,10 +97,10 @@ class Swept:
 
     def pictures(self, variants: Sequence[str], pair: Pair) -> dict[str, Pixels]:
         """A photograph restored once more, by variant; each (height, width, 3) in [0, 1]."""
-        found = {}
+        found, network = {}, self.job.network
         for name in variants:
-            with as_cell(self.job.network.model, self.cells[name], self.job.images, self.job.network.crop):
-                rows = list(restored(self.job.network, self.cells[name], pair.degraded))
+            with as_cell(network.model, self.cells[name], self.job.images, network.crop, again=True):
+                rows = list(restored(network, self.cells[name], pair.degraded))
             found[name] = np.concatenate(rows).clip(0, 1)
         return found
 

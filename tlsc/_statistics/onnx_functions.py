@@ -20,10 +20,14 @@ __all__ = ["Functions", "collected", "collecting"]
 
 _DOMAIN = "tlsc"
 _collecting: ContextVar[Functions | None] = ContextVar("functions", default=None)
+_KEPT = 64
+_exported: dict[Any, Any] = {}
+"""Functions that were exported before, serialised, by what they depend on: at most ``_KEPT``."""
 
 
 @dataclass(frozen=True)
 class _Function:
+    key: Any
     compute: Callable[..., Any]
     examples: tuple[Tensor, ...]
 
@@ -55,7 +59,7 @@ class Functions:
         if key not in self._names:
             name = f"{operation}_{len(self._names)}"
             self._names[key] = name
-            self._made[name] = _Function(compute, tuple(_example(t) for t in tensors))
+            self._made[name] = _Function(key, compute, tuple(_example(t) for t in tensors))
         name = f"{_DOMAIN}::{self._names[key]}"
         dtype = tensors[0].dtype
         if len(shapes) == 1:
@@ -74,7 +78,8 @@ class Functions:
         if not self._made:
             return
         for name, function in self._made.items():
-            made = _function(onnx_ir, name, function, opset)
+            made = _function(onnx_ir, function, opset)
+            made.name = name
             model.functions[made.identifier()] = made
         InlinePass()(model)
         model.opset_imports.pop(_DOMAIN, None)
@@ -107,7 +112,19 @@ class _Body(nn.Module):
         return self.compute(*tensors)
 
 
-def _function(onnx_ir: Any, name: str, function: _Function, opset: int) -> Any:
+def _function(onnx_ir: Any, function: _Function, opset: int) -> Any:
+    """The function in ONNX; exporting takes seconds, so that what was exported is read back."""
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    key = function.key, opset, torch.get_default_dtype(), half
+    kept = _exported.get(key)
+    if kept is None:
+        if len(_exported) >= _KEPT:
+            _exported.clear()
+        kept = _exported[key] = onnx_ir.serde.serialize_function(_export(onnx_ir, function, opset))
+    return onnx_ir.serde.deserialize_function(kept)
+
+
+def _export(onnx_ir: Any, function: _Function, opset: int) -> Any:
     dynamic = torch.export.Dim.DYNAMIC
     free = [{d: dynamic for d in range(t.dim()) if _is_free(d, t)} for t in function.examples]
     token = _collecting.set(None)
@@ -139,7 +156,7 @@ def _function(onnx_ir: Any, name: str, function: _Function, opset: int) -> Any:
         for value in node.outputs:
             value.shape = None
     graph.opset_imports.update(program.model.opset_imports)
-    return onnx_ir.Function(_DOMAIN, name, graph=graph, attributes=[])
+    return onnx_ir.Function(_DOMAIN, function.key[0], graph=graph, attributes=[])
 
 
 def _is_free(dim: int, x: Tensor) -> bool:
