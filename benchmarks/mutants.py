@@ -267,6 +267,8 @@ def main(files: Sequence[str]) -> None:
     """Write ``files[0]``; of the same mutants as in ``files[1]``, where that is given."""
     if not 1 <= len(files) <= 2:
         raise SystemExit("name the file to write, and after it one whose mutants are to be run again")
+    if "tlsc" in sys.modules:  # the other benchmarks have imported it: the forks are to import the mutants
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.mutants", *files])
     out, *other = map(Path, files)
     listed = _read(other[0]) if other else sample(ROOT)
     done = {mutant.key: mutant for mutant in _read(out)} if out.exists() else {}
