@@ -286,6 +286,14 @@ def test_root_reverts_inside_a_model_that_holds_it() -> None:
     assert type(norm) is nn.InstanceNorm2d
 
 
+def test_converted_for_another_window_meanwhile_has_its_own_plan_again() -> None:
+    model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4)).eval(), 8, check=False)
+    before = tlsc.plan(model)
+    with tlsc.converted(model, 12, check=False):
+        assert tlsc.plan(model).base_size == (12, 12)
+    assert tlsc.plan(model) == before
+
+
 def test_a_model_around_a_converted_root_is_converted_as_its_original() -> None:
     norm = tlsc.convert(nn.InstanceNorm2d(3), BASE)
     model = tlsc.convert(nn.Sequential(norm), 8)
