@@ -66,7 +66,7 @@ def row(entry: Entry, result: Result) -> list[str]:
     far = f"{_change(result.before, entry)} → {_change(result.after, entry)}"
     sources = "–" if result.sources is None else _sources(result.sources)
     cells = [entry.name, sites, far, f"{result.identity:.0e}", sources, text]
-    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+    return [cell.replace("|", "\\|").replace("](", "\\](").replace("\n", " ") for cell in cells]
 
 
 def _sources(sources: tuple[str, ...]) -> str:
