@@ -43,7 +43,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "tlsc/_statistics/correction.py": ("tests/statistics/test_correction.py", "tests/test_calibrate.py"),
     "tlsc/_sites/kind.py": ("tests/sites", "tests/test_surgery.py"),
     "tlsc/_sites/local_module.py": ("tests/sites", "tests/test_surgery.py"),
-    "tlsc/_sites/trial.py": ("tests/test_surgery.py", "tests/test_owners.py"),
+    "tlsc/_sites/trial.py": ("tests/test_attention.py", "tests/test_surgery.py", "tests/test_owners.py"),
     "tlsc/_surgery/owners.py": (
         "tests/test_surgery.py",
         "tests/test_owners.py",
