@@ -194,8 +194,8 @@ class Plan:
             raise ArgumentValueError(f"{path} is no plan: {str(error).splitlines()[0]}") from error
         except RecursionError as error:
             raise ArgumentValueError(f"{path} is no plan: nested too deep") from error
-        found, seal = data, data.pop(CHECK, None) if isinstance(data, dict) else None
-        changed = seal is not None and seal != sealed(found)[CHECK]
+        seal = data.pop(CHECK, None) if isinstance(data, dict) else None
+        changed = seal is not None and seal != sealed(data)[CHECK]
         if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
             raise ArgumentValueError(f"{path} is no plan: it does not begin with the format {FORMAT!r}")
         try:

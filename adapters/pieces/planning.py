@@ -175,7 +175,8 @@ class Planner:
             larger = self._double(most, budget)
             if larger is None:
                 return most, len(probes)
-            places = sorted(places, key=lambda place: -probes[places.index(place)].error(most.margin))[:_AGAIN]
+            ranked = sorted(zip(probes, places, strict=True), key=lambda both: -both[0].error(most.margin))
+            places = [place for _, place in ranked[:_AGAIN]]
             most = larger
 
     def _double(self, margins: Margins, budget: Budget) -> Margins | None:
