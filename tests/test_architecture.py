@@ -34,9 +34,7 @@ FILES = structure.modules()
 
 UPWARD: set[tuple[str, str]] = set()
 LONG: dict[str, int] = {}
-COMPLEX = {
-    "tlsc._statistics.triton.kernels:local_statistics",
-}
+COMPLEX: set[str] = set()
 WINDOW_STARTS = 1
 
 

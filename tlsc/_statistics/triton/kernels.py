@@ -251,6 +251,114 @@ def _again(
 
 
 @triton.jit
+def _parameter(at, group, present, instead, THERE: tl.constexpr, TYPE: tl.constexpr):
+    """A weight or bias of each group; what is given ``instead``, where there is none (THERE is false)."""
+    return widened(tl.load(at + group, mask=present, other=0.0), TYPE) if THERE else instead
+
+
+@triton.jit
+def _first_windows(
+    at, column_sums, head, s, j, lane, front, e, present, known, inner, right, left, fronts, within, from_right,
+    from_left, zero, none, start, raw, shift, whole, squared, depth, height, width, rows, columns, ahead, behind,
+    row_step, channel_step, column_stride, step_of_sums, size,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, BLOCKED: tl.constexpr, LAST: tl.constexpr, ONE: tl.constexpr,
+    COLUMNS: tl.constexpr, FRONT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The row of windows that starts at row ``s``: whole blocks, then the rows left over above and below.
+
+    Returns ``D`` of values and of squares, ``F`` likewise, and what leads from the plane's sample to the strip's.
+    """
+    d1, d2, first, second = zero, zero, none, none
+    top = s + rows
+    tail = s + rows
+    by = shift * 0
+    if BLOCKED:
+        lo, hi = (s + size - 1) // size, (s + rows) // size
+        top = tl.minimum(lo * size, s + rows)
+        tail = tl.maximum(hi * size, top)
+        for n in range(lo, hi, ROWS):
+            there = inner & (n + e < hi)
+            line = column_sums + (n + e).to(tl.int64) * width * step_of_sums
+            d1 += tl.load(line + (j + ahead) * step_of_sums, mask=there, other=0.0)
+            d1 -= tl.load(line + (j - behind) * step_of_sums, mask=there, other=0.0)
+            if MOMENTS:
+                d2 += tl.load(line + whole + (j + ahead) * step_of_sums, mask=there, other=0.0)
+                d2 -= tl.load(line + whole + (j - behind) * step_of_sums, mask=there, other=0.0)
+        by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
+        by = shift - by
+        d2 -= 2 * by * d1
+    odd = (top - s) + (s + rows - tail)
+    for n in range(0, odd, ROWS):
+        r = tl.where(n + e < top - s, s + n + e, tail + (n + e - (top - s)))
+        now = n + e < odd
+        for q in range(depth):
+            line = at + r * row_step + q * channel_step
+            change, squares, value, square = _changes(
+                line, line, j, front, right & now, left & now, within, from_right, from_left, fronts & now,
+                start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, BLOCKED, FRONT, False,
+            )  # fmt: skip
+            d1 += change
+            first += value
+            if MOMENTS:
+                d2 += squares
+                second += square
+    d1, d2 = _of_rows(d1, LAST), _of_rows(d2, LAST)
+    f1, f2 = _of_rows(_along(first, LAST), LAST), _of_rows(_along(second, LAST), LAST)
+    if BLOCKED:
+        for n in range(0, rows, COLUMNS):
+            there = known & (n + lane < rows)
+            place = head + (s + n + lane) * step_of_sums
+            f1 += _along(tl.load(place, mask=there, other=0.0), LAST)
+            if MOMENTS:
+                f2 += _along(tl.load(place + squared, mask=there, other=0.0), LAST)
+        terms = by * (((tl.zeros([1, 1], TYPE) + depth) * rows) * columns)
+        f2 += by * (terms - 2 * f1)
+        f1 -= terms
+    return d1, d2, f1, f2, by
+
+
+@triton.jit
+def _moved_on(
+    at, head, begin, j, front, e, group, groups, right, left, fronts, moves, within, from_right, from_left, zero,
+    none, f1s, f2s, by, squared, start, raw, shift, depth, rows, columns, ahead, behind, row_step, channel_step,
+    column_stride, step_of_sums,
+    TYPE: tl.constexpr, MOMENTS: tl.constexpr, BLOCKED: tl.constexpr, LAST: tl.constexpr, ONE: tl.constexpr,
+    SINGLE: tl.constexpr, FRONT: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """One row of windows further down, or ROWS: what changes in ``D`` by each row, and ``F``."""
+    d1s, d2s, first, second = zero, zero, none, none
+    for q in range(depth):
+        entering = at + (begin + rows - 1) * row_step + q * channel_step
+        change, squares, value, square = _changes(
+            entering, entering - rows * row_step, j, front, right, left, within, from_right, from_left, fronts,
+            start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, BLOCKED, FRONT, True,
+        )  # fmt: skip
+        if SINGLE:  # adding to 0 is work
+            d1s, d2s, first, second = change, squares, value, square
+        else:
+            d1s += change
+            d2s += squares
+            first += value
+            second += square
+    if BLOCKED:
+        place = head + (begin + rows - 1) * step_of_sums
+        gone = head + (begin - 1) * step_of_sums
+        there = moves & (group + e * 0 < groups)
+        g1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
+        f1s += g1s
+        if MOMENTS:
+            g2s = tl.load(place + squared, mask=there, other=0.0)
+            g2s -= tl.load(gone + squared, mask=there, other=0.0)
+            g2s -= 2 * by * g1s
+            f2s += g2s
+    else:
+        f1s += _along(_down(first, LAST, ROWS), LAST)
+        if MOMENTS:
+            f2s += _along(_down(second, LAST, ROWS), LAST)
+    return d1s, d2s, f1s, f2s
+
+
+@triton.jit
 def local_statistics(
     x, sums, correction, weight, bias, out, variances,
     planes, depth, height, width, groups, image_stride, channel_stride, row_stride, column_stride,
@@ -284,27 +392,28 @@ def local_statistics(
     segment, above = (number % segments).to(tl.int32), number // segments
     course, plane = (above % strips).to(tl.int32), above // strips
     row_step, channel_step = number * 0 + row_stride, number * 0 + channel_stride
-    if ALIGN > 1:
-        row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
-        if LAST:
-            groups, column_stride = aligned(groups, ALIGN), aligned(column_stride, ALIGN)
-        else:
-            channel_step = aligned(channel_step, ALIGN)
-            width, columns = aligned(width, ALIGN), aligned(columns, ALIGN)
+    # Of loads along a row, and along channels.
+    ALONG: tl.constexpr = 1 if LAST else ALIGN
+    ACROSS: tl.constexpr = ALIGN if LAST else 1
+    row_step, image_stride = aligned(row_step, ALIGN), aligned(image_stride, ALIGN)
+    channel_step, column_stride = aligned(channel_step, ALONG), aligned(column_stride, ACROSS)
+    width, columns, groups = aligned(width, ALONG), aligned(columns, ALONG), aligned(groups, ACROSS)
     if LAST:
         image = plane // channel_tiles
         lane = tl.arange(0, COLUMNS)[:, None]
         front = tl.arange(0, FRONT)[:, None]
         group = (((plane % channel_tiles) * CHANNELS).to(tl.int32) + tl.arange(0, CHANNELS))[None, :]
         column_sums = sums + image * count * width * groups + group
-        sums_step = groups
+        head = heads + (image * segments + segment) * height * groups + group
+        step_of_sums = groups
     else:
         image = plane // groups
         lane = tl.arange(0, COLUMNS)[None, :]
         front = tl.arange(0, FRONT)[None, :]
         group = plane % groups
         column_sums = sums + plane * count * width
-        sums_step = 1
+        head = heads + (plane * segments + segment) * height
+        step_of_sums = 1
     # Of the channels, and of the whole block: the interpreter makes no block of one truth value.
     present, known, fronts = group < groups, group + lane * 0 < groups, group + front * 0 < groups
     at = x + image * image_stride + group * (depth * channel_step)
@@ -319,10 +428,7 @@ def local_statistics(
         out_height, out_width = height, width
         # Strips begin where windows begin with a block.
         above = (strip - before % strip) % strip
-    if ALIGN > 1 and not LAST:
-        ahead = aligned(ahead, ALIGN)
-        if not WINDOWS:
-            behind = aligned(behind, ALIGN)
+    ahead, behind = aligned(ahead, ALONG), aligned(behind, ALONG)
     i_first = tl.maximum(course * strip - above, 0)
     i_stop = tl.minimum((course + 1) * strip - above, out_height)
     j = segment * COLUMNS + lane
@@ -333,17 +439,12 @@ def local_statistics(
         left = known & (j >= behind) & (j < tl.maximum(width - ahead, columns))
     # The first window is that of the position before the segment.
     start = window_start(segment * COLUMNS, behind, width - columns)
-    if ALIGN > 1 and not LAST:
-        start = aligned(start, ALIGN)
+    start = aligned(start, ALONG)
     s = window_start(i_first, before, height - rows)
     raw = sample(at, s + rows // 2, rows // 4, width, row_step, column_stride, present, TYPE)
     shift = raw.to(TYPE)
-    gain, offset = shift, shift
-    if SINGLE:
-        if WEIGHT:
-            gain = widened(tl.load(weight + group, mask=present, other=0.0), TYPE)
-        if BIAS:
-            offset = widened(tl.load(bias + group, mask=present, other=0.0), TYPE)
+    gain = _parameter(weight, group, present, shift, WEIGHT and SINGLE, TYPE)
+    offset = _parameter(bias, group, present, shift, BIAS and SINGLE, TYPE)
     e = tl.zeros([1, 1], tl.int32) if LAST else tl.arange(0, ROWS)[:, None]
     zero = tl.where(known & (e >= 0), 0.0, 0.0).to(TYPE)
     spoiled = zero
@@ -351,65 +452,18 @@ def local_statistics(
         repair = tl.load(flags + number) != 0
     else:
         none = tl.where(fronts & (e >= 0), 0.0, 0.0).to(TYPE)
-        d1, d2, first, second = zero, zero, none, none
         within = tl.where(inner, 1.0, 0.0).to(TYPE)
         from_right = tl.where(known & (j < behind), 1.0, 0.0).to(TYPE)
         from_left = tl.where(known & (j >= behind) & (j < columns), 1.0, 0.0).to(TYPE)
 
-        # The first row of windows: whole blocks, then the rows left over above and below.
-        top = s + rows
-        tail = s + rows
-        by = shift * 0
-        if BLOCKED:
-            lo, hi = (s + size - 1) // size, (s + rows) // size
-            top = tl.minimum(lo * size, s + rows)
-            tail = tl.maximum(hi * size, top)
-            whole = (number * 0 + planes) * count * width
-            for n in range(lo, hi, ROWS):
-                there = inner & (n + e < hi)
-                line = column_sums + (n + e) * (number * 0 + width) * sums_step
-                d1 += tl.load(line + (j + ahead) * sums_step, mask=there, other=0.0)
-                d1 -= tl.load(line + (j - behind) * sums_step, mask=there, other=0.0)
-                if MOMENTS:
-                    d2 += tl.load(line + whole + (j + ahead) * sums_step, mask=there, other=0.0)
-                    d2 -= tl.load(line + whole + (j - behind) * sums_step, mask=there, other=0.0)
-            # From the plane's sample to this strip's.
-            by = sample(at, height // 2, height // 4, width, row_step, column_stride, present, TYPE).to(TYPE)
-            by = shift - by
-            d2 -= 2 * by * d1
-        odd = (top - s) + (s + rows - tail)
-        for n in range(0, odd, ROWS):
-            r = tl.where(n + e < top - s, s + n + e, tail + (n + e - (top - s)))
-            now = n + e < odd
-            for q in range(depth):
-                line = at + r * row_step + q * channel_step
-                change, squares, value, square = _changes(
-                    line, line, j, front, right & now, left & now, within, from_right, from_left, fronts & now,
-                    start, columns, ahead, behind, column_stride, raw, shift, TYPE, ONE, BLOCKED, FRONT, False,
-                )  # fmt: skip
-                d1 += change
-                first += value
-                if MOMENTS:
-                    d2 += squares
-                    second += square
-        d1, d2 = _of_rows(d1, LAST), _of_rows(d2, LAST)
-        f1, f2 = _of_rows(_along(first, LAST), LAST), _of_rows(_along(second, LAST), LAST)
-        head = heads + ((image * groups + group) * segments + segment) * height
-        head_step = 1
-        if LAST:
-            head = heads + (image * segments + segment) * height * groups + group
-            head_step = groups
-        squared = (number * 0 + planes) * segments * height
-        if BLOCKED:
-            for n in range(0, rows, COLUMNS):
-                there = known & (n + lane < rows)
-                place = head + (s + n + lane) * head_step
-                f1 += _along(tl.load(place, mask=there, other=0.0), LAST)
-                if MOMENTS:
-                    f2 += _along(tl.load(place + squared, mask=there, other=0.0), LAST)
-            terms = by * (((tl.zeros([1, 1], TYPE) + depth) * rows) * columns)
-            f2 += by * (terms - 2 * f1)
-            f1 -= terms
+        # How far behind sums of values those of squares are.
+        whole, squared = (number * 0 + planes) * count * width, (number * 0 + planes) * segments * height
+        d1, d2, f1, f2, by = _first_windows(
+            at, column_sums, head, s, j, lane, front, e, present, known, inner, right, left, fronts, within,
+            from_right, from_left, zero, none, start, raw, shift, whole, squared, depth, height, width, rows,
+            columns, ahead, behind, row_step, channel_step, column_stride, step_of_sums, size,
+            TYPE, MOMENTS, BLOCKED, LAST, ONE, COLUMNS, FRONT, ROWS,
+        )  # fmt: skip
 
         share = 1 / (((tl.zeros([1, 1], TYPE) + depth) * rows) * columns)
         for n in range(i_first, i_stop, ROWS):
@@ -419,37 +473,13 @@ def local_statistics(
             f1s, f2s = f1 + e * 0, f2 + e * 0
             # Where none of the windows moves on, there is nothing to read.
             if window_start(n + ROWS - 1, before, height - rows) > window_start(n - 1, before, height - rows):
-                first, second = none, none
                 moves = (i > i_first) & (i < i_stop) & (begin > window_start(i - 1, before, height - rows))
-                for q in range(depth):
-                    entering = at + (begin + rows - 1) * row_step + q * channel_step
-                    change, squares, value, square = _changes(
-                        entering, entering - rows * row_step, j, front, right & moves, left & moves, within,
-                        from_right, from_left, fronts & moves, start, columns, ahead, behind, column_stride, raw,
-                        shift, TYPE, ONE, BLOCKED, FRONT, True,
-                    )  # fmt: skip
-                    if SINGLE:  # adding to 0 is work
-                        d1s, d2s, first, second = change, squares, value, square
-                    else:
-                        d1s += change
-                        d2s += squares
-                        first += value
-                        second += square
-                if BLOCKED:
-                    place = head + (begin + rows - 1) * head_step
-                    gone = head + (begin - 1) * head_step
-                    there = moves & (group + e * 0 < groups)
-                    g1s = tl.load(place, mask=there, other=0.0) - tl.load(gone, mask=there, other=0.0)
-                    f1s += g1s
-                    if MOMENTS:
-                        g2s = tl.load(place + squared, mask=there, other=0.0)
-                        g2s -= tl.load(gone + squared, mask=there, other=0.0)
-                        g2s -= 2 * by * g1s
-                        f2s += g2s
-                else:
-                    f1s += _along(_down(first, LAST, ROWS), LAST)
-                    if MOMENTS:
-                        f2s += _along(_down(second, LAST, ROWS), LAST)
+                d1s, d2s, f1s, f2s = _moved_on(
+                    at, head, begin, j, front, e, group, groups, right & moves, left & moves, fronts & moves,
+                    moves, within, from_right, from_left, zero, none, f1s, f2s, by, squared, start, raw, shift,
+                    depth, rows, columns, ahead, behind, row_step, channel_step, column_stride, step_of_sums,
+                    TYPE, MOMENTS, BLOCKED, LAST, ONE, SINGLE, FRONT, ROWS,
+                )  # fmt: skip
                 f1 = _lowest(f1s, e, LAST, ROWS)
                 f2 = _lowest(f2s, e, LAST, ROWS)
             d1s = d1 + _down(d1s, LAST, ROWS)
