@@ -11,10 +11,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["PADDING", "compiled", "padded", "running_sums", "running_sums_of_two"]
+__all__ = ["PADDING", "compiled", "padded", "total", "window_sums", "window_sums_of_two"]
 
 
-def compiled(function: Callable[..., Any], estimates: bool = False, inside: bool = False) -> Any:
+def compiled(
+    function: Callable[..., Any], estimates: bool = False, inside: bool = False, reordered: bool = False
+) -> Any:
     """``function`` as machine code, compiled at its first call and kept on disk where that can be written to.
 
     Args:
@@ -23,8 +25,13 @@ def compiled(function: Callable[..., Any], estimates: bool = False, inside: bool
             where it has one; right to about two units in the last place.
         inside: part of each caller, which then neither passes arrays nor counts references to them; both cost as
             much as the arithmetic of a short row.
+        reordered: additions in any order, the same at each call.
     """
-    fastmath = {"contract", "arcp", "afn", "nsz"} if estimates else {"contract"}
+    fastmath = {"contract"}
+    if estimates:
+        fastmath |= {"arcp", "afn", "nsz"}
+    if reordered:
+        fastmath |= {"reassoc"}
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": fastmath, "forceinline": inside}
     try:
         return numba.njit(cache=True, **options)(function)
@@ -32,17 +39,21 @@ def compiled(function: Callable[..., Any], estimates: bool = False, inside: bool
         return numba.njit(**options)(function)
 
 
-# ----------------------------------------------------------------------------------------------- running sums
+# ------------------------------------------------------------------------------------- sums of windows along a row
 #
-# A running sum waits for each addition before the next, and stores one number at a time: as Python says it, it is
-# bound by stores, at 1 a cycle. Eight at once are summed among themselves in three steps, and only the sum of all
-# before waits, once for eight. LLVM does not find that by itself; it is written in its own words here, for any
-# processor.
+# A sum that moves along a row waits for each addition before the next, and stores one number at a time: as Python
+# says it, it is bound by stores, at 1 a cycle. Here four are summed among themselves in two steps, and only the sum
+# of all before waits, once for eight. LLVM does not find that by itself; it is written in its own words, for any
+# processor. Vectors are of four, also where the processor has wider ones: moving eight numbers by one place in a
+# register takes AMD's processors five times as long as this.
 
-LANES = 8
+LANES = 4
+# What is done before the next sum of all before.
+BLOCK = 2 * LANES
 # Elements beyond the last column that are read (which must be finite) and written.
 PADDING = 16
 _WIDE = ir.VectorType(ir.DoubleType(), LANES)
+_INDEX = ir.IntType(32)
 _ZERO = ir.Constant(_WIDE, [ir.Constant(ir.DoubleType(), 0.0)] * LANES)
 
 
@@ -50,43 +61,36 @@ def _place(builder: Any, pointer: Any, at: Any) -> Any:
     return builder.bitcast(builder.gep(pointer, [at]), _WIDE.as_pointer())
 
 
-def _chosen(builder: Any, first: Any, second: Any, lanes: list[int]) -> Any:
-    """These lanes of two vectors, counted on from the first to the second."""
-    mask = [ir.Constant(ir.IntType(32), lane) for lane in lanes]
-    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask))
+def _read(builder: Any, pointer: Any, at: Any) -> Any:
+    values = builder.load(_place(builder, pointer, at))
+    values.align = 8
+    return values
 
 
-def _moved(builder: Any, values: Any, step: int) -> Any:
-    """Moved on by some lanes, with zeros before."""
-    return _chosen(builder, _ZERO, values, list(range(LANES - step, 2 * LANES - step)))
+def _chosen(builder: Any, values: Any, lanes: list[int | None]) -> Any:
+    """These lanes of a vector; zero where there is None."""
+    mask = [ir.Constant(_INDEX, 0 if lane is None else LANES + lane) for lane in lanes]
+    return builder.shuffle_vector(_ZERO, values, ir.Constant(ir.VectorType(_INDEX, LANES), mask))
 
 
-def _summed(builder: Any, pointer: Any, at: Any) -> Any:
-    """``[s0, s0 + s1, …]`` of the vector from ``at`` on."""
-    total = builder.load(_place(builder, pointer, at))
-    total.align = 8
-    for step in (1, 2, 4):
-        total = builder.fadd(total, _moved(builder, total, step))
-    return total
+def _last(builder: Any, values: Any) -> Any:
+    """The last lane, in each."""
+    return _chosen(builder, values, [LANES - 1] * LANES)
 
 
-def _pointers(context: Any, builder: Any, signature: Any, arguments: Any) -> list[Any]:
-    return [
-        context.make_array(kind)(context, builder, value).data
-        for kind, value in zip(signature.args, arguments, strict=True)
-    ]
+def _summed(builder: Any, values: Any) -> Any:
+    """``[s0, s0 + s1, …]``."""
+    pairs = builder.fadd(values, _chosen(builder, values, [None, 0, None, 2]))
+    return builder.fadd(pairs, _chosen(builder, pairs, [None, None, 1, 1]))
 
 
-def _blocks(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """How many vectors hold the columns of the first array."""
-    array = context.make_array(signature.args[0])(context, builder, arguments[0])
-    length = builder.extract_value(array.shape, 0)
-    more = ir.Constant(length.type, LANES - 1 - PADDING)
-    return builder.sdiv(builder.add(length, more), ir.Constant(length.type, LANES))
+def _everywhere(builder: Any, number: Any) -> Any:
+    one = builder.insert_element(_ZERO, number, ir.Constant(_INDEX, 0))
+    return _chosen(builder, one, [0] * LANES)
 
 
-def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """``states = body(index, states)`` for each index below ``count``, which is at least 1; the last states."""
+def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> None:
+    """``states = body(index, states)`` for each index below ``count``, which is at least 1."""
     before, inside = builder.block, builder.append_basic_block("sums")
     after = builder.append_basic_block("sums.end")
     builder.branch(inside)
@@ -103,56 +107,100 @@ def _loop(builder: Any, count: Any, states: list[Any], body: Callable[[Any, list
         phi.add_incoming(result, builder.block)
     builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
     builder.position_at_end(after)
-    return results
-
-
-def _is_row(*kinds: Any) -> bool:
-    return all(kind == types.Array(types.float64, 1, "C") for kind in kinds)
 
 
 def _generated(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """The running sums of the first half of the arrays into the second; while one waits, the other goes on."""
-    pointers = _pointers(context, builder, signature, arguments)
-    sources, targets = pointers[: len(pointers) // 2], pointers[len(pointers) // 2 :]
-    blocks = _blocks(context, builder, signature, arguments)
+    """The sums of windows of each source into its target; while one waits, the other goes on."""
+    columns, blocks, *rest = arguments
+    count = len(rest) // 3
+    pointers = [
+        context.make_array(kind)(context, builder, value).data
+        for kind, value in zip(signature.args[2 : 2 + 2 * count], rest[: 2 * count], strict=True)
+    ]
+    sources, targets, firsts = pointers[:count], pointers[count:], rest[2 * count :]
+    for target, number in zip(targets, firsts, strict=True):
+        builder.store(number, target)
 
     def body(index: Any, before: list[Any]) -> list[Any]:
-        at = builder.mul(index, ir.Constant(index.type, LANES))
+        start = builder.mul(index, ir.Constant(index.type, BLOCK))
         following = []
         for source, target, total in zip(sources, targets, before, strict=True):
-            here = _summed(builder, source, at)
-            # From ``at`` on and not from the next: a read of these columns soon after finds them in one write.
-            builder.store(builder.fadd(total, _moved(builder, here, 1)), _place(builder, target, at)).align = 8
-            following.append(builder.fadd(total, _chosen(builder, here, here, [LANES - 1] * LANES)))
+            added = None
+            for step in range(0, BLOCK, LANES):
+                at = builder.add(start, ir.Constant(index.type, step))
+                enters = _read(builder, source, builder.add(at, columns))
+                here = _summed(builder, builder.fsub(enters, _read(builder, source, at)))
+                added = here if added is None else builder.fadd(_last(builder, added), here)
+                place = _place(builder, target, builder.add(at, ir.Constant(index.type, 1)))
+                builder.store(builder.fadd(total, added), place).align = 8
+            following.append(builder.fadd(total, _last(builder, added)))
         return following
 
-    totals = _loop(builder, blocks, [_ZERO for _ in sources], body)
-    end = builder.mul(blocks, ir.Constant(blocks.type, LANES))
-    for total, target in zip(totals, targets, strict=True):
-        last = builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
-        builder.store(last, builder.gep(target, [end]))
+    with builder.if_then(builder.icmp_signed(">", blocks, ir.Constant(blocks.type, 0))):
+        _loop(builder, blocks, [_everywhere(builder, number) for number in firsts], body)
     return context.get_dummy_value()
 
 
-def _running_sums(typing_context: Any, sums: Any, prefix: Any) -> Any:
-    """``prefix[j] = sums[0] + … + sums[j − 1]``, of arrays that end with ``PADDING`` more elements."""
-    return (types.void(sums, prefix), _generated) if _is_row(sums, prefix) else None
+def _signature(rows: tuple[Any, ...], numbers: tuple[Any, ...]) -> Any:
+    fits = all(kind == types.Array(types.float64, 1, "C") for kind in rows)
+    fits = fits and all(kind == types.float64 for kind in numbers)
+    return (types.void(types.intp, types.intp, *rows, *numbers), _generated) if fits else None
 
 
-def _running_sums_of_two(typing_context: Any, sums: Any, squares: Any, prefix: Any, prefix2: Any) -> Any:
-    """:func:`running_sums` of both at once."""
-    kinds = (sums, squares, prefix, prefix2)
-    return (types.void(*kinds), _generated) if _is_row(*kinds) else None
+def _moving_sums(typing: Any, columns: Any, blocks: Any, row: Any, out: Any, first: Any) -> Any:
+    """``out[j] = first + Σ (row[i + columns] − row[i])``, i < j, for all j up to ``BLOCK * blocks``."""
+    return _signature((row, out), (first,))
 
 
-# What a kernel calls: without the first argument, which the compiler gives.
-running_sums: Any = intrinsic(_running_sums)
-running_sums_of_two: Any = intrinsic(_running_sums_of_two)
+def _moving_sums_of_two(
+    typing: Any,
+    columns: Any,
+    blocks: Any,
+    row: Any,
+    row2: Any,
+    out: Any,
+    out2: Any,
+    first: Any,
+    first2: Any,
+) -> Any:
+    """:func:`_moving_sums` of both at once."""
+    return _signature((row, row2, out, out2), (first, first2))
+
+
+_moving: Any = intrinsic(_moving_sums)
+_moving_of_two: Any = intrinsic(_moving_sums_of_two)
+
+
+def _total(row):
+    total = 0.0
+    for j in range(row.shape[0]):
+        total += row[j]
+    return total
+
+
+total = compiled(_total, reordered=True, inside=True)
+
+
+def _window_sums(source, columns, out):
+    """``out[j] = source[j] + … + source[j + columns − 1]``, of arrays that end with ``PADDING`` more elements."""
+    windows = source.shape[0] - PADDING - columns + 1
+    _moving(columns, (windows + BLOCK - 2) // BLOCK, source, out, total(source[:columns]))
+
+
+def _window_sums_of_two(first, second, columns, out, out2):
+    """:func:`window_sums` of both at once."""
+    windows = first.shape[0] - PADDING - columns + 1
+    blocks = (windows + BLOCK - 2) // BLOCK
+    _moving_of_two(columns, blocks, first, second, out, out2, total(first[:columns]), total(second[:columns]))
+
+
+window_sums = compiled(_window_sums, inside=True)
+window_sums_of_two = compiled(_window_sums_of_two, inside=True)
 
 
 @compiled
 def padded(width):
-    """Zeros for ``width`` columns, and what :func:`running_sums` reads and writes beyond them.
+    """Zeros for ``width`` columns, and what :func:`window_sums` reads and writes beyond them.
 
     They begin with a line of the cache: a vector that lies in two takes two reads or writes.
     """

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._windows import before
-from .compiling import compiled, padded, running_sums, running_sums_of_two
+from .compiling import compiled, padded, total, window_sums, window_sums_of_two
 from .steps import (
     combine,
     corrected_mean,
@@ -114,33 +114,31 @@ def slide(x, windows, moments, placed, correcting, bands, mean, var, spoiled, st
                 continue
             for d in range(depth):
                 if top < 0:
-                    for k in range(at, at + rows):
-                        enter(x[p, d, k], shift, moments, first, second)
+                    enter(x[p, d], at, at + rows, shift, moments, first, second)
                 else:
                     move(x[p, d, at + rows - 1], x[p, d, at - 1], shift, moments, first, second)
             top = at
             if moments:
-                running_sums_of_two(first, second, sums, squares)
+                window_sums_of_two(first, second, columns, sums, squares)
             else:
-                running_sums(first, sums)
+                window_sums(first, columns, sums)
             line = mean[p, i, left : left + count]
             if correcting.wanted:
                 k = correcting.coefficients[p]
                 across, down = correcting.across, correcting.down[at]
-                means_corrected(sums, columns, share, shift, k, across, down, line)
+                means_corrected(sums, share, shift, k, across, down, line)
                 if moments:
                     line2 = var[p, i, left : left + count]
-                    variances_corrected(sums, squares, columns, share, shift, k, across, down, line2)
+                    variances_corrected(sums, squares, share, shift, k, across, down, line2)
             else:
-                means(sums, columns, share, shift, line)
+                means(sums, share, shift, line)
                 if moments:
-                    variances(sums, squares, columns, share, var[p, i, left : left + count])
+                    variances(sums, squares, share, var[p, i, left : left + count])
             if placed:
                 replicate(mean[p, i], left, count)
                 if moments:
                     replicate(var[p, i], left, count)
-        total = first.sum() + (second.sum() if moments else 0.0)
-        spoiled[unit] = not np.isfinite(total)
+        spoiled[unit] = not np.isfinite(total(first) + (total(second) if moments else 0.0))
 
 
 @compiled
@@ -168,29 +166,28 @@ def norm(x, windows, affine, correcting, bands, out, spoiled, start, stop):
             if at != top:
                 for d in range(depth):
                     if top < 0:
-                        for k in range(at, at + rows):
-                            enter(x[p, d, k], shift, True, first, second)
+                        enter(x[p, d], at, at + rows, shift, True, first, second)
                     else:
                         move(x[p, d, at + rows - 1], x[p, d, at - 1], shift, True, first, second)
                 top = at
-                running_sums_of_two(first, second, sums, squares)
+                window_sums_of_two(first, second, columns, sums, squares)
                 # No window's variance exceeds the row's sum of squares.
-                largest = squares[width] * share + affine.eps
+                largest = total(second) * share + affine.eps
                 if correcting.wanted:
                     scales_corrected(
-                        sums, squares, columns, share, shift, affine.eps, correcting.coefficients[group],
+                        sums, squares, share, shift, affine.eps, correcting.coefficients[group],
                         correcting.across, correcting.down[at], mean_line, scale_line,
                     )  # fmt: skip
                 elif largest < FITS and affine.eps > SMALLEST_EPS:
-                    scales(sums, squares, columns, share, shift, affine.eps, mean_line, scale_line)
+                    scales(sums, squares, share, shift, affine.eps, mean_line, scale_line)
                 else:
-                    scales_of_any_size(sums, squares, columns, share, shift, affine.eps, mean_line, scale_line)
+                    scales_of_any_size(sums, squares, share, shift, affine.eps, mean_line, scale_line)
                 replicate(mean, left, count)
                 replicate(scale, left, count)
             for d in range(depth):
                 weight, bias = affine.weight[group, d], affine.bias[group, d]
                 normalise(x[p, d, i], mean, scale, weight, bias, out[p, d, i])
-        spoiled[unit] = not np.isfinite(first.sum() + second.sum())
+        spoiled[unit] = not np.isfinite(total(first) + total(second))
 
 
 @compiled
@@ -215,12 +212,12 @@ def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled
             closes = tops[closed] + rows == i
             if opens or closes:
                 if moments:
-                    running_sums_of_two(first, second, sums, squares)
+                    window_sums_of_two(first, second, columns, sums, squares)
                 else:
-                    running_sums(first, sums)
+                    window_sums(first, columns, sums)
                 for c in range(across):
-                    inside = sums[lefts[c] + columns] - sums[lefts[c]]
-                    inside2 = squares[lefts[c] + columns] - squares[lefts[c]] if moments else 0.0
+                    inside = sums[lefts[c]]
+                    inside2 = squares[lefts[c]] if moments else 0.0
                     if opens:
                         mean[opened, c] -= inside
                         square[opened, c] -= inside2
@@ -231,7 +228,7 @@ def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled
                 closed += closes
             if i < height:
                 for d in range(depth):
-                    enter(x[p, d, i], shift, moments, first, second)
+                    enter(x[p, d], i, i + 1, shift, moments, first, second)
         for a in range(down):
             for c in range(across):
                 value = mean[a, c] * share
@@ -244,7 +241,7 @@ def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled
                 means[p, a, c] = value
                 if moments:
                     variances[p, a, c] = var
-        spoiled[p] = not np.isfinite(first.sum() + (second.sum() if moments else 0.0))
+        spoiled[p] = not np.isfinite(total(first) + (total(second) if moments else 0.0))
 
 
 @compiled

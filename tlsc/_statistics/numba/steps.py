@@ -53,8 +53,32 @@ def shift_of(planes):
 
 
 @step
-def enter(row, shift, moments, first, second):
-    """Add a row to the columns' sums, and its squares."""
+def enter(plane, start, stop, shift, moments, first, second):
+    """Add the rows [start, stop) of a plane to the columns' sums, and their squares; four at a time."""
+    whole = start + (stop - start) // 4 * 4
+    for k in range(start, whole, 4):
+        _enter_four(plane[k], plane[k + 1], plane[k + 2], plane[k + 3], shift, moments, first, second)
+    for k in range(whole, stop):
+        _enter_one(plane[k], shift, moments, first, second)
+
+
+@step
+def _enter_four(row, row1, row2, row3, shift, moments, first, second):
+    if moments:
+        for j in range(row.shape[0]):
+            a, b = np.float64(row[j]) - shift, np.float64(row1[j]) - shift
+            c, d = np.float64(row2[j]) - shift, np.float64(row3[j]) - shift
+            first[j] += (a + b) + (c + d)
+            second[j] += (a * a + b * b) + (c * c + d * d)
+    else:
+        for j in range(row.shape[0]):
+            a, b = np.float64(row[j]) - shift, np.float64(row1[j]) - shift
+            c, d = np.float64(row2[j]) - shift, np.float64(row3[j]) - shift
+            first[j] += (a + b) + (c + d)
+
+
+@step
+def _enter_one(row, shift, moments, first, second):
     if moments:
         for j in range(row.shape[0]):
             value = np.float64(row[j]) - shift
@@ -70,10 +94,10 @@ def move(enters, leaves, shift, moments, first, second):
     """Add one row to the columns' sums and take another out."""
     if moments:
         for j in range(enters.shape[0]):
-            new = np.float64(enters[j]) - shift
-            old = np.float64(leaves[j]) - shift
-            first[j] += new - old
-            second[j] += new * new - old * old
+            new, old = np.float64(enters[j]) - shift, np.float64(leaves[j]) - shift
+            more = new - old
+            first[j] += more
+            second[j] += more * (new + old)
     else:
         for j in range(enters.shape[0]):
             first[j] += np.float64(enters[j]) - np.float64(leaves[j])
@@ -83,18 +107,16 @@ def move(enters, leaves, shift, moments, first, second):
 
 
 @step
-def means(prefix, columns, share, shift, out):
-    ends = prefix[columns:]
+def means(sums, share, shift, out):
     for j in range(out.shape[0]):
-        out[j] = (ends[j] - prefix[j]) * share + shift
+        out[j] = sums[j] * share + shift
 
 
 @step
-def variances(first, second, columns, share, out):
-    ends, squares = first[columns:], second[columns:]
+def variances(sums, squares, share, out):
     for j in range(out.shape[0]):
-        mean = (ends[j] - first[j]) * share
-        out[j] = max((squares[j] - second[j]) * share - mean * mean, 0.0)
+        mean = sums[j] * share
+        out[j] = max((squares[j] - sums[j] * mean) * share, 0.0)
 
 
 @step
@@ -112,32 +134,29 @@ def corrected_var(var, mean, correction, weight):
 
 
 @step
-def means_corrected(prefix, columns, share, shift, correction, across, down, out):
+def means_corrected(sums, share, shift, correction, across, down, out):
     """:func:`means`, corrected with the weights ``across − down``."""
-    ends = prefix[columns:]
     for j in range(out.shape[0]):
-        out[j] = corrected_mean((ends[j] - prefix[j]) * share + shift, correction, across[j] - down)
+        out[j] = corrected_mean(sums[j] * share + shift, correction, across[j] - down)
 
 
 @step
-def variances_corrected(first, second, columns, share, shift, correction, across, down, out):
-    ends, squares = first[columns:], second[columns:]
+def variances_corrected(sums, squares, share, shift, correction, across, down, out):
     for j in range(out.shape[0]):
-        mean = (ends[j] - first[j]) * share
-        var = max((squares[j] - second[j]) * share - mean * mean, 0.0)
+        mean = sums[j] * share
+        var = max((squares[j] - sums[j] * mean) * share, 0.0)
         out[j] = corrected_var(var, mean + shift, correction, across[j] - down)
 
 
-def _scales(first, second, columns, share, shift, eps, mean, scale):
+def _scales(sums, squares, share, shift, eps, mean, scale):
     """Means and ``1/sqrt(var + eps)``, where single precision holds it: an estimate and a step of Newton's, right
     to 44 bits or more."""
-    ends, squares = first[columns:], second[columns:]
     one = np.float32(1.0)
     for j in range(mean.shape[0]):
-        value = (ends[j] - first[j]) * share
-        total = max((squares[j] - second[j]) * share - value * value, 0.0) + eps
-        guess = np.float64(one / np.sqrt(np.float32(total)))
-        scale[j] = guess * (1.5 - 0.5 * total * guess * guess)
+        value = sums[j] * share
+        moved = max((squares[j] - sums[j] * value) * share + eps, eps)
+        guess = np.float64(one / np.sqrt(np.float32(moved)))
+        scale[j] = guess * (1.5 - 0.5 * moved * guess * guess)
         mean[j] = value + shift
 
 
@@ -145,23 +164,21 @@ scales = compiled(_scales, estimates=True, inside=True)
 
 
 @step
-def scales_of_any_size(first, second, columns, share, shift, eps, mean, scale):
+def scales_of_any_size(sums, squares, share, shift, eps, mean, scale):
     """The same beyond the range of single precision."""
-    ends, squares = first[columns:], second[columns:]
     for j in range(mean.shape[0]):
-        value = (ends[j] - first[j]) * share
-        var = max((squares[j] - second[j]) * share - value * value, 0.0)
+        value = sums[j] * share
+        var = max((squares[j] - sums[j] * value) * share, 0.0)
         scale[j] = 1.0 / np.sqrt(var + eps)
         mean[j] = value + shift
 
 
 @step
-def scales_corrected(first, second, columns, share, shift, eps, correction, across, down, mean, scale):
+def scales_corrected(sums, squares, share, shift, eps, correction, across, down, mean, scale):
     """The same with a correction."""
-    ends, squares = first[columns:], second[columns:]
     for j in range(mean.shape[0]):
-        value = (ends[j] - first[j]) * share
-        var = max((squares[j] - second[j]) * share - value * value, 0.0)
+        value = sums[j] * share
+        var = max((squares[j] - sums[j] * value) * share, 0.0)
         value += shift
         var = corrected_var(var, value, correction, across[j] - down)
         scale[j] = 1.0 / np.sqrt(var + eps)
