@@ -14,6 +14,7 @@ from . import (
     gpu,
     intervals,
     kernels,
+    large,
     local_statistics,
     modes,
     mutants,
@@ -45,6 +46,7 @@ WITH_PARTS = {
     "fingerprint": fingerprint.main,
     "gpu": gpu.main,
     "kernels": kernels.main,
+    "large": large.main,
     "modes": modes.main,
     "mutants": mutants.main,
     "pieces": pieces.main,
@@ -73,6 +75,7 @@ parser.add_argument(
     "whole; of tune: names of networks, and a folder of photographs; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
     "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
+    "large: a network, WIDTHxHEIGHT, the memory, a folder; of "
     "realcugan: names of images, picture FILE, a folder that figures are kept in; of "
     "sources: the file that is kept",
 )

@@ -8,13 +8,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlsc._files import naming, replacing, sealed, unsealed
+from tlsc._files import naming, replacing, replacing_open, sealed, unsealed
 from tlsc.errors import ArgumentValueError
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["make_folder", "naming", "refuse_existing", "replacing", "sealed", "unsealed", "write_weights"]
+__all__ = [
+    "make_folder",
+    "naming",
+    "refuse_existing",
+    "replacing",
+    "replacing_open",
+    "sealed",
+    "unsealed",
+    "write_weights",
+]
 
 
 def refuse_existing(paths: Iterable[Path], overwrite: bool, sources: Iterable[Path] = ()) -> None:

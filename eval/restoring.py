@@ -157,7 +157,8 @@ class Work:
         from tlsc.adapters import Pieces
 
         tolerance = 1 / 255 if self.wanted.tolerance is None else self.wanted.tolerance
-        return Pieces(self.network.model, memory=size, tolerance=tolerance, crew=self.crew)
+        left = memory.beside_converting(size, self.network.reference.device)
+        return Pieces(self.network.model, memory=left, tolerance=tolerance, crew=self.crew)
 
     def _calibrate(self, file: PictureFile, bar: Any) -> None:
         from tlsc.eval.restore import calibrate_on

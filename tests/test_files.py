@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tlsc
-from tlsc._files import replacing
+from tlsc._files import replacing, replacing_open
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such permissions on this system")
@@ -54,6 +54,37 @@ def test_an_error_names_the_file_and_where_there_is_no_room_the_way_out(tmp_path
     with pytest.raises(PermissionError, match=r"other\.txt"):
         failing(errno.EACCES, "other.txt")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_open_file_is_whole_or_not_there(named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has files without names nothing is there before the end; else a name with a dot."""
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    (tmp_path / "usual").touch()
+    nameless = hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd")
+    if named:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+
+    def written(text: str, stop: bool) -> None:
+        with replacing_open(path) as file:
+            file.write(text.encode())
+            file.flush()
+            there = [one.name for one in tmp_path.iterdir() if one.name not in ("a.txt", "usual")]
+            assert len(there) == (1 if named or not nameless else 0)
+            assert all(name.startswith(".a-") for name in there)
+            if stop:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"make room, or write elsewhere.*a\.txt"):
+        written("half", True)
+    assert path.read_text() == "before"
+    written("whole", False)
+    assert path.read_text() == "whole"
+    assert path.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    assert {one.name for one in tmp_path.iterdir()} == {"a.txt", "usual"}
+    with pytest.raises(FileNotFoundError, match=r"none.b\.txt"), replacing_open(tmp_path / "none" / "b.txt"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["stride", "eps", "window", "num_groups"])

@@ -10,9 +10,9 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["CHECK", "naming", "replacing", "sealed", "unsealed"]
+__all__ = ["CHECK", "naming", "replacing", "replacing_open", "sealed", "unsealed"]
 
 CHECK = "sha256"
 """The field that holds the checksum of all others."""
@@ -68,6 +68,51 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_open(path: Path) -> Iterator[BinaryIO]:
+    """As :func:`replacing`, but open for writing; on Linux without a name until it is whole.
+
+    So a process that is killed at once (SIGKILL, a power failure) leaves nothing behind there.
+
+    Raises:
+        OSError: the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing_open(Path(folder, "a.txt")) as file:
+        ...         _ = file.write(b"whole")
+        ...     os.listdir(folder)
+        ['a.txt']
+    """
+    nameless = _nameless(path.parent)
+    if nameless is None:
+        with replacing(path) as new, new.open("wb") as file:
+            yield file
+            file.flush()
+        return
+    with naming(path), os.fdopen(nameless, "wb") as file:
+        yield file
+        file.flush()
+        new = _free_name(path)
+        try:
+            # With a folder given, the link in /proc is followed.
+            os.link(f"/proc/self/fd/{nameless}", new, src_dir_fd=nameless)
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def _nameless(folder: Path) -> int | None:
+    """A file without a name, open for writing; None where system or file system know no such thing."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:
+        return None
+
+
+@contextmanager
 def naming(path: Path, new: Path | None = None) -> Iterator[None]:
     """Errors of writing say which file, and what to do where there is no room.
 
@@ -101,7 +146,7 @@ def _created(path: Path) -> Path:
     The system applies the umask: it can only be read by changing it, for all threads of the process.
     """
     while True:
-        new = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        new = _free_name(path)
         try:
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
@@ -109,3 +154,8 @@ def _created(path: Path) -> Path:
         except OSError as error:
             raise type(error)(error.errno, error.strerror, str(path)) from error
         return new
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside ``path`` that nothing has."""
+    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")

@@ -19,7 +19,18 @@ from torch.utils._pytree import tree_leaves
 
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
-__all__ = ["Model", "as_bytes", "free", "is_shortage", "kernels", "measured", "readable", "trimmed", "used"]
+__all__ = [
+    "Model",
+    "as_bytes",
+    "beside_converting",
+    "free",
+    "is_shortage",
+    "kernels",
+    "measured",
+    "readable",
+    "trimmed",
+    "used",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +38,9 @@ T = TypeVar("T")
 _UNSEEN = 2.0
 # What Numba, oneDNN and their code need, whatever the size of an image, if they are loaded only now.
 _KERNELS = 144 * 10**6
+# What converting was measured to take of a fresh process, and readers and writers of pictures with it.
+_CONVERTING = 400 * 10**6
+_LEAST = 256 * 10**6
 # What an allocator's holes were measured to add beyond that factor where maps are small.
 _HOLES = 64 * 10**6
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -74,6 +88,25 @@ def free(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, ValueError, OSError):
         return 2**31
+
+
+def beside_converting(memory: int | str, device: torch.device) -> int:
+    """What a limit above the loaded network leaves for pieces: converting it takes memory, too, on the CPU.
+
+    A number that does not depend on the process, so that several cut alike. Of small limits nothing is taken.
+
+    Args:
+        memory: as :func:`as_bytes` takes it.
+        device: where pieces are computed.
+
+    Example:
+        >>> readable(beside_converting("1GB", torch.device("cpu")))
+        '572.2 MiB'
+    """
+    size = as_bytes(memory, device)
+    if device.type != "cpu" or str(memory).strip().lower() == "free":
+        return size
+    return max(size - _CONVERTING, min(size, _LEAST))
 
 
 def readable(size: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tlsc.eval.files import replacing
+from tlsc.eval.files import replacing_open
 from tlsc.eval.images.encoding import as_little_endian, png_chunk, png_metadata, tiff_start
 from tlsc.eval.images.metadata import fitting
 from tlsc.eval.images.picture import ImageError, Metadata, Pixels
@@ -43,8 +43,8 @@ def by_rows(path: Path) -> bool:
 def writing_rows(path: Path, shape: tuple[int, int, int], bits: int, metadata: Metadata) -> Iterator[Rows]:
     """A PNG or TIFF that is written as its rows come, whole or not at all.
 
-    Until it is whole it has another name beside ``path``, with a dot in front; only a process that is killed at
-    once (SIGKILL, a power failure) leaves that behind.
+    Until it is whole it has no name, or, where there are no such files, another one beside ``path`` with a dot in
+    front; only there a process that is killed at once (SIGKILL, a power failure) leaves something behind.
 
     Args:
         path: of the file.
@@ -71,7 +71,7 @@ def writing_rows(path: Path, shape: tuple[int, int, int], bits: int, metadata: M
         raise ImageError("PNG and TIFF are written row by row, others are not: write one of them", path)
     metadata = fitting(metadata, shape[2] - alpha)
     dtype = np.dtype({8: np.uint8, 16: np.uint16}.get(bits, np.float32))
-    with replacing(path) as new, new.open("wb") as file:
+    with replacing_open(path) as file:
         kind = _Png if WRITABLE[path.suffix.lower()][0] == "PNG" else _Tiff
         rows = _Counted(kind(file, shape, dtype, metadata), shape[0], path)
         yield rows
