@@ -117,6 +117,7 @@ def _results(python: str, file: Path) -> dict[str, str]:
         "addopts=",
         "-o",
         "filterwarnings=",
+        "--noconftest",
         "--import-mode=importlib",
         "-q",
         "--no-header",
