@@ -146,7 +146,8 @@ def _statistics(
         means, variances = flat[0].numpy(), flat[-1].numpy()
         own = _from_plane(correcting, first)
         args: tuple[Any, ...] = (stack.numpy(), Size(rows, columns), moments, placed, own, bands)
-        share_out(kernels.slide, (*args, means, variances, spoiled), len(spoiled), planes.numel())
+        results = [part.numpy() for part in flat]
+        share_out(kernels.slide, (*args, means, variances, spoiled), len(spoiled), planes.numel(), results)
         return _spoiled(spoiled, len(stack))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -273,8 +274,9 @@ def local_group_norm(
         spoiled = np.zeros(len(planes) * bands, np.bool_)
         turn = first % num_groups  # a piece may begin in the middle of an image
         own, scaled = _turned(correcting, affine, turn) if turn else (correcting, affine)
-        args = (planes.numpy(), Size(rows, columns), scaled, own, bands, flat[0].numpy(), spoiled)
-        share_out(kernels.norm, args, len(spoiled), planes.numel())
+        result = flat[0].numpy()
+        args = (planes.numpy(), Size(rows, columns), scaled, own, bands, result, spoiled)
+        share_out(kernels.norm, args, len(spoiled), planes.numel(), [result])
         return _spoiled(spoiled, len(planes))
 
     def spare(planes: Tensor, first: int) -> tuple[Tensor, ...]:
@@ -355,8 +357,9 @@ def _met(x: Tensor, grid: Tensor, window: tuple[int, int], stride: int, operatio
 
     def run(planes: Tensor, flat: list[Tensor], first: int) -> list[int]:
         part = values[first : first + len(planes)].to(dtype).contiguous()
-        args = (OPERATIONS[operation], planes.numpy(), part.numpy(), readings, flat[0].numpy())
-        share_out(kernels.meet, args, len(planes), planes.numel())
+        result = flat[0].numpy()
+        args = (OPERATIONS[operation], planes.numpy(), part.numpy(), readings, result)
+        share_out(kernels.meet, args, len(planes), planes.numel(), [result])
         return []
 
     _over(x, [out], run, lambda *_: ())

@@ -13,13 +13,16 @@ import ctypes
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+
+from . import pages
 
 __all__ = ["share_out"]
 
@@ -41,19 +44,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def share_out(kernel: Callable[..., None], args: tuple[Any, ...], units: int, elements: int) -> None:
-    """Call ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses."""
+def share_out(
+    kernel: Callable[..., None],
+    args: tuple[Any, ...],
+    units: int,
+    elements: int,
+    results: Sequence[np.ndarray] = (),
+) -> None:
+    """Call ``kernel(*args, start, stop)`` until all units are done, on as many threads as PyTorch uses.
+
+    ``results``, without values yet, are written by it, each unit an equal part of them.
+    """
     threads = min(torch.get_num_threads(), units, elements // SMALL)
-    if threads <= 1:
+    new = [result for result in results if pages.are_new(result)]
+    if threads <= 1 and not new:
         kernel(*args, 0, units)
         return
     step = max(1, units // (threads * 8))
+    if new:
+        step = min(step, max(1, units * pages.PIECE // new[0].nbytes))
     turn = itertools.count()
 
     def work() -> None:
         while (start := next(turn) * step) < units:
-            kernel(*args, start, min(start + step, units))
+            stop = min(start + step, units)
+            for result in new:
+                pages.ask_for(result, start, stop, units)
+            kernel(*args, start, stop)
 
+    if threads <= 1:
+        work()
+        return
     team = None if _forked else _openmp()
     if team is None:
         _on_plain_threads(work, threads)
