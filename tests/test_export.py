@@ -341,11 +341,23 @@ def test_ten_sizes_take_two_compilations(name: str, stride: int) -> None:
     assert counter.frame_count <= 2
 
 
-def test_the_default_backend_compiles_a_converted_model() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        # One number at a time: three more runs of the C++ compiler only try out the processor's vectors, and one
+        # makes a header that pays off with many graphs.
+        {"cpp.simdlen": 1, "cpp.vec_isa_ok": True, "cpp_cache_precompile_headers": False},
+        slow({}),
+    ],
+    ids=["scalars", "vectors"],
+)
+def test_the_default_backend_compiles_a_converted_model(options: dict[str, Any]) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = tlsc.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.InstanceNorm2d(4)).eval(), 32)
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    known = torch._inductor.list_options()
+    options = {name: value for name, value in options.items() if name in known}
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, options=options or None)
     with torch.no_grad():
         for size in ((40, 50), (20, 21)):
             image = torch.rand(1, 3, *size)

@@ -17,6 +17,7 @@ from ..marks import slow
 ROOT = Path(__file__).parents[2]
 
 CHECKS = """
+import tests.interpreted
 import warnings
 warnings.simplefilter("ignore")
 import torch
