@@ -62,6 +62,11 @@ FIRST = (
     "test_calibrate.py",
     "test_restore.py",
     "test_probe.py",
+    "test_plan.py",
+    "test_nlm_net.py",
+    "test_influence.py",
+    "test_wrapped.py",
+    "test_modes.py",
 )
 
 
