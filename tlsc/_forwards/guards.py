@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import enum
 import functools
+import os
 import sys
 import types
-from collections import OrderedDict, defaultdict, deque
+import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._models.slots import ORIGINAL, is_hooked
 
-__all__ = ["MISSING", "Modes", "Reads", "Variable", "ambient", "depth_of_autocast", "is_simple", "token"]
+__all__ = [
+    "MISSING",
+    "EnvironmentVariable",
+    "Modes",
+    "Reads",
+    "Variable",
+    "ambient",
+    "depth_of_autocast",
+    "is_simple",
+    "token",
+]
 
 
 class _Missing:
@@ -37,8 +50,9 @@ class _Missing:
 MISSING = _Missing()
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), torch.dtype, torch.device, torch.Size)
 _PLAIN = (bool, int, float, str, type(None))
-_CONTAINERS = (list, tuple, dict, set, frozenset, OrderedDict, defaultdict, deque)
-_DEPTH = 4
+_CONTAINERS = (list, tuple, set, frozenset, deque)
+_DEPTH = 8
+"""How deep settings inside settings are compared by what they hold; below that, by identity."""
 
 
 def is_simple(value: Any) -> bool:
@@ -78,6 +92,32 @@ class Function:
     __hash__ = None  # type: ignore[assignment]
 
 
+class Method:
+    """A method of a class of modules."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.code = function, Function(function, 2)
+
+    def is_that_of(self, part: nn.Module, name: str) -> bool:
+        """Whether a module has the same still. (What stands in for a module may have no such method.)"""
+        if name in part.__dict__:
+            return False
+        now = getattr(type(part), name, None)
+        return now is None or now is self.function or Function(now, 2) == self.code
+
+    def __reduce__(self) -> Any:
+        return _method, (self.code,)
+
+    def __deepcopy__(self, memo: Any) -> Method:
+        return self
+
+
+def _method(code: Function) -> Method:
+    made = Method(None)
+    made.code = code
+    return made
+
+
 def _enclosed(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
@@ -97,23 +137,59 @@ def token(value: Any, depth: int = _DEPTH) -> Any:
         return Function(value.func, depth), token(value.args, depth - 1), token(value.keywords, depth - 1)
     if isinstance(value, nn.Module):
         return "module", type(value.__dict__.get(ORIGINAL, value))
-    if type(value) in _CONTAINERS and depth:
-        if isinstance(value, dict):
-            return type(value), [(token(key, 1), token(item, depth - 1)) for key, item in list(value.items())]
-        return type(value), [token(item, depth - 1) for item in list(value)]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return "array", value.dtype.str, value.shape, _checksum(value)
+    if isinstance(value, (dict, *_CONTAINERS)) and depth > 0:
+        return _held(value, depth)
     if isinstance(value, (types.FunctionType, types.MethodType)):
         return Function(value, depth)
-    inside = getattr(value, "__dict__", None)
-    if depth and isinstance(inside, dict) and not isinstance(value, (type, types.ModuleType)):
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
+        return (getattr(value, "__module__", ""), value.__qualname__)
+    settings = _settings(value)
+    if depth > 0 and settings is not None:
         # An object with settings: compared by what it holds, so that a copied model finds its own as they were.
-        return type(value), [(key, token(item, depth - 2)) for key, item in list(inside.items())]
-    if isinstance(value, type) or callable(value):
-        return (
-            Same(value)
-            if not hasattr(value, "__qualname__")
-            else (getattr(value, "__module__", ""), value.__qualname__)
-        )
-    return type(value)
+        return type(value), [(key, token(item, depth - 1)) for key, item in settings]
+    return Same(value)
+
+
+def _held(value: Any, depth: int) -> Any:
+    """What a container holds; of a class derived from one, also what it holds as an object."""
+    items: Any = list(value.items()) if isinstance(value, dict) else list(value)
+    if isinstance(value, dict):
+        items = [(token(key, 2), token(item, depth - 1)) for key, item in items]
+    elif isinstance(value, (set, frozenset)):
+        items = {_hashable(item) for item in items}
+    else:
+        items = [token(item, depth - 1) for item in items]
+    return (
+        type(value),
+        items,
+        [(key, token(item, depth - 1)) for key, item in getattr(value, "__dict__", {}).items()],
+    )
+
+
+def _hashable(value: Any) -> Any:
+    return (type(value), value) if is_simple(value) else value
+
+
+def _settings(value: Any) -> list[tuple[str, Any]] | None:
+    """The attributes of an object of a class written in Python; None for any other."""
+    inside = getattr(value, "__dict__", None)
+    if isinstance(value, types.ModuleType) or not (isinstance(inside, dict) or hasattr(type(value), "__slots__")):
+        return None
+    slots = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
+    return [*list((inside or {}).items()), *[(name, getattr(value, name)) for name in slots]]
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    names = cls.__dict__.get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _checksum(value: Any) -> Any:
+    if value.dtype.hasobject:
+        return Same(value)
+    return zlib.crc32(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
 
 
 class Modes(NamedTuple):
@@ -174,6 +250,19 @@ class Variable:
         return _variable, (name, self.name, self.now if is_simple(self._value()) else None)
 
 
+class EnvironmentVariable(Variable):
+    """An environment variable that code looks up."""
+
+    def __init__(self, name: str, now: Any) -> None:
+        super().__init__(os.environ, name, token(now))
+
+    def _value(self) -> Any:
+        return os.environ.get(self.name, MISSING)
+
+    def __reduce__(self) -> Any:
+        return EnvironmentVariable, (self.name, self.now[1] if type(self.now) is tuple else MISSING)
+
+
 def _variable(module: str | None, name: str, now: Any) -> Variable:
     found = sys.modules.get(str(module))
     return Variable(None if found is None or now is None else vars(found), name, now)
@@ -187,7 +276,7 @@ class Reads:
     in a tensor. ``unhooked``: paths of modules that were entered, which must have no hooks. ``grad``, ``cast``:
     whether the modes of gradients, or of autocast, count.
     With ``~`` it is that of a number of which the type alone counts, with ``!`` whether a tensor asks for a
-    gradient; ``#`` are the names of the children.
+    gradient; ``#`` are the names of the children. With ``^`` it is a method.
     """
 
     attributes: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -200,6 +289,10 @@ class Reads:
         """Note that an attribute was read. The first reading counts."""
         if (path, name) not in self.attributes:
             self.attributes[path, name] = token(value)
+
+    def method(self, path: str, name: str, function: Any) -> None:
+        """Note that a method was called, which an object, or its class, may be given anew."""
+        self.attributes.setdefault((path, f"^{name}"), Method(function))
 
     def free(self, path: str, name: str, value: Any) -> None:
         """Note that a number was read of which any value will do: only its type counts."""
@@ -228,7 +321,7 @@ class Reads:
     def changed(self, module: nn.Module) -> Iterator[str]:
         """What no longer holds, for people."""
         for path, name in self.changed_attributes(module):
-            yield f"{path}.{name.lstrip('=~!#')}".strip(".")
+            yield f"{path}.{name.lstrip('=~!#^')}".strip(".")
         for path in self.unhooked:
             part = _part(module, path)
             if part is MISSING or is_hooked(part):
@@ -258,6 +351,8 @@ def _holds(part: Any, name: str, now: Any) -> bool:
         return bool(token(getattr(getattr(part, name[1:], None), "requires_grad", None)) == now)
     if name == "#":
         return bool(token(tuple(part._modules)) == now)
+    if name.startswith("^"):
+        return bool(now.is_that_of(part, name[1:]))
     if name.startswith("~"):
         return type(part.__dict__.get(name[1:], MISSING)) is now
     state = part.__dict__

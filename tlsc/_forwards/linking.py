@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 from torch.utils import checkpoint
 
-from .._models.contents import Contents, Stores, has_settings, is_only_called, names_in, stores_of
+from .._models.contents import Contents, Stores, has_settings, imports, is_only_called, names_in, stores_of
 from .guards import MISSING, Reads, Variable, is_simple, token
-from .proxies import kind_of, whole_number
+from .outside import LINKED, Draw, Environment, is_generator, name_of_draw, owner_of, refused
+from .proxies import kind_of, real_number, whole_number
 from .values import Cannot
 
 __all__ = ["Linker", "Whole"]
@@ -27,7 +29,7 @@ __all__ = ["Linker", "Whole"]
 _ASKING_GRAD = {"is_grad_enabled", "is_inference_mode_enabled", "is_inference", "enable_grad", "set_grad_enabled"}
 _ASKING_GRAD |= {"inference_mode", "requires_grad"}
 _ASKING_CAST = {"is_autocast_enabled", "get_autocast_dtype", "is_autocast_cpu_enabled", "get_autocast_gpu_dtype"}
-_CALLED: dict[str, Callable[..., Any]] = {"int": whole_number, "type": kind_of}
+_CALLED: dict[str, Callable[..., Any]] = {"int": whole_number, "float": real_number, "type": kind_of}
 """What is called in place of classes that are nothing but called."""
 _FOREIGN = {"torch", "torchvision", "numpy", "math", "functools", "typing", "collections"}
 
@@ -70,6 +72,13 @@ class _Namespace:
         raise Cannot(f"its forward sets {name} of {self._of.__name__}")
 
 
+class _Refusing:
+    """A generator of random numbers that is not the process' own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return refused
+
+
 class Linker:
     """Links functions for one recording.
 
@@ -77,6 +86,7 @@ class Linker:
         reads: what outside variables were named is noted here.
         stubs: what is called in place of other things, by the identity of these.
         whole: calls a :class:`Whole` with recorded values.
+        drawing: calls a :class:`.outside.Draw`.
         memoised: what is called in place of a function with a cache.
         contents: what the code could change is noted here.
     """
@@ -87,11 +97,14 @@ class Linker:
         stubs: dict[Any, Callable[..., Any]],
         whole: Callable[[Whole], Callable[..., Any]],
         memoised: Callable[[Any], Callable[..., Any]],
+        drawing: Callable[[Draw], Callable[..., Any]],
         contents: Contents,
     ) -> None:
         self.reads, self.contents = reads, contents
-        self.stubs = {id(key): stub for key, stub in stubs.items()}
-        self.whole, self.memoised = whole, memoised
+        self.stubs: dict[int, Any] = {id(key): stub for key, stub in stubs.items()}
+        self.whole, self.memoised, self.drawing = whole, memoised, drawing
+        environment = Environment(reads)
+        self.stubs.update({id(os.environ): environment, id(os.getenv): environment.get})
         self._kept = list(stubs)
         self._seen: dict[int, Any] = {}
 
@@ -109,12 +122,21 @@ class Linker:
             return self._note(value, self.whole(Whole(value)))
         if isinstance(value, functools._lru_cache_wrapper):
             return self._note(value, self.memoised(value))
-        bound = getattr(value, "__self__", None)
+        bound = owner_of(value)
         if _is_autograd(bound) and getattr(value, "__name__", "") == "apply":
             return self._note(value, self.whole(Whole(bound)))
+        if is_generator(value):
+            return self._note(value, self._generator(value))
         if isinstance(value, types.ModuleType) and self._is_linked_module(value):
             return self._note(value, _Namespace(self, value))
         return value
+
+    def _generator(self, value: Any) -> Any:
+        """In place of a generator of random numbers, or a method of one."""
+        place = name_of_draw(value)
+        if place is not None:
+            return self.drawing(Draw(*place))
+        return refused if callable(value) else _Refusing()
 
     def _note(self, value: Any, made: Any) -> Any:
         self._seen[id(value)] = made
@@ -122,7 +144,7 @@ class Linker:
         return made
 
     def _is_linked_module(self, module: types.ModuleType) -> bool:
-        if module.__name__ in ("torch", "torch.utils", "torch.utils.checkpoint", "einops"):
+        if module.__name__ in ("torch", "torch.utils", "torch.utils.checkpoint", "einops", *LINKED):
             return True
         return not _is_foreign(module.__name__)
 
@@ -145,6 +167,8 @@ class Linker:
         cells = self._cells(function, stores)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.contents.value(default, f"a default of {function.__name__}")
+        if imports(function.__code__):
+            changed["__builtins__"] = {**vars(builtins), "__import__": self._import}
         if not changed and all(a is b for a, b in zip(cells, function.__closure__ or (), strict=True)):
             self._given(stores, function.__globals__)
             return function
@@ -156,6 +180,10 @@ class Linker:
         new.__kwdefaults__ = function.__kwdefaults__
         new.__dict__.update(function.__dict__)
         return self._note(function, new)
+
+    def _import(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """In place of ``__import__`` for code that imports while it runs."""
+        return self.linked(builtins.__import__(name, *args, **kwargs))
 
     def _cells(self, function: types.FunctionType, stores: Stores) -> list[types.CellType]:
         """The variables of enclosing functions."""

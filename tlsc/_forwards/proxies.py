@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from .outside import drawn
 from .places import here
 from .values import Cannot, Map, Number, Opaque, Partial, Statistic, Weights
 
 __all__ = [
+    "OF_NUMBERS",
     "Extreme",
     "Extremes",
     "Index",
@@ -27,6 +29,7 @@ __all__ = [
     "label_of",
     "labels_of_numbers",
     "largest",
+    "real_number",
     "smallest",
     "whole_number",
 ]
@@ -55,7 +58,7 @@ class Proxy(fx.Proxy):
 
     @property
     def data(self) -> Any:
-        return self
+        return self.detach()
 
     @data.setter
     def data(self, value: Any) -> None:
@@ -221,6 +224,8 @@ class Numeral(fx.Proxy):
     tracer: Any
 
     def _fixed_reason(self) -> Cannot:
+        for draw in drawn(self.node):
+            return Cannot(f"its forward takes another course depending on {draw}, a random number", line=here())
         return course(self.node.meta["kind"].labels, here())
 
     def _fixed(self) -> Any:
@@ -270,6 +275,26 @@ class Numeral(fx.Proxy):
 def whole_number(*args: Any) -> Any:
     """``int`` where it is called: of a number that comes from sizes it makes another one."""
     return args[0].__trunc__() if len(args) == 1 and isinstance(args[0], Numeral) else int(*args)
+
+
+def real_number(*args: Any) -> Any:
+    """``float`` where it is called: of a number that comes from sizes it makes another one."""
+    return args[0]._made(float) if len(args) == 1 and isinstance(args[0], Numeral) else float(*args)
+
+
+def numeric(function: Any) -> Any:
+    """A function of ``math``, also of numbers that come from sizes."""
+
+    def call(*args: Any) -> Any:
+        number = next((value for value in args if isinstance(value, Numeral)), None)
+        return (
+            function(*args) if number is None else number.tracer.create_proxy("call_function", function, args, {})
+        )
+
+    return call
+
+
+OF_NUMBERS = {function: numeric(function) for function in (math.sqrt, math.log, math.log2, math.exp, math.pow)}
 
 
 def largest(*args: Any, **kwargs: Any) -> Any:

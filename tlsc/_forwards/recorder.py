@@ -21,7 +21,18 @@ from .guards import Modes, Reads, ambient, depth_of_autocast
 from .kinds import Kinds
 from .linking import CHECKPOINT, Linker, Whole, checkpointed
 from .names import NEW, spelled
-from .proxies import Numeral, Proxy, course, is_instance, is_tensor, labels_of_numbers, largest, smallest
+from .outside import Draw, Seed, drawn, seeding
+from .proxies import (
+    OF_NUMBERS,
+    Numeral,
+    Proxy,
+    course,
+    is_instance,
+    is_tensor,
+    labels_of_numbers,
+    largest,
+    smallest,
+)
 from .shadows import Shadows
 from .spellings import MODULES, SPELLINGS
 from .values import Cannot, Map, Number, Opaque, Space
@@ -153,12 +164,12 @@ class Recorder(Kinds):
             torch.is_tensor: is_tensor,
             CHECKPOINT: checkpointed,
         }
-        own.update(stubs(Proxy))
+        own.update({**stubs(Proxy), **OF_NUMBERS, **seeding(self._whole)})
         self.by_size = False  # dictionaries of modules are looked into by sizes
         self.told: Cannot | None = None  # a size has become text
         own.update({made: self._making(made) for name in _FACTORIES if (made := getattr(torch, name, None))})
         self.contents = Contents()
-        self.linker = Linker(self.reads, own, self._whole, self._memoised, self.contents)
+        self.linker = Linker(self.reads, own, self._whole, self._memoised, self._drawing, self.contents)
         self._tensors: dict[tuple[str, str], fx.Proxy] = {}
         found = [x for x in (*self.leaves, *module.parameters(), *module.buffers()) if isinstance(x, Tensor)]
         self.devices = tuple(dict.fromkeys(x.device.type for x in found if x.device.type != "meta"))
@@ -298,6 +309,8 @@ class Recorder(Kinds):
         """How a comparison of sizes, or a number made of them, turns out, on which the course depends."""
         number = node.meta.get("kind")
         labels = number.labels if isinstance(number, Number) else labels_of_numbers(node)
+        for draw in drawn(node):
+            raise Cannot(f"its forward takes another course depending on {draw}, a random number")
         natural = bool(self._of_the_call(node) if "N" in labels else self._result(node))
         place = len(self.outcomes)
         if not labels <= set("NHWPM") or place >= MANY:
@@ -344,6 +357,19 @@ class Recorder(Kinds):
 
         return call
 
+    def _drawing(self, draw: Draw) -> Callable[..., Any]:
+        """In place of a function that draws from the process' generators: it draws at each call."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            node = self.create_node("call_function", draw, self.create_arg(args), self.create_arg(kwargs))
+            value = self._run(node)
+            if not is_number(value):
+                raise Cannot(f"its forward draws with {draw} what is no number; use PyTorch's random numbers")
+            node.meta.update(value=value, kind=Number(frozenset("?")))
+            return self.proxy(node)
+
+        return call
+
     def _memoised(self, function: Any) -> Callable[..., Any]:
         return memoised(function, self, self.linker.linked)
 
@@ -372,6 +398,8 @@ class Recorder(Kinds):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             raise Cannot("it makes a tensor of its own while it runs")
+        if isinstance(a, torch.Generator):
+            raise Cannot("its forward draws from a torch.Generator of its own; use PyTorch's random numbers")
         return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -392,6 +420,8 @@ class Recorder(Kinds):
         if said is not None:
             return said
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs), name, type_expr)
+        if isinstance(target, Seed):
+            node.meta.update(value=None, kind=None)  # not while it is recorded
         value = node.meta["value"] if "value" in node.meta else self._run(node)
         if isinstance(value, bool):
             labels = labels_of_numbers(node)

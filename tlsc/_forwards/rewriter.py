@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from .._statistics import any_size as _graph
 from .names import NEW, POINTWISE, argument, name_of, spelled
+from .outside import Draw
 from .recorder import attribute_of
 from .runtime import (
     CORRECTIONS,
@@ -231,8 +232,8 @@ class _Rewriter:
             groups = argument(node, 1, "num_groups") if grouped else None
             first = 2 if grouped else 1 if node.target is torch.instance_norm else 3
             weight, bias = (argument(node, first + i, name) for i, name in enumerate(("weight", "bias")))
-            weight, bias = (self.new[n] if isinstance(n, fx.Node) else n for n in (weight, bias))
             eps = argument(node, 4 if grouped else 7, "eps", 1e-5)
+            groups, weight, bias, eps = fx.node.map_arg((groups, weight, bias, eps), self.new.__getitem__)
         args: Any = (self.new[base], space.window, groups, weight, bias, eps, height, width)
         args += (self.graph.get_attr(CORRECTIONS), self.numbers.get(node, -1))
         return self.graph.call_function(local_norm, args)
@@ -297,7 +298,7 @@ class _Rewriter:
         ``of_maps``: where maps are met instead, images are counted.
         """
         kind = node.meta["kind"]
-        if not isinstance(kind, Number) or node.op == "placeholder" or node.target is attribute_of:
+        if not isinstance(kind, Number) or node.op == "placeholder" or _is_read(node):
             return self.new[node]
         key = node, None if of_maps else space
         if key not in self.tail:
@@ -363,6 +364,11 @@ def _statistic_behind(node: fx.Node) -> fx.Node | None:
     if "spreads" in node.meta:
         return next(n for n in node.all_input_nodes if isinstance(n.meta["kind"], Statistic))
     return None
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether a number comes from outside of the forward, once at each call."""
+    return node.target is attribute_of or isinstance(node.target, Draw)
 
 
 def _has_effect(node: fx.Node) -> bool:

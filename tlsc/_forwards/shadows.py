@@ -204,6 +204,8 @@ def _inherited(shadow: Any, place: _Place, name: str) -> Any:
     value = object.__getattribute__(shadow, name)
     linker = place.shadows.recording.linker
     if isinstance(value, types.MethodType):
+        if value.__self__ is shadow and name != "forward":
+            place.shadows.recording.reads.method(place.path, name, value.__func__)
         return types.MethodType(linker.linked(value.__func__), value.__self__)
     if is_simple(value):
         place.shadows.recording.reads.attribute(place.path, name, value)

@@ -16,7 +16,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["Contents", "Stores", "has_settings", "is_only_called", "names_in", "outside_kept", "stores_of"]
+__all__ = [
+    "Contents",
+    "Stores",
+    "has_settings",
+    "imports",
+    "is_only_called",
+    "names_in",
+    "outside_kept",
+    "stores_of",
+]
 
 _MISSING: Any = object()
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
@@ -62,6 +71,13 @@ def is_only_called(code: types.CodeType, name: str) -> bool:
     loads = [step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL" and step.argval == name]
     inner = (is_only_called(constant, name) for constant in code.co_consts if isinstance(constant, types.CodeType))
     return all("NULL" in step.argrepr for step in loads) and all(inner)
+
+
+@functools.lru_cache(4096)
+def imports(code: types.CodeType) -> bool:
+    """Whether a function's code, or that inside it, imports while it runs."""
+    inner = (imports(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return any(step.opname == "IMPORT_NAME" for step in dis.get_instructions(code)) or any(inner)
 
 
 class Contents:

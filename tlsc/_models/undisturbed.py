@@ -6,6 +6,7 @@ What a run may draw from the generators of random numbers is drawn from generato
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -111,20 +112,28 @@ def _leave(depth: int) -> None:
 
 @contextmanager
 def python_numbers_kept() -> Iterator[None]:
-    """Afterwards, Python's and NumPy's global generators are as before, if the code in here drew from them.
+    """Afterwards, Python's and NumPy's global generators are as before, if the code in here drew from them; and
+    PyTorch's own one for the CPU, if it was seeded.
 
     Who drew cannot be told: a thread that draws from them at the same moment may be given the same numbers again.
     Putting them back only where no other thread lives would be worse: idle workers of a pool live on, and then a
     model that draws would move the caller's numbers.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch_state, seed = torch.get_rng_state(), torch.initial_seed()
     try:
         yield
     finally:
+        if torch.initial_seed() != seed or (threading.active_count() == 1 and _moved(torch_state)):
+            torch.set_rng_state(torch_state)
         if random.getstate() != python_state:
             random.setstate(python_state)
         if not _same(np.random.get_state(), numpy_state):  # noqa: NPY002
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def _moved(state: Tensor) -> bool:
+    return not torch.equal(torch.get_rng_state(), state)
 
 
 def _same(one: Any, other: Any) -> bool:
