@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tlsc
-from tlsc._arguments import as_pair, as_positive_int
+from tlsc._arguments import as_pair, as_positive_int, shown
 from tlsc.adapters import hinet, mprnet
 from tlsc.errors import ArgumentValueError, MissingPackageError
 
@@ -166,7 +166,7 @@ def _crop(train_size: Any) -> Any:
     if isinstance(train_size, (list, tuple)):
         if len(train_size) not in (2, 4):
             raise ArgumentValueError(
-                f"train_size must be an int, (height, width) or (N, C, height, width), got {train_size!r}"
+                f"train_size must be an int, (height, width) or (N, C, height, width), got {shown(train_size)}"
             )
         return as_pair(list(train_size[-2:]), "train_size")
     return as_pair(train_size, "train_size")

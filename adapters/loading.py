@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import tlsc
-from tlsc._arguments import FLOATING, as_pair
+from tlsc._arguments import FLOATING, as_pair, shown
 from tlsc.adapters import ffdnet, hinet, mprnet, unet
 from tlsc.adapters.architecture import MOST_PREFIXES, Architecture
 from tlsc.adapters.checkpoints import Checkpoint, CheckpointError, Weights, joined, read
@@ -92,7 +92,7 @@ def load(
     """
     where = _device(device)
     if dtype is not None and dtype not in FLOATING:
-        raise ArgumentTypeError(f"dtype must be a floating torch.dtype or None, got {dtype!r}")
+        raise ArgumentTypeError(f"dtype must be a floating torch.dtype or None, got {shown(dtype)}")
     if base_size is not None:
         base_size = as_pair(base_size, "base_size")
     checkpoint = read(Path(path))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tlsc._arguments import shown
 from tlsc.errors import ArgumentTypeError, ArgumentValueError
 
 __all__ = [
@@ -67,11 +68,11 @@ def as_bytes(memory: int | str, device: torch.device) -> int:
         parts = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", memory.lower())
         if parts is None or (parts[3] and not parts[2]):
             raise ArgumentValueError(
-                f"memory must be a number of bytes such as '4GiB', '500MB' or 'free', got {memory!r}"
+                f"memory must be a number of bytes such as '4GiB', '500MB' or 'free', got {shown(memory)}"
             )
         found = int(float(parts[1]) * (_BINARY if parts[3] else _UNITS)[parts[2]])
     if found < 1:
-        raise ArgumentValueError(f"memory must be positive, got {memory!r}")
+        raise ArgumentValueError(f"memory must be positive, got {shown(memory)}")
     return found
 
 

@@ -158,12 +158,15 @@ class _Reads(_Net):
         self.deep = _Node(model=_Node(net=_Node(block=_Node(gain=1.0))))
         self.loop = _Node(gain=1.0)
         self.loop.itself = self.loop
+        self.web = [_Node(gain=1.0) for _ in range(30)]  # each of which knows all: 30⁸ ways from one to another
+        for node in self.web:
+            node.others = self.web
 
     def scaled(self, x: Tensor) -> Tensor:
         return x * self.deep.model.net.block.gain  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * float(self.array[0]) * float(self.number) * self.slots.gain * self.loop.gain
+        x = x * float(self.array[0]) * float(self.number) * self.slots.gain * self.loop.gain * self.web[0].gain
         return self.gated(self.scaled(x * self.settings.gain * self.settings.inner.gain))
 
 
@@ -182,6 +185,7 @@ CHANGES: list[Callable[[Any], Any]] = [
     lambda model: model.settings.inner.update(gain=0.25),
     lambda model: _given(model, "deep.model.net.block.gain", 0.5),
     lambda model: _given(model, "loop.gain", 0.5),
+    lambda model: setattr(model.web[0], "gain", 0.5),
     lambda model: _given(model, "scaled", lambda x: x / 3),
 ]
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .._arguments import as_pair, as_positive_int
+from .._arguments import as_pair, as_positive_int, shown
 from .._files import replacing
 from .._sources.passes import refuse_passes
 from .._statistics import onnx_functions as _onnx
@@ -388,7 +388,7 @@ def _checked_path(path: str | Path) -> Path:
 def _check_sizes(sizes: Sequence[tuple[int, int, int]], step: tuple[int, int]) -> None:
     for size in sizes:
         if len(size) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
-            raise ArgumentValueError(f"sizes must be (batch, height, width), each at least 1, got {size!r}")
+            raise ArgumentValueError(f"sizes must be (batch, height, width), each at least 1, got {shown(size)}")
         if size[1] % step[0] or size[2] % step[1]:
             raise ArgumentValueError(f"sizes must be multiples of {step[0]}×{step[1]}, got {size[1]}×{size[2]}")
 

@@ -53,6 +53,10 @@ _PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 _DEPTH = 8
 """How deep settings inside settings are compared by what they hold; below that, by identity."""
+_CODE = 4
+"""The same for what functions enclose."""
+_MANY = 500
+"""Settings of one value up to which those inside are compared by what they hold."""
 
 
 def is_simple(value: Any) -> bool:
@@ -76,7 +80,7 @@ class Function:
     """A function, compared by its code, what it encloses and its defaults: copies of a model, and what is made anew
     from its pickle, have the same."""
 
-    def __init__(self, value: Any, depth: int = 0) -> None:
+    def __init__(self, value: Any, depth: int = 0, tokens: _Tokens | None = None) -> None:
         function = getattr(value, "__func__", value)
         code = getattr(function, "__code__", None)
         self.code: list[Any] = [getattr(function, "__qualname__", "")]
@@ -84,7 +88,8 @@ class Function:
             constants = [constant for constant in code.co_consts if is_simple(constant)]
             enclosed = [_enclosed(cell) for cell in function.__closure__ or ()]
             self.code += [code.co_code, constants, code.co_names]
-            self.code += [token(inner, depth - 1) for inner in (*enclosed, function.__defaults__)]
+            tokens = tokens or _Tokens()
+            self.code += [tokens.of(inner, depth - 1) for inner in (*enclosed, function.__defaults__)]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Function) and other.code == self.code
@@ -127,45 +132,69 @@ def _enclosed(cell: types.CellType) -> Any:
 
 def token(value: Any, depth: int = _DEPTH) -> Any:
     """What is compared of a value: it equals that of a later value where the two are the same to a forward."""
-    if isinstance(value, float) and value != value:
-        return "nan"
-    if is_simple(value):
-        return type(value), value
-    if isinstance(value, Tensor):
-        return "tensor", value.dtype, tuple(value.shape)
-    if isinstance(value, functools.partial):
-        return Function(value.func, depth), token(value.args, depth - 1), token(value.keywords, depth - 1)
-    if isinstance(value, nn.Module):
-        return "module", type(value.__dict__.get(ORIGINAL, value))
-    if isinstance(value, (np.ndarray, np.generic)):
-        return "array", value.dtype.str, value.shape, _checksum(value)
-    if isinstance(value, (dict, *_CONTAINERS)) and depth > 0:
-        return _held(value, depth)
-    if isinstance(value, (types.FunctionType, types.MethodType)):
-        return Function(value, depth)
-    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        return (getattr(value, "__module__", ""), value.__qualname__)
-    settings = _settings(value)
-    if depth > 0 and settings is not None:
-        # An object with settings: compared by what it holds, so that a copied model finds its own as they were.
-        return type(value), [(key, token(item, depth - 1)) for key, item in settings]
-    return Same(value)
+    return _Tokens().of(value, depth)
 
 
-def _held(value: Any, depth: int) -> Any:
-    """What a container holds; of a class derived from one, also what it holds as an object."""
-    items: Any = list(value.items()) if isinstance(value, dict) else list(value)
-    if isinstance(value, dict):
-        items = [(token(key, 2), token(item, depth - 1)) for key, item in items]
-    elif isinstance(value, (set, frozenset)):
-        items = {_hashable(item) for item in items}
-    else:
-        items = [token(item, depth - 1) for item in items]
-    return (
-        type(value),
-        items,
-        [(key, token(item, depth - 1)) for key, item in getattr(value, "__dict__", {}).items()],
-    )
+class _Tokens:
+    """Makes the token of one value. Of what is held by many, or by itself, the identity counts."""
+
+    def __init__(self) -> None:
+        self.left = _MANY
+        self.within: set[int] = set()
+
+    def of(self, value: Any, depth: int) -> Any:
+        if isinstance(value, float) and value != value:
+            return "nan"
+        if is_simple(value):
+            return type(value), value
+        if isinstance(value, Tensor):
+            return "tensor", value.dtype, tuple(value.shape)
+        if isinstance(value, nn.Module):
+            return "module", type(value.__dict__.get(ORIGINAL, value))
+        if isinstance(value, (np.ndarray, np.generic)):
+            return "array", value.dtype.str, value.shape, _checksum(value)
+        if isinstance(value, functools.partial):
+            return self.of(value.func, depth), self.of(value.args, depth - 1), self.of(value.keywords, depth - 1)
+        if isinstance(value, type) or _is_named(value):
+            return getattr(value, "__module__", ""), value.__qualname__
+        if id(value) in self.within or self.left <= 0 or depth <= 0:
+            return "again" if id(value) in self.within else self._named_or_same(value)
+        self.within.add(id(value))
+        try:
+            if isinstance(value, (types.FunctionType, types.MethodType)):
+                return Function(value, min(depth, _CODE), self)
+            return self._inside(value, depth)
+        finally:
+            self.within.discard(id(value))
+
+    def _named_or_same(self, value: Any) -> Any:
+        return Function(value) if isinstance(value, (types.FunctionType, types.MethodType)) else Same(value)
+
+    def _inside(self, value: Any, depth: int) -> Any:
+        """What a container holds, or an object with settings: so a copied model finds its own as they were."""
+        contents: Any = []
+        if isinstance(value, dict):
+            contents = [(self.of(key, 2), self.of(item, depth - 1)) for key, item in self._some(value.items())]
+        elif isinstance(value, (set, frozenset)):
+            contents = {_hashable(item) for item in value}
+        elif isinstance(value, _CONTAINERS):
+            contents = [self.of(item, depth - 1) for item in self._some(value)]
+        settings = _settings(value)
+        if settings is None:
+            return (type(value), contents) if isinstance(value, (dict, *_CONTAINERS)) else Same(value)
+        return type(value), contents, [(key, self.of(item, depth - 1)) for key, item in self._some(settings)]
+
+    def _some(self, items: Any) -> list[Any]:
+        taken = list(items)
+        self.left -= len(taken)
+        return taken
+
+
+def _is_named(value: Any) -> bool:
+    """Whether a callable has a name of its own, as builtin functions have."""
+    if isinstance(value, (dict, *_CONTAINERS, types.FunctionType, types.MethodType)) or not callable(value):
+        return False
+    return isinstance(getattr(value, "__qualname__", None), str)
 
 
 def _hashable(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .._arguments import shown
 from .._plan import Action
 from ..errors import ArgumentTypeError, ArgumentValueError
 
@@ -110,12 +111,14 @@ def register(module_type: type[nn.Module], factory: Callable[..., nn.Module]) ->
         >>> handle.remove()
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise ArgumentTypeError(f"module_type must be a subclass of torch.nn.Module, got {module_type!r}")
+        raise ArgumentTypeError(f"module_type must be a subclass of torch.nn.Module, got {shown(module_type)}")
     if not callable(factory):
-        raise ArgumentTypeError(f"factory must be callable, got {factory!r}")
+        raise ArgumentTypeError(f"factory must be callable, got {shown(factory)}")
     positional, keyword = _takes(factory, 0, 1, 2), _takes(factory, 0, 1, stride=2)
     if not (positional or keyword or _takes(factory, 0, 1)):
-        raise ArgumentValueError(f"factory must take (module, window) or (module, window, stride), got {factory!r}")
+        raise ArgumentValueError(
+            f"factory must take (module, window) or (module, window, stride), got {shown(factory)}"
+        )
 
     def build(module: nn.Module, window: tuple[int, int], stride: int) -> nn.Module:
         if keyword:
