@@ -1,10 +1,11 @@
 """Pieces against the whole image and against tiles: difference, memory, time.
 
 ``uv run python -m benchmarks pieces [estimates] [NETWORK ...] [256MB] [1GB]``. Demo networks with their
-weights, the others in small settings with random ones; a photograph of 1504×2000. Each run is a process of its
-own, whose peak is counted above what it holds with the network as trained, and above what it holds converted
-and once run on one window. Times are processor seconds of one thread, converting and what is compiled once left
-out. Tiles are those of the training crop, with half overlap, of the network as trained.
+weights, the others in small settings with random ones, whose results are as large as images; a photograph of
+1504×2000. Each run is a process of its own, whose peak is counted above what it holds with the network as trained,
+and above what it holds converted and once run on one window. Times are processor seconds of one thread, converting
+and what is compiled once left out. Tiles are those of the training crop, with half overlap, of the network as
+trained.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ SIZE = (1504, 2000)  # 1500×2000 in multiples of 8, which Restormer takes
 CROP = 64
 WINDOW = 96
 DEMO = ("se", "hin", "hin-all")
-NETWORKS = (*DEMO, "hinet", "mprnet", "nafnet", "restormer")
+LAST = {"hinet": "last", "mprnet": "tail", "nafnet": "ending", "restormer": "output"}
+NETWORKS = (*DEMO, *LAST)
 LIMITS = ("256MB", "1GB")
 
 
@@ -126,8 +128,18 @@ def _in_a_process(name: str, way: str, folder: str) -> dict[str, Any]:
 def _network(name: str, converted: bool) -> nn.Module:
     if name in DEMO:
         model: nn.Module = load_demo_network(name)
-        return tlsc.convert(model, WINDOW) if converted else model
-    return deployment.converted(name, WINDOW, 1) if converted else deployment.random_network(name)
+    else:
+        model = deployment.random_network(name)
+        _as_large_as_images(model, LAST[name])
+    return tlsc.convert(model, WINDOW) if converted else model
+
+
+@torch.no_grad()
+def _as_large_as_images(model: nn.Module, last: str) -> None:
+    """Scale what a network with random weights adds to its input: the tolerance is for values in [0, 1]."""
+    spread = float(adapters.run(model, _image()[..., :192, :256]).std())
+    for parameter in model.get_submodule(last).parameters():
+        parameter.mul_(0.2 / spread)
 
 
 def _image() -> Tensor:
