@@ -203,6 +203,17 @@ def _snapshot(cache: Path) -> Path:
     raise CheckpointError(f"{cache} is a hub's folder with {len(revisions)} snapshots: name one of them ({names})")
 
 
+_MISTAKEN = {
+    b"version https://": "the pointer of Git LFS to one: fetch it with `git lfs pull`",
+    b"<!doctype": "a web page, as downloads without permission give: download it again in a browser",
+    b"<html": "a web page, as downloads without permission give: download it again in a browser",
+    b"\x1f\x8b": "an archive packed with gzip: unpack it",
+    b"gguf": "weights in GGUF, which is not read here: save them with torch.save or safetensors",
+    b"\x89hdf": "an HDF5 file, which is not read here: save the weights with torch.save or safetensors",
+}
+"""What is often taken for a checkpoint, by its first bytes in small letters."""
+
+
 def _contents(path: Path) -> _Contents:
     with path.open("rb") as file:
         start = file.read(16)
@@ -210,6 +221,9 @@ def _contents(path: Path) -> _Contents:
         file.seek(0)
         if not start:
             raise CheckpointError(f"{path} is empty")
+        for first, what in _MISTAKEN.items():
+            if start.lower().startswith(first):
+                raise CheckpointError(f"{path} is not a checkpoint but {what}")
         graph = path if start.startswith(ncnn.MAGIC) else _graph_beside(path, start)
         if graph is not None:
             return _of_ncnn(graph)

@@ -331,6 +331,21 @@ def test_nothing_is_run(way: str, suffix: str, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------- damaged, crafted, absurd
 
 
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (b"<html>", "a web page"),
+        (b"\x1f\x8b\x08\x00", "unpack it"),
+    ],
+)
+def test_what_is_taken_for_a_checkpoint_is_named(start: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "net.pth").write_bytes(start)
+    with pytest.raises(CheckpointError, match=what):
+        load(tmp_path / "net.pth")
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("at", [1, 40, -900, -20])
 def test_truncated_pth(legacy: bool, at: int, tmp_path: Path) -> None:
