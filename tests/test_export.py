@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,34 @@ from tlsc.errors import ArgumentTypeError, ArgumentValueError, ExportError, TLSC
 from tlsc.eval.cli import main
 
 from .marks import slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_table_of_operators() -> Iterator[None]:
+    """PyTorch's exporter describes five hundred operators at each export, for half a second: here once an opset."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        describe = ONNXRegistry.from_torchlib
+        described: dict[int | None, dict[Any, list[Any]]] = {}
+    except (ImportError, AttributeError):  # another version's, as slow as it is
+        yield
+        return
+
+    def once(*args: Any, **options: Any) -> ONNXRegistry:
+        opset = options.get("opset_version", args[0] if args else None)
+        if opset not in described:
+            described[opset] = describe(*args, **options).functions
+        registry = ONNXRegistry()
+        if opset is not None:
+            registry._opset_version = opset
+        registry.functions = {name: list(known) for name, known in described[opset].items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield
+
 
 BASE = 16
 SIZES = ((1, 11, 9), (1, 16, 16), (1, 31, 40), (1, 33, 17), (1, 9, 41), (2, 24, 13))
