@@ -463,9 +463,12 @@ def _script(code: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or not HAS_NUMBA, reason="needs fork and Numba")
-@pytest.mark.parametrize(("size", "threads"), [slow(50, 2), (90, 1)])
+@pytest.mark.parametrize(("size", "threads"), [slow(50, 2), slow(90, 1)])
 def test_a_forked_process_can_use_what_its_parent_used(size: int, threads: int) -> None:
     """With threads of its own; and, as in the workers of a DataLoader, with one.
+
+    The threads are those of local statistics, whose forks the usual run has in ``test_kernels.py``
+    (``test_workers_call_converted_models``, ``test_threads_start_anew_in_a_forked_process``).
 
     From 32768 elements on any operation of PyTorch (``x.exp()``) hangs in a forked child, if it and its parent use
     several threads: those of OpenMP do not survive. Below that only the kernels use threads.
