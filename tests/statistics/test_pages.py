@@ -21,12 +21,16 @@ def _resident() -> int:
 
 
 @pytest.mark.skipif(pages._advise() is None, reason="this system does not give pages in advance")
-def test_pages_are_there_before_they_are_written() -> None:
+def test_pages_are_there_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     with mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         array = np.frombuffer(memory, np.float32).reshape(64, -1)
+        assert not pages.are_new(array)  # too small
+        monkeypatch.setattr(pages, "LARGE", array.nbytes)
+        assert pages.are_new(array)
         before = _resident()
         pages.ask_for(array, 0, 48, 64)
         assert 48 <= _resident() - before < 64
+        assert not pages.are_new(array)
         del array
 
 
@@ -61,7 +65,7 @@ def test_results_are_the_same(threads: int, failing: bool, monkeypatch: pytest.M
             monkeypatch.setattr(
                 pages, "_advise", lambda: lambda *a: (asked.append(a[1]), advise(*a) if real else -1)[1]
             )
-            monkeypatch.setattr(pages, "LARGE", 0)
+            monkeypatch.setattr(pages, "are_new", lambda result: True)
             monkeypatch.setattr(pages, "PIECE", x.nbytes // 8)
             for value, other in zip((local_instance_norm(x, 9), *local_var_mean(x, 9)), expected, strict=True):
                 assert torch.equal(value, other)
@@ -73,7 +77,3 @@ def test_results_are_the_same(threads: int, failing: bool, monkeypatch: pytest.M
 def test_other_systems_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert pages._advise.__wrapped__() is None
-
-
-def test_small_results_are_not_asked_for() -> None:
-    assert not pages.are_new(np.empty(pages.LARGE // 4 - 1, np.float32))

@@ -194,7 +194,7 @@ def norm(x, windows, affine, correcting, bands, out, spoiled, start, stop):
 def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled, start, stop):
     """Mean, and variance, of the windows at ``tops`` × ``lefts``: sums of all rows above, read at their ends."""
     rows, columns = windows.rows, windows.columns
-    depth, height, width = x.shape[1:]
+    depth, width = x.shape[1], x.shape[3]
     first, second = padded(width), padded(width)
     sums, squares = padded(width), padded(width)
     share = 1.0 / (depth * rows * columns)
@@ -206,29 +206,30 @@ def grid(x, tops, lefts, windows, moments, correcting, means, variances, spoiled
         second[:] = 0.0
         mean[:] = 0.0
         square[:] = 0.0
-        opened = closed = 0
-        for i in range(height + 1):
-            opens = opened < down and tops[opened] == i
-            closes = tops[closed] + rows == i
-            if opens or closes:
-                if moments:
-                    window_sums_of_two(first, second, columns, sums, squares)
-                else:
-                    window_sums(first, columns, sums)
-                for c in range(across):
-                    inside = sums[lefts[c]]
-                    inside2 = squares[lefts[c]] if moments else 0.0
-                    if opens:
-                        mean[opened, c] -= inside
-                        square[opened, c] -= inside2
-                    if closes:
-                        mean[closed, c] += inside
-                        square[closed, c] += inside2
-                opened += opens
-                closed += closes
-            if i < height:
-                for d in range(depth):
-                    enter(x[p, d], i, i + 1, shift, moments, first, second)
+        opened = closed = i = 0
+        while closed < down:
+            following = tops[closed] + rows
+            if opened < down:
+                following = min(following, tops[opened])
+            for d in range(depth):
+                enter(x[p, d], i, following, shift, moments, first, second)
+            i = following
+            if moments:
+                window_sums_of_two(first, second, columns, sums, squares)
+            else:
+                window_sums(first, columns, sums)
+            opens, closes = opened < down and tops[opened] == i, tops[closed] + rows == i
+            for c in range(across):
+                inside = sums[lefts[c]]
+                inside2 = squares[lefts[c]] if moments else 0.0
+                if opens:
+                    mean[opened, c] -= inside
+                    square[opened, c] -= inside2
+                if closes:
+                    mean[closed, c] += inside
+                    square[closed, c] += inside2
+            opened += opens
+            closed += closes
         for a in range(down):
             for c in range(across):
                 value = mean[a, c] * share

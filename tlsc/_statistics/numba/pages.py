@@ -25,8 +25,18 @@ POPULATE_WRITE = 23
 
 
 def are_new(result: np.ndarray) -> bool:
-    """Whether an array without values is likely to have no pages yet, and they can be asked for."""
-    return result.nbytes >= LARGE and _advise() is not None
+    """Whether a large array without values has no pages yet, and they can be asked for; those that are there would
+    only be looked up."""
+    if result.nbytes < LARGE or _advise() is None:
+        return False
+    return not any(_is_there(result.ctypes.data + result.nbytes * part // 4) for part in (1, 2, 3))
+
+
+def _is_there(address: int) -> bool:
+    told = ctypes.c_ubyte(1)
+    page = address // mmap.PAGESIZE * mmap.PAGESIZE
+    failed: int = ctypes.CDLL(None).mincore(ctypes.c_void_p(page), ctypes.c_size_t(1), ctypes.byref(told))
+    return failed != 0 or bool(told.value & 1)
 
 
 def ask_for(result: np.ndarray, start: int, stop: int, units: int) -> None:

@@ -54,39 +54,20 @@ def shift_of(planes):
 
 @step
 def enter(plane, start, stop, shift, moments, first, second):
-    """Add the rows [start, stop) of a plane to the columns' sums, and their squares; four at a time."""
-    whole = start + (stop - start) // 4 * 4
-    for k in range(start, whole, 4):
-        _enter_four(plane[k], plane[k + 1], plane[k + 2], plane[k + 3], shift, moments, first, second)
-    for k in range(whole, stop):
-        _enter_one(plane[k], shift, moments, first, second)
+    """Add the rows [start, stop) of a plane to the columns' sums, and their squares.
 
-
-@step
-def _enter_four(row, row1, row2, row3, shift, moments, first, second):
-    if moments:
-        for j in range(row.shape[0]):
-            a, b = np.float64(row[j]) - shift, np.float64(row1[j]) - shift
-            c, d = np.float64(row2[j]) - shift, np.float64(row3[j]) - shift
-            first[j] += (a + b) + (c + d)
-            second[j] += (a * a + b * b) + (c * c + d * d)
-    else:
-        for j in range(row.shape[0]):
-            a, b = np.float64(row[j]) - shift, np.float64(row1[j]) - shift
-            c, d = np.float64(row2[j]) - shift, np.float64(row3[j]) - shift
-            first[j] += (a + b) + (c + d)
-
-
-@step
-def _enter_one(row, shift, moments, first, second):
-    if moments:
-        for j in range(row.shape[0]):
-            value = np.float64(row[j]) - shift
-            first[j] += value
-            second[j] += value * value
-    else:
-        for j in range(row.shape[0]):
-            first[j] += np.float64(row[j]) - shift
+    One after the other: rows follow each other in memory, and the processor reads ahead of what is read in order.
+    """
+    for k in range(start, stop):
+        row = plane[k]
+        if moments:
+            for j in range(row.shape[0]):
+                value = np.float64(row[j]) - shift
+                first[j] += value
+                second[j] += value * value
+        else:
+            for j in range(row.shape[0]):
+                first[j] += np.float64(row[j]) - shift
 
 
 @step
