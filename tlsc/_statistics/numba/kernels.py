@@ -1,8 +1,8 @@
 """The kernels: one pass over a plane with running sums.
 
-Float64 sums of every column over the rows of a window move down the plane with it; a running sum along the row
-then gives each window's sum as one difference, whatever the window's size. Sums are of ``x − shift``, the shift
-about the plane's mean, so that nothing cancels.
+Float64 sums of every column over the rows of a window move down the plane with it; a sum of them that moves along
+the row takes one column in and one out for each window, whatever the window's size. Sums are of ``x − shift``, the
+shift about the plane's mean, so that nothing cancels.
 
 Each kernel does the units [start, stop), a unit being a band of a plane's rows (or a plane). Planes are
 (P, D, H, W): D channels share a statistic. ``spoiled[unit]`` tells that a sum ended up NaN or infinite:
