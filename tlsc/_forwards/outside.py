@@ -35,7 +35,12 @@ __all__ = [
 LINKED = ("random", "numpy", "numpy.random", "os", "math", "torch.random", "torch.cuda")
 """Python modules of which recorded code sees something else."""
 _MODULES = ("random", "numpy.random")
-_GENERATORS = (random.Random, np.random.RandomState, np.random.Generator)
+
+
+def _generators() -> tuple[type, ...]:
+    """Of Python, and of NumPy where it was imported: NumPy imports its random numbers when they are asked for."""
+    loaded = sys.modules.get("numpy.random")
+    return (random.Random,) if loaded is None else (random.Random, loaded.RandomState, loaded.Generator)
 
 
 class Draw:
@@ -114,18 +119,19 @@ def owner_of(method: Any) -> Any:
 def name_of_draw(value: Any) -> tuple[str, str] | None:
     """Where a function is found that draws from a generator of the process; None for any other value."""
     owner = owner_of(value)
-    if not isinstance(owner, _GENERATORS):
+    if not isinstance(owner, _generators()):
         return None
     name = getattr(value, "__name__", "")
     for module in _MODULES:
-        if getattr(getattr(sys.modules[module], name, None), "__self__", None) is owner:
+        if getattr(getattr(sys.modules.get(module), name, None), "__self__", None) is owner:
             return module, name
     return None
 
 
 def is_generator(value: Any) -> bool:
     """Whether a value draws random numbers in a way of its own: a generator, or a method of one."""
-    return isinstance(value, _GENERATORS) or isinstance(owner_of(value), _GENERATORS)
+    kinds = _generators()
+    return isinstance(value, kinds) or isinstance(owner_of(value), kinds)
 
 
 def refused(*_: Any, **__: Any) -> Any:
