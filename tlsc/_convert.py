@@ -14,7 +14,7 @@ from ._calibration.calibrate import calibrated
 from ._influence.check import is_cheap, warn_of_far
 from ._models.contents import outside_kept
 from ._models.described import Described, module_in, size_taken
-from ._models.undisturbed import interruptible
+from ._models.undisturbed import in_turn, interruptible
 from ._plan import Plan
 from ._sources.named import as_source
 from ._sources.passes import Passes
@@ -68,7 +68,7 @@ def plan(
         return plan_of(module_in(model))
     module, taken = module_in(model), size_taken(model, base_size)
     chosen = _checked(source, taken, stride, crop)
-    with interruptible(), outside_kept(module):
+    with in_turn(), interruptible(), outside_kept(module):
         decided = plan_for(module, taken, stride, example_input, include, exclude)
         return decided.plan if chosen is None else planned(decided, chosen.source)
 
@@ -166,7 +166,7 @@ def convert(
         base_size = size_taken(model, _given(base_size))
         passes = _checked(source, base_size, stride, crop)
     _check_for_windows(passes, calibrate, check)
-    with interruptible():
+    with in_turn(), interruptible():
         with outside_kept(module):
             decided = _decided(module, plan, base_size, stride, example_input, include, exclude)
         made = _made(decided, passes)

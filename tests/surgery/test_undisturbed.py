@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import queue
 import random
 import threading
 import time
@@ -186,3 +188,27 @@ def _interrupted(left: str) -> None:
         else:
             torch.set_grad_enabled(False)
         raise KeyboardInterrupt
+
+
+def test_models_are_converted_one_after_another_in_threads() -> None:
+    """PyTorch's fake tensors share a flag among all threads."""
+    inside, met = threading.Lock(), queue.SimpleQueue[bool]()
+
+    class Slow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            met.put(inside.acquire(blocking=False))
+            time.sleep(0.01)
+            with contextlib.suppress(RuntimeError):
+                inside.release()
+            return x
+
+    models = [nn.Sequential(Slow(), nn.InstanceNorm2d(2)) for _ in range(3)]
+    threads = [threading.Thread(target=lambda model=model: tlsc.convert(model, 8, check=False)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(len(tlsc.plan(model)) == 1 for model in models)
+    alone = [met.get() for _ in range(met.qsize())]
+    assert len(alone) >= len(models)
+    assert all(alone)

@@ -5,6 +5,7 @@ What a run may draw from the generators of random numbers is drawn from generato
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["OwnNumbers", "interruptible", "python_numbers_kept"]
+__all__ = ["OwnNumbers", "in_turn", "interruptible", "python_numbers_kept"]
 
 
 class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -69,6 +70,29 @@ def _generator(args: Any, kwargs: Any) -> torch.Generator | None:
         at = torch.cuda.current_device() if device.index is None else device.index
         return torch.cuda.default_generators[at]
     return None
+
+
+_turn = threading.RLock()
+
+
+def _forget() -> None:
+    """After a fork: who held it lives in the parent."""
+    global _turn
+    _turn = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One thread at a time: PyTorch's fake tensors share a flag and a cache among all threads of a process.
+
+    Conversions hold the interpreter's lock nearly all of their time, so that turns cost nothing.
+    """
+    with _turn:
+        yield
 
 
 @contextmanager
