@@ -88,7 +88,6 @@ def replacing_open(path: Path) -> Iterator[BinaryIO]:
     if nameless is None:
         with replacing(path) as new, new.open("wb") as file:
             yield file
-            file.flush()
         return
     with naming(path), os.fdopen(nameless, "wb") as file:
         yield file

@@ -43,49 +43,45 @@ def _generators() -> tuple[type, ...]:
     return (random.Random,) if loaded is None else (random.Random, loaded.RandomState, loaded.Generator)
 
 
-class Draw:
-    """A function of ``random`` or ``numpy.random`` that draws from the generator of the process.
+class _Outside:
+    """A function of a module that moves a generator of the process.
 
     Its name ends in ``_`` because it has an effect: a draw that nobody reads moves the next one.
     """
 
-    def __init__(self, module: str, name: str) -> None:
-        self.function: Callable[..., Any] = getattr(sys.modules[module], name)
-        self.place = module, name
-        self.__name__ = self.__qualname__ = f"draw_{name}_"
-        self.__module__ = __name__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        value = self.function(*args, **kwargs)
-        return value.item() if isinstance(value, np.generic) else value
-
-    def __str__(self) -> str:
-        return ".".join(self.place)
-
-    def __reduce__(self) -> Any:
-        return Draw, self.place
-
-    def __deepcopy__(self, memo: Any) -> Draw:
-        return self
-
-
-class Seed:
-    """A function that seeds PyTorch's generators. Its name ends in ``_`` because it has an effect."""
+    _verb = ""
 
     def __init__(self, module: str, name: str) -> None:
         self.function: Callable[..., Any] = getattr(sys.modules[module], name)
         self.place = module, name
-        self.__name__ = self.__qualname__ = f"{name}_"
+        self.__name__ = self.__qualname__ = f"{self._verb}{name}_"
         self.__module__ = __name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        return Seed, self.place
+        return type(self), self.place
 
-    def __deepcopy__(self, memo: Any) -> Seed:
+    def __deepcopy__(self, memo: Any) -> Any:
         return self
+
+
+class Draw(_Outside):
+    """A function of ``random`` or ``numpy.random`` that draws a number."""
+
+    _verb = "draw_"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        value = super().__call__(*args, **kwargs)
+        return value.item() if isinstance(value, np.generic) else value
+
+    def __str__(self) -> str:
+        return ".".join(self.place)
+
+
+class Seed(_Outside):
+    """A function that seeds PyTorch's generators."""
 
 
 def seeding(whole: Callable[[Any], Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
