@@ -25,6 +25,8 @@ _PROBED = 1 / 5
 _AGAIN = 3
 # Between half of the largest margins and them so many are considered.
 _FINE = 8
+# So many times the image's pixels are computed without a word; what memory would do is said for so many.
+_WORTH, _GOOD = 4, 2
 # What is left of the memory for what no measurement sees.
 _SHARE = 0.9
 # No piece is larger, whatever the memory: kernels of others count a map's values in 32 bits.
@@ -110,11 +112,25 @@ class Planner:
         """The first layout, from what trials say.
 
         Raises:
-            ArgumentValueError: no piece fits in the memory; the message names the smallest that would.
+            ArgumentValueError: no piece fits in the memory; the message names the smallest that would. Or none with
+                the margin that the tolerance asks for.
+
+        Warns:
+            TLSCWarning: margins are most of the work, and with how much memory they would not be.
         """
         budget = self._budget()
         margins, tried = self._margins(budget)
-        return Layout(self._grid(margins, budget), margins, budget, tried)
+        grid = self._grid(margins, budget)
+        times = self._times(grid)
+        if budget.costs is not None and times > _WORTH:
+            warnings.warn(
+                f"{len(grid)} pieces with margins of {margins.margin[0]}×{margins.margin[1]} pixels compute "
+                f"{times:.1f} times the image's pixels: with memory of {readable(self._worth(margins, budget))} it "
+                f"would be at most {_GOOD} times",
+                TLSCWarning,
+                stacklevel=5,
+            )
+        return Layout(grid, margins, budget, tried)
 
     def larger(self, layout: Layout) -> Layout | None:
         """With a quarter more margin, where the image is larger still and pieces with it fit."""
@@ -174,10 +190,44 @@ class Planner:
                     return margins, len(probes)
             larger = self._double(most, budget)
             if larger is None:
+                self._check_reachable(most, budget, max(probe.error(most.margin) for probe in probes))
                 return most, len(probes)
             ranked = sorted(zip(probes, places, strict=True), key=lambda both: -both[0].error(most.margin))
             places = [place for _, place in ranked[:_AGAIN]]
             most = larger
+
+    def _times(self, grid: Grid) -> float:
+        """How many times the image's pixels the network is given."""
+        return grid.work / (self.image.size[0] * self.image.size[1])
+
+    def _worth(self, margins: Margins, budget: Budget) -> int:
+        """The memory, in bytes and doubled until it is enough, with which margins cost little."""
+        assert budget.costs is not None
+        assert self.asked.memory is not None
+        memory = self.asked.memory
+        while True:
+            memory *= 2
+            pixels = min(budget.costs.pixels(memory * _SHARE - self.held), _MOST)
+            if pixels == _MOST or self._times(self._grid(margins, replace(budget, pixels=pixels))) <= _GOOD:
+                return memory
+
+    def _check_reachable(self, margins: Margins, budget: Budget, error: float) -> None:
+        """Whether margins as large as the memory allows can be enough.
+
+        Raises:
+            ArgumentValueError: they cannot.
+        """
+        asked, size = self.asked, self.image.size
+        reached = all(m >= n for m, n in zip(margins.margin, size, strict=True))
+        if error <= asked.tolerance or reached or budget.costs is None or asked.memory is None:
+            return
+        needed = (budget.costs.bytes(budget.smallest(margins.times(2), size)) + self.held) / _SHARE
+        raise ArgumentValueError(
+            f"memory of {readable(asked.memory)} is too little for {asked.name} on {size[0]}×{size[1]} pixels: "
+            f"with margins of {margins.margin[0]}×{margins.margin[1]}, the largest that fit, pieces are "
+            f"{error * 255:.2g}/255 off, more than the tolerance of {asked.tolerance * 255:.2g}/255; twice these "
+            f"margins need {readable(needed * 1.05)}"
+        )
 
     def _double(self, margins: Margins, budget: Budget) -> Margins | None:
         """Twice the margins, or as large as fits in the memory; None where no more does."""

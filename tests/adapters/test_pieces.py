@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -175,6 +176,47 @@ def test_a_limit_to_memory_decides_the_size_of_pieces(monkeypatch: pytest.Monkey
 def test_a_limit_that_nothing_fits_names_the_least_that_would() -> None:
     with pytest.raises(ArgumentValueError, match=r"memory of 9\.\d KiB is too little for Twice .* needs .* MiB"):
         adapters.run(_made("twice"), _photograph(300, 300), memory=10_000)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Gives pieces room for so many pixels, whatever the memory asked for."""
+
+    def give(pixels: int) -> None:
+        costs = memory.Model(fixed=0.0, each=2000.0)
+        monkeypatch.setattr(Planner, "_budget", lambda planner: Budget(pixels, costs, planner.held))
+
+    return give
+
+
+def test_a_limit_whose_margins_are_too_small_is_refused_before_the_work(room: Callable[[int], None]) -> None:
+    room(100 * 100)
+    model, image, rows = _made("hin-all"), _photograph(300, 400), []
+    pieces = Pieces(model, memory="20MB", tolerance=1e-5, progress=lambda done, _: rows.append(done))
+    with pytest.raises(ArgumentValueError, match=r"UNet .* the largest that fit, .*/255 off.* need \d+\.\d MiB"):
+        pieces.run(image)
+    assert not rows
+    adapters.run(model, image[..., :90, :90], memory="20MB", tolerance=1e-5)  # a single piece has no margins
+
+
+def test_margins_that_are_most_of_the_work_are_told_of(room: Callable[[int], None]) -> None:
+    room(81 * 81)
+    model, image = _made("twice"), _photograph(300, 400)
+    with pytest.warns(TLSCWarning, match=r"margins of 20×20 .* (\d+\.\d) times the image's pixels: with memory of"):
+        out = adapters.run(model, image, memory="25MB")
+    assert (out - _whole(model, image)).abs().max() <= 1 / 255
+    room(300 * 300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapters.run(model, image, memory="200MB")
+
+
+def test_what_the_heap_keeps_of_trials_is_no_code() -> None:
+    before = memory.used(torch.device("cpu"))
+    small = [torch.ones(2**14) for _ in range(2**11)]  # 128 MiB that are no mappings of their own
+    del small[::2]
+    del small
+    assert memory.kernels(torch.device("cpu"), before) == memory._HOLES
 
 
 def test_networks_whose_pieces_are_not_the_whole_are_refused() -> None:
