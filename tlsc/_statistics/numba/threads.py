@@ -63,20 +63,29 @@ def share_out(
     step = max(1, units // (threads * 8))
     if new:
         step = min(step, max(1, units * pages.PIECE // new[0].nbytes))
+    supplies = [pages.Supply(result, units) for result in new]
     turn = itertools.count()
 
     def work() -> None:
         while (start := next(turn) * step) < units:
             stop = min(start + step, units)
-            for result in new:
-                pages.ask_for(result, start, stop, units)
+            for supply in supplies:
+                supply.ask_for(start, stop)
             kernel(*args, start, stop)
 
+    try:
+        _run(work, threads)
+    finally:
+        for supply in supplies:
+            supply.end()
+
+
+def _run(work: Callable[[], None], threads: int) -> None:
+    """On so many threads at once."""
+    team = None if _forked or threads <= 1 else _openmp()
     if threads <= 1:
         work()
-        return
-    team = None if _forked else _openmp()
-    if team is None:
+    elif team is None:
         _on_plain_threads(work, threads)
     else:
         _on_openmp(team, work, threads)
