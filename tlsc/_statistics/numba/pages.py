@@ -33,7 +33,7 @@ PIECE = 2**20
 HUGE, NOT_HUGE, POPULATE_WRITE = 14, 15, 23
 # Huge pages may lose the time that ordinary ones would take for so many of them; then they are given up for so many
 # times as long as what they have lost: 3 % of the time at worst.
-PATIENCE, PAUSE = 4, 32.0
+PATIENCE, PAUSE = 8, 32.0
 # Some systems have huge pages that are larger than a result.
 LARGEST = 2**22
 
@@ -159,16 +159,20 @@ def _free(page: int) -> int:
 
 @lru_cache(1)
 def _time_of_ordinary(size: int) -> float:
-    """Seconds that ordinary pages for so many bytes take: the best of three tries."""
+    """Seconds that ordinary pages for so many bytes take, given and taken back: the best of three tries.
+
+    Taking back huge pages takes next to none.
+    """
     times = []
     for _ in range(3):
-        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            array = np.frombuffer(memory, np.uint8)
-            span = _Span(array.ctypes.data, array.ctypes.data + size)
-            begun = time.thread_time()
-            _told(span, POPULATE_WRITE)
-            times.append(time.thread_time() - begun)
-            del array
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        array = np.frombuffer(memory, np.uint8)
+        span = _Span(array.ctypes.data, array.ctypes.data + size)
+        del array
+        begun = time.thread_time()
+        _told(span, POPULATE_WRITE)
+        memory.close()
+        times.append(time.thread_time() - begun)
     return min(times)
 
 
