@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc._calibration import fit as _fit
-from tlsc._calibration.choice import chosen
+from tlsc._calibration.choice import chosen, without_harm
 from tlsc._calibration.distance import Distance
 from tlsc._calibration.runs import Run
 from tlsc.adapters import load_demo_network
@@ -419,6 +419,36 @@ def test_the_right_corrections_are_kept_beside_a_wrong_one(count: int) -> None:
         assert wrong not in kept
         assert len(kept) >= count - max(1, -(-count // 4))
         assert after.rms == pytest.approx(0.5 ** len(kept))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_a_weak_correction_that_costs_what_others_gain_is_left_out(count: int) -> None:
+    """Together they do good, each of them, but one that doubles the distance. It is found among those that gain
+    least at their sites; more of these go with it if there are more than two.
+    """
+    for wrong in [None, *range((count + 1) // 2)]:
+        tried: list[Any] = []
+
+        def distance(some: Any, wrong: int | None = wrong) -> Distance:
+            return Distance(np.full(8, (16.0 if wrong in some else 1.0) * 4.0 ** -len(some)), 8.0)
+
+        def measure(some: Any, tried: list[Any] = tried, distance: Any = distance) -> Distance:
+            tried.append(sorted(some))
+            return distance(some)
+
+        sites = list(range(count))
+        kept, after = without_harm(sites, distance(sites), measure)
+        assert len(tried) <= 3
+        assert after.rms == distance(kept).rms
+        if wrong is None:
+            assert kept == sites
+            assert len(tried) == 1
+        elif after.rms < distance(sites).rms:
+            assert wrong not in kept
+            assert len(kept) >= count - max(1, -(-count // 4))
+        else:
+            assert kept == sites
+    assert without_harm([5], Distance(np.ones(8), 8.0), measure)[0] == [5]
 
 
 def test_a_few_crops_that_disagree_drop_no_correction() -> None:

@@ -21,7 +21,8 @@ from .._arguments import as_pair, as_positive_int
 from .._plan import Calibration, Fit, Plan
 from .._surgery import swapping as _surgery
 from ..errors import ArgumentValueError, TLSCError, TLSCWarning, first_line
-from .choice import chosen
+from .choice import chosen, without_harm
+from .distance import Distance
 from .regions import alike, checked_seed, images_of, regions_of, step_of
 from .runs import Run, correction_of, evaluating
 from .sites import places_of
@@ -148,15 +149,27 @@ def _outcome(run: Run, reasons: dict[int, str]) -> tuple[dict[int, Fit], float]:
     """What was fitted at each site, and how far the output then is from that on crops."""
     found = {n: Fit(reason=why) for n, why in reasons.items()}
     found.update((place.site, place.outcome()) for place in run.places)
-    if not run.corrected.clearly_above(run.local):
-        return found, run.corrected.rms
     kept = [n for n in sorted(found) if found[n].kept]
-    best, after = chosen(kept, run.local, lambda some: run.with_only({n: found[n] for n in some}))
+
+    def measure(some: Sequence[int]) -> Distance:
+        return run.with_only({n: found[n] for n in some})
+
+    if run.corrected.clearly_above(run.local):
+        best, after = chosen(kept, run.local, measure)
+    else:
+        best, after = without_harm(sorted(kept, key=lambda n: _gain(found[n])), run.corrected, measure)
     what = "without it" if best else "with all corrections"
     comparison = "closer to" if best else "further from"
     why = f"dropped: {what} the model's output would be {comparison} its output on crops"
     dropped = set(kept) - set(best)
     return {n: replace(fit, kept=False, reason=why) if n in dropped else fit for n, fit in found.items()}, after.rms
+
+
+def _gain(fit: Fit) -> float:
+    """The part of its site's own error that a correction takes away."""
+    assert fit.before is not None
+    assert fit.after is not None
+    return 1 - fit.after / fit.before if fit.before else 0.0
 
 
 def apply(model: nn.Module, plan: Plan) -> Plan:

@@ -1,4 +1,4 @@
-"""Which corrections stay where all of them together move the output away from crop behaviour."""
+"""Which corrections stay: those with which the output is closest to crop behaviour, of the sets that are tried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from .distance import Distance
 
-__all__ = ["chosen"]
+__all__ = ["chosen", "without_harm"]
 
 TRIES = 3
 """Runs over the images that the search may take."""
@@ -49,3 +49,33 @@ def chosen(
         if not best.clearly_above(none):
             return some, best
     return [], none
+
+
+def without_harm(
+    sites: Sequence[int], together: Distance, measure: Callable[[Sequence[int]], Distance]
+) -> tuple[list[int], Distance]:
+    """Those that stay where all together do good, but some of them less than they should.
+
+    A correction that its own site gains little by may do more harm behind it than good. So the half that gains
+    least is left out. Where the output is then clearly closer to crop behaviour, each half of that half comes back
+    unless the output is clearly further away with it; otherwise all stay.
+
+    Args:
+        sites: those with corrections, by what each gains at its own site, the least first.
+        together: how far the output is with all of them.
+        measure: how far it is with some of them and no others; called at most ``TRIES`` times.
+    """
+    doubtful, kept = list(sites[: (len(sites) + 1) // 2]), list(sites[(len(sites) + 1) // 2 :])
+    if not kept:
+        return list(sites), together
+    now = measure(kept)
+    if not together.clearly_above(now):
+        return list(sites), together
+    middle = len(doubtful) // 2
+    for part in (doubtful[middle:], doubtful[:middle]):
+        if not part or len(kept) + len(part) == len(sites):
+            continue
+        found = measure([*kept, *part])
+        if not found.clearly_above(now):
+            kept, now = [*kept, *part], found
+    return kept, now
