@@ -26,6 +26,7 @@ from . import (
     states,
     structure,
     tuning,
+    tuning_draws,
     values,
     versions,
     wheels,
@@ -43,6 +44,7 @@ BENCHMARKS = {
 WITH_PARTS = {
     "calibration": calibration.main,
     "coverage": coverage.main,
+    "draws": tuning_draws.main,
     "fingerprint": fingerprint.main,
     "gpu": gpu.main,
     "kernels": kernels.main,
@@ -72,7 +74,8 @@ parser.add_argument(
     "the file to write, and one whose mutants are run again; of versions: kernels (compiled for GPUs, "
     "too), versions of PyTorch; the oldest, 2.11 and the newest if none; of wheels: versions of Python, "
     "or paths of interpreters; of prediction: train, networks, picture FILE, "
-    "whole; of tune: names of networks, and a folder of photographs; of states: another checkout's "
+    "whole; of tune: names of networks, and a folder of photographs; of "
+    "draws: the same; of states: another checkout's "
     "folder, and threads; of values: the folder to write, and "
     "seconds to stop after, or another state's folder to compare with; of pieces: names of networks; of "
     "large: a network, WIDTHxHEIGHT, the memory, a folder; of "

@@ -33,7 +33,7 @@ from tlsc.eval.files import replacing
 from tlsc.eval.train.demo import train
 
 from . import unets
-from .small_networks import FOLDER, HELD_OUT, WHOLE, halves, make, small_images
+from .small_networks import FOLDER, HELD_OUT, SITE_BY_SITE, WHOLE, halves, make, small_images
 
 STEPS = 500
 
@@ -78,7 +78,7 @@ def _train() -> None:
             model = train(network, STEPS, seed)
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, path)
             print(path, flush=True)
-    make({**HELD_OUT, **WHOLE})
+    make({**HELD_OUT, **WHOLE, **SITE_BY_SITE})
 
 
 def _loaded(name: str) -> nn.Module:

@@ -1,10 +1,11 @@
 """Which sites to convert, decided with pairs and without, on photographs held out: ``docs/when-it-helps.md``.
 
-``python -m benchmarks tune [NAME…] [FOLDER]`` tunes small networks (by default all that are there; those of
-``prediction train`` and ``calibration unets``) as ``tlsc tune`` does, and measures what was decided. FOLDER holds
-clean photographs (PNG), of which 224×256 pixels are taken: the first six are tuned on, the next eight held out.
-Without it the halves of three photographs are tuned on, and held out are the same with haze and noise of another
-seed. What was measured is kept beside the networks; a run goes on where it was stopped.
+``python -m benchmarks tune [NAME…] [FOLDER] [tuned=16] [held=24]`` tunes small networks (by default all that
+are there; those of ``prediction train`` and ``calibration unets``) as ``tlsc tune`` does, and measures what was
+decided. FOLDER holds clean photographs (PNG), of which 224×256 pixels are taken: the first six (``tuned=``) are
+tuned on, the next eight (``held=``) held out. Without it the halves of three photographs are tuned on, and held
+out are the same with haze and noise of another seed. What was measured is kept beside the networks; a run goes
+on where it was stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tlsc.eval.tune.groups import Choice, shown
 from tlsc.eval.tune.scores import Pairs
 from tlsc.eval.tune.tune import Tuning, tune
 
-from .small_networks import FOLDER, HELD_OUT, degradation_of, halves
+from .small_networks import FOLDER, HELD_OUT, SITE_BY_SITE, degradation_of, halves
 from .unets import NETWORKS
 
 TUNED, TESTED = 6, 8
@@ -39,13 +40,13 @@ TUNED, TESTED = 6, 8
 Photographs = list[tuple[Tensor, Tensor]]
 
 
-def _known() -> dict[str, tuple[Network, str]]:
+def known_networks() -> dict[str, tuple[Network, str]]:
     """Name: network, with its training crop, and degradation; those that are there."""
     found = {}
     for name in ("se", "hin", "hin-all"):
         demo = DEMO_NETWORKS[name]
         found[f"{name} (demo)"] = Network(name, load_demo_network(name), crop=demo.crop), demo.degradation
-    for name, recipe in HELD_OUT.items():
+    for name, recipe in {**HELD_OUT, **SITE_BY_SITE}.items():
         if recipe.file(name).exists():
             found[name] = Network(name, recipe.load(name), crop=recipe.crop), recipe.degradation
     for name, own in NETWORKS.items():
@@ -54,12 +55,14 @@ def _known() -> dict[str, tuple[Network, str]]:
     return found
 
 
-def _photographs(degradation: str, folder: Path | None) -> tuple[Photographs, Photographs]:
+def photographs(
+    degradation: str, folder: Path | None, tuned: int = TUNED, tested: int = TESTED
+) -> tuple[Photographs, Photographs]:
     """To tune on, and held out: degraded and clean."""
     if folder is None:
         return _cut(halves(degradation)), _cut(halves(degradation, 1))
     pairs = []
-    for number, file in enumerate(sorted(folder.glob("*.png"))[: TUNED + TESTED]):
+    for number, file in enumerate(sorted(folder.glob("*.png"))[: tuned + tested]):
         clean = np.asarray(skimage.io.imread(file)[:224, :256, :3], dtype=np.float32) / np.float32(255)
         rng = np.random.default_rng((11, number))
         level = smooth_field(clean.shape[0], clean.shape[1], rng)
@@ -67,7 +70,7 @@ def _photographs(degradation: str, folder: Path | None) -> tuple[Photographs, Ph
         pair = [torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1) for x in (given, clean)]
         pairs.append((pair[0], pair[1]))
     pairs = _cut(pairs)
-    return pairs[:TUNED], pairs[TUNED:]
+    return pairs[:tuned], pairs[tuned:]
 
 
 def _cut(pairs: Photographs) -> Photographs:
@@ -112,15 +115,19 @@ def _score(network: Network, way: Tuning, photographs: Photographs) -> Pairs:
 def main(parts: Sequence[str]) -> None:
     """Tune what is there, and print the table."""
     torch.set_num_threads(1)
-    known = _known()
-    folders = [Path(part) for part in parts if part not in known]
+    known = known_networks()
+    numbers = {"tuned": TUNED, "held": TESTED}
+    numbers.update((key, int(n)) for key, _, n in (part.partition("=") for part in parts) if key in numbers)
+    named = [part for part in parts if part.partition("=")[0] not in numbers]
+    folders = [Path(part) for part in named if part not in known]
     folder = folders[0] if folders else None
-    kept = FOLDER / f"tuned-{folder.name if folder else 'scikit-image'}.json"
+    some = "" if (numbers["tuned"], numbers["held"]) == (TUNED, TESTED) else "-{tuned}-{held}".format(**numbers)
+    kept = FOLDER / f"tuned-{folder.name if folder else 'scikit-image'}{some}.json"
     found: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
-    for name in [part for part in parts if part in known] or list(known):
+    for name in [part for part in named if part in known] or list(known):
         if name not in found:
             network, degradation = known[name]
-            found[name] = _measured(network, *_photographs(degradation, folder))
+            found[name] = _measured(network, *photographs(degradation, folder, *numbers.values()))
             with replacing(kept) as new:
                 new.write_text(json.dumps(found))
             print(f"{name}: {found[name]['said']}", flush=True)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 import tlsc
 from tlsc.errors import ArgumentValueError
+from tlsc.eval.judge.intervals import images_to_settle
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.groups import Choice, Group, groups_of, shown
 from tlsc.eval.tune.scores import Energies, Journal, Pairs
-from tlsc.eval.tune.search import Found, tuned
+from tlsc.eval.tune.search import CONFIDENCE, Found, tuned
 
 __all__ = ["Tuning", "tune", "windows_for"]
 
@@ -56,13 +57,20 @@ class Tuning:
         elif math.isnan(own.low):
             said = f"{fallback}: {self.images} images are too few to show that another choice gains."
         else:
-            said = f"{fallback}: another choice is not shown to gain ({self._gain()}, on images held out)."
+            said = f"{fallback}: another choice is not shown to gain ({self._gain()}, on images held out)"
+            said += self._needed()
         return said[0].upper() + said[1:]
 
     def _gain(self) -> str:
         own, unit = self.found, " dB" if self.paired else " of mismatch energy"
         shape = "+.3f" if self.paired else "+.2g"
         return f"{own.gain:{shape}} [{own.low:{shape}}, {own.high:{shape}}]{unit}"
+
+    def _needed(self) -> str:
+        """How many images would show a gain, if it went on like this; without targets more do not always."""
+        own = self.found
+        number = images_to_settle(own.per_image, CONFIDENCE) if self.paired and own.gain > 0 else None
+        return "." if number is None else f"; about {max(number, self.images + 1)} images may show it."
 
     def _named(self, choice: Choice) -> str:
         if all(size is None for size in choice):

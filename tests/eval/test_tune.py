@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 import tlsc
 from tlsc.errors import ArgumentValueError
 from tlsc.eval import cli
+from tlsc.eval.judge.intervals import images_to_settle, interval
 from tlsc.eval.networks import load_network
 from tlsc.eval.run.cells import as_cell, planned_cell
 from tlsc.eval.run.records import alone_with
-from tlsc.eval.tune.groups import MOST, Choice, groups_of
+from tlsc.eval.tune.groups import MOST, Choice, Group, groups_of
 from tlsc.eval.tune.scores import Journal
-from tlsc.eval.tune.search import tuned
-from tlsc.eval.tune.tune import tune
+from tlsc.eval.tune.search import Found, tuned
+from tlsc.eval.tune.tune import Tuning, tune
 
 WINDOWS = [(16, 16), (24, 24)]
 Values = NDArray[np.float64]
@@ -109,6 +111,52 @@ def test_what_a_score_cannot_vouch_for_counts_against_a_gain() -> None:
     kept = tuned(score, 2, WINDOWS, 8, 0.005, lambda one, other: np.full(8, 0.1))  # type: ignore[arg-type]
     dropped = tuned(score, 2, WINDOWS, 8, 0.005, lambda one, other: np.full(8, 0.4))  # type: ignore[arg-type]
     assert (kept.choice, dropped.choice) == (kept.best, dropped.fallback)
+
+
+def test_the_lower_end_of_the_interval_decides_and_is_wrong_once_in_twenty() -> None:
+    """One photograph in six loses: an interval of 90% shows the gain, one of 95% would not."""
+    gains = np.array([0.9, 0.5, 1.1, -0.1, 0.2, 0.8])
+
+    def score(choice: Choice) -> Values:
+        return gains if choice == (WINDOWS[0], None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
+
+    found = tuned(score, 2, WINDOWS[:1], 6, 0.005)
+    assert (found.low, found.high) == interval(gains.tolist(), 0.9)
+    assert interval(gains.tolist(), 0.95)[0] < 0 < found.low
+    assert found.choice == found.best == (WINDOWS[0], None)
+
+
+def test_a_gain_that_is_not_shown_says_how_many_photographs_would_show_it() -> None:
+    gains = (0.9, 0.5, 1.1, -1.0, 0.0, 0.8)
+    low, high = interval(gains, 0.9)
+    found = Found((None, None), (WINDOWS[0], None), (None, None), 0.5, low, high, gains)
+    groups = (Group("a", (0,)), Group("b", (1,)))
+    tuning = Tuning(tlsc.Plan((16, 16), 1, ()), groups, (WINDOWS[0],), True, 6, (), found)
+    needed = images_to_settle(gains, 0.9)
+    assert needed is not None
+    assert needed > 6
+    assert tuning.sentence == (
+        f"No site: another choice is not shown to gain (+0.500 [{low:+.3f}, {high:+.3f}] dB, on images held "
+        f"out); about {needed} images may show it."
+    )
+    for other in (replace(tuning, paired=False), replace(tuning, found=replace(found, gain=-0.5))):
+        assert "may show it" not in other.sentence
+
+
+def test_doubt_and_the_drawn_photographs_add_up_in_squares() -> None:
+    """Mean 1, half width 0.6 by the photographs: shown with a doubt of 0.7 (0.92), no longer with 0.9 (1.08)."""
+    shape = np.array([-1.0, -0.5, 0.0, 0.0, 0.5, 1.0])
+    gains = 1 + shape * 0.6 / interval(shape.tolist(), 0.9)[1]
+
+    def score(choice: Choice) -> Values:
+        return gains if choice == (WINDOWS[0], None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
+
+    for doubt, shown in ((0.0, True), (0.7, True), (0.9, False)):
+        found = tuned(score, 2, WINDOWS[:1], 6, 0.005, lambda one, other, doubt=doubt: np.full(6, doubt))
+        assert found.low == pytest.approx(1 - math.hypot(0.6, doubt))
+        assert found.high == pytest.approx(1 + math.hypot(0.6, doubt))
+        assert found.gain == pytest.approx(1)
+        assert found.shown_to_gain == shown
 
 
 def test_a_network_that_fails_in_one_form_is_tuned_with_the_others() -> None:
