@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import pickle
 import warnings
@@ -426,11 +427,12 @@ def test_a_weak_correction_that_costs_what_others_gain_is_left_out(count: int) -
     """Together they do good, each of them, but one that doubles the distance. It is found among those that gain
     least at their sites; more of these go with it if there are more than two.
     """
-    for wrong in [None, *range((count + 1) // 2)]:
+    cases = [(None, 1.0), *itertools.product(range((count + 1) // 2), (16.0, 1e9))]
+    for wrong, cost in cases:
         tried: list[Any] = []
 
-        def distance(some: Any, wrong: int | None = wrong) -> Distance:
-            return Distance(np.full(8, (16.0 if wrong in some else 1.0) * 4.0 ** -len(some)), 8.0)
+        def distance(some: Any, wrong: int | None = wrong, cost: float = cost) -> Distance:
+            return Distance(np.full(8, (cost if wrong in some else 1.0) * 4.0 ** -len(some)), 8.0)
 
         def measure(some: Any, tried: list[Any] = tried, distance: Any = distance) -> Distance:
             tried.append(sorted(some))
@@ -448,7 +450,29 @@ def test_a_weak_correction_that_costs_what_others_gain_is_left_out(count: int) -
             assert len(kept) >= count - max(1, -(-count // 4))
         else:
             assert kept == sites
+            assert cost == 16
     assert without_harm([5], Distance(np.ones(8), 8.0), measure)[0] == [5]
+
+
+@pytest.mark.parametrize("harmful", [0, 1])
+def test_it_is_the_correction_that_gains_least_that_is_doubted(
+    harmful: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that both do good, and that the output would be closer without one of them."""
+    model, given = tlsc.convert(network(), BASE), images(4, 72)
+    errors = [(fit.before, fit.after) for fit in fits(tlsc.calibrate(model, given))]
+    left = [after / before for before, after in errors if before and after]
+    assert len(left) == 2
+
+    def distance(run: Run, outputs: Any) -> Distance:
+        there = [place.module.correction is not None for place in run.places]
+        rms = 0.8 if all(there) else 0.5 if any(there) and not there[harmful] else 1.0
+        return Distance(np.full(20, rms**2), 20.0)
+
+    monkeypatch.setattr(Run, "distance", distance)
+    kept = [fit.kept for fit in fits(tlsc.calibrate(model, given))]
+    doubted = harmful == left.index(max(left))
+    assert kept == [not (doubted and site == harmful) for site in (0, 1)]
 
 
 def test_a_few_crops_that_disagree_drop_no_correction() -> None:

@@ -32,6 +32,10 @@ class Margins:
         rows, columns = (up(m * numerator // denominator, self.step) for m in self.margin)
         return Margins((rows, columns), self.step, self.least)
 
+    def span(self, size: tuple[int, int]) -> bool:
+        """Whether they reach from one end of an image of this size to the other."""
+        return all(m >= n for m, n in zip(self.margin, size, strict=True))
+
     def smallest(self, size: tuple[int, int]) -> int:
         """Pixels of the largest extent when cores of an image are as small as they get."""
         height, width = (

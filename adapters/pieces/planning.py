@@ -65,13 +65,11 @@ class Budget:
     Attributes:
         pixels: the most that an extent may have.
         costs: bytes by pixels; None where there is no limit to memory.
-        other: bytes beside the extent's: the result's, and those that are kept free.
         beside: what each row of a band of the result costs, in pixels of extents.
     """
 
     pixels: float
     costs: Model | None = None
-    other: int = 0
     beside: float = 0.0
 
     def smallest(self, margins: Margins, size: tuple[int, int]) -> float:
@@ -169,9 +167,16 @@ class Planner:
             needs.append((height * width, need))
             row = image.size[1] * image.scale * result.element_size() * result[..., 0, 0].numel()
         costs = Model.through(needs[0], needs[-1], kernels(asked.device, before))
-        other = self.held + int(asked.memory * (1 - _SHARE))
-        pixels = min(costs.pixels(asked.memory - other), _MOST)
-        return Budget(pixels, costs, other, row * image.scale / costs.each)
+        pixels = min(costs.pixels(self._room(asked.memory)), _MOST)
+        return Budget(pixels, costs, row * image.scale / costs.each)
+
+    def _room(self, memory: int) -> int:
+        """What is left of a memory for an extent, in bytes."""
+        return memory - self.held - int(memory * (1 - _SHARE))
+
+    def _needed(self, size: int) -> float:
+        """The memory that has room for an extent of so many bytes, and a little more."""
+        return (size + self.held) / _SHARE * 1.05
 
     def _margins(self, budget: Budget) -> tuple[Margins, int]:
         """The smallest margins at which corners hardly tell what is cut off, and how many were looked at."""
@@ -207,7 +212,7 @@ class Planner:
         memory = self.asked.memory
         while True:
             memory *= 2
-            pixels = min(budget.costs.pixels(memory * _SHARE - self.held), _MOST)
+            pixels = min(budget.costs.pixels(self._room(memory)), _MOST)
             if pixels == _MOST or self._times(self._grid(margins, replace(budget, pixels=pixels))) <= _GOOD:
                 return memory
 
@@ -218,15 +223,15 @@ class Planner:
             ArgumentValueError: they cannot.
         """
         asked, size = self.asked, self.image.size
-        reached = all(m >= n for m, n in zip(margins.margin, size, strict=True))
-        if error <= asked.tolerance or reached or budget.costs is None or asked.memory is None:
+        if error <= asked.tolerance or margins.span(size) or budget.costs is None or asked.memory is None:
             return
-        needed = (budget.costs.bytes(budget.smallest(margins.times(2), size)) + self.held) / _SHARE
+        needed = self._needed(budget.costs.bytes(budget.smallest(margins.times(2), size)))
         raise ArgumentValueError(
             f"memory of {readable(asked.memory)} is too little for {asked.name} on {size[0]}×{size[1]} pixels: "
             f"with margins of {margins.margin[0]}×{margins.margin[1]}, the largest that fit, pieces are "
             f"{error * 255:.2g}/255 off, more than the tolerance of {asked.tolerance * 255:.2g}/255; twice these "
-            f"margins need {readable(needed * 1.05)}"
+            f"margins need {readable(needed)}. Give more memory or a larger tolerance, or restore in overlapping "
+            "tiles"
         )
 
     def _double(self, margins: Margins, budget: Budget) -> Margins | None:
@@ -234,13 +239,12 @@ class Planner:
         far = margins.times(2)
         while budget.smallest(far, self.image.size) > budget.pixels and far.margin > margins.margin:
             far = Margins((far.margin[0] - far.step, far.margin[1] - far.step), far.step, far.least)
-        reached = all(m >= n for m, n in zip(margins.margin, self.image.size, strict=True))
-        return None if reached or far.margin <= margins.margin else far
+        return None if margins.span(self.image.size) or far.margin <= margins.margin else far
 
     def _larger(self, margins: Margins, budget: Budget) -> Margins | None:
         larger = margins.times(5, 4)
         size = self.image.size
-        if self.asked.margin is not None or all(m >= n for m, n in zip(margins.margin, size, strict=True)):
+        if self.asked.margin is not None or margins.span(size):
             return None
         return larger if budget.smallest(larger, size) <= budget.pixels else None
 
@@ -258,11 +262,11 @@ class Planner:
             rows, columns = (spans(n, -(-n // asked.step), m, asked.step, least) for n, m, least in axes)
             grid = Grid(rows, columns)
             pixels = grid.largest + budget.beside * (rows[0].stop - rows[0].start)
-            least = (budget.costs.bytes(pixels) + self.held) / _SHARE
+            least = self._needed(budget.costs.bytes(pixels))
             raise ArgumentValueError(
                 f"memory of {readable(asked.memory)} is too little for {asked.name} with a window of "
                 f"{asked.window[0]}×{asked.window[1]} on {size[0]}×{size[1]} pixels: the smallest piece, "
-                f"{rows[0].extent}×{columns[0].extent} pixels, needs {readable(least * 1.05)}"
+                f"{rows[0].extent}×{columns[0].extent} pixels, needs {readable(least)}"
             ) from error
 
 

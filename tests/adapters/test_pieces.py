@@ -164,7 +164,7 @@ def test_a_limit_to_memory_decides_the_size_of_pieces(monkeypatch: pytest.Monkey
     assert roomy.report.pieces == 1
     assert roomy.report.error == 0
     costs = memory.Model(fixed=10e6, each=2000.0)
-    monkeypatch.setattr(Planner, "_budget", lambda planner: Budget(costs.pixels(60e6), costs, planner.held))
+    monkeypatch.setattr(Planner, "_budget", lambda planner: Budget(costs.pixels(60e6), costs))
     out = tight.run(image)
     assert tight.report is not None
     assert tight.report.predicted is not None
@@ -184,7 +184,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def give(pixels: int) -> None:
         costs = memory.Model(fixed=0.0, each=2000.0)
-        monkeypatch.setattr(Planner, "_budget", lambda planner: Budget(pixels, costs, planner.held))
+        monkeypatch.setattr(Planner, "_budget", lambda planner: Budget(pixels, costs))
 
     return give
 
