@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import skimage.io
 import torch
+from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import Tensor
 
@@ -28,7 +29,8 @@ from tlsc.eval.data.degradations import smooth_field
 from tlsc.eval.files import replacing
 from tlsc.eval.judge.intervals import interval
 from tlsc.eval.networks import Network
-from tlsc.eval.tune.groups import Choice, shown
+from tlsc.eval.tune.corrections import Corrections
+from tlsc.eval.tune.groups import Choice, Local, shown
 from tlsc.eval.tune.scores import Pairs
 from tlsc.eval.tune.tune import Tuning, tune
 
@@ -90,26 +92,32 @@ def _measured(network: Network, tuned_on: Photographs, held_out: Photographs) ->
     ways = {"pairs": tune(network, images, targets), "no pairs": tune(network, images)}
     found: dict[str, Any] = {"PSNR": {}, "said": {name: way.sentence for name, way in ways.items()}}
     choices: dict[str, Choice] = {"none": (None,) * len(ways["pairs"].groups)}
-    choices.update({f"all at {shown(w)}": (w,) * len(ways["pairs"].groups) for w in ways["pairs"].windows})
+    every = [Local(size, strength) for strength in (0.0, 1.0) for size in ways["pairs"].windows]
+    choices.update({f"all at {shown(one)}": (one,) * len(ways["pairs"].groups) for one in every})
     choices.update({name: way.found.choice for name, way in ways.items()})
     choices["best found with pairs"] = ways["pairs"].found.best
     choices["best found without"] = ways["no pairs"].found.best
-    score = _score(network, ways["pairs"], held_out)
-    found["PSNR"] = {name: score(choice).tolist() for name, choice in choices.items()}
+    found["PSNR"] = _values(network, ways["pairs"], images, held_out, choices)
     found["choices"] = {name: [shown(w) for w in choice] for name, choice in choices.items()}
     return found
 
 
-def _score(network: Network, way: Tuning, photographs: Photographs) -> Pairs:
+def _values(
+    network: Network, way: Tuning, tuned_on: list[Tensor], held_out: Photographs, choices: dict[str, Choice]
+) -> dict[str, list[float]]:
+    """PSNR of each choice on photographs held out, corrected by what was found on those it was tuned on."""
+    assert isinstance(network.crop, int)
+    given, clean = [list(x) for x in zip(*held_out, strict=True)]
+    corrections = Corrections(network, tuned_on, way.groups, (network.crop, network.crop), 0)
     score = Pairs(
-        network,
-        [given for given, _ in photographs],
-        way.groups,
-        lambda size: tlsc.plan(network.model, size),
-        way.windows[0],
+        network, given, way.groups, lambda size: tlsc.plan(network.model, size), way.windows[0], corrections
     )
-    score.targets = [clean for _, clean in photographs]
-    return score
+    score.targets = clean
+    found = {}
+    for name, choice in choices.items():
+        with score.converted(None if not any(choice) else score.plan_of(choice)):
+            found[name] = [score.value(n, score.restored(image)) for n, image in enumerate(given)]
+    return found
 
 
 def main(parts: Sequence[str]) -> None:
@@ -138,16 +146,25 @@ def _print(found: dict[str, Any]) -> None:
     rows = []
     for name, own in found.items():
         values = {key: np.array(one) for key, one in own["PSNR"].items()}
-        every = max((key for key in values if key.startswith("all")), key=lambda key: values[key].mean())
-        better = max(("none", every), key=lambda key: values[key].mean())
-        row = [name, *(f"{values[key].mean():.2f}" for key in ("none", every)), every.removeprefix("all at ")]
-        for way in ("pairs", "no pairs"):
-            gain = values[way] - values[better]
-            low, high = interval(gain.tolist())
-            amount = f"{gain.mean():+.3f}" + (
-                "" if math.isnan(low) or not gain.any() else f" [{low:+.3f}, {high:+.3f}]"
+        plain, corrected = (
+            max(keys, key=lambda key: values[key].mean()) if keys else None
+            for keys in (
+                [key for key in values if key.startswith("all") and key.endswith("corrected") == whether]
+                for whether in (False, True)
             )
-            row += [", ".join(own["choices"][way]), amount]
+        )
+        better = max(("none", plain), key=lambda key: values[key].mean())
+        row = [name, f"{values['none'].mean():.2f}"]
+        row += ["–" if key is None else f"{values[key].mean():.2f}" for key in (plain, corrected)]
+        for way in ("pairs", "no pairs"):
+            row.append(", ".join(own["choices"][way]))
+            row += [_over(values[way] - values[key]) for key in (better, corrected) if key is not None]
         rows.append(row)
-    head = ["network", "none", "all", "at", "with pairs", "over the better", "without", "over the better"]
+    head = ["network", "none", "all", "corrected"]
+    head += ["with pairs", "over the better", "over corrected", "without", "over the better", "over corrected"]
     print(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+
+
+def _over(gain: NDArray[np.float64]) -> str:
+    low, high = interval(gain.tolist())
+    return f"{gain.mean():+.3f}" + ("" if math.isnan(low) or not gain.any() else f" [{low:+.3f}, {high:+.3f}]")

@@ -475,6 +475,17 @@ def test_it_is_the_correction_that_gains_least_that_is_doubted(
     assert kept == [not (doubted and site == harmful) for site in (0, 1)]
 
 
+def test_crops_fit_into_every_window() -> None:
+    """A site of its own, smaller window has not seen a larger crop whole either."""
+    model, given = network(), images(2, 72)
+    large, small = tlsc.plan(model, BASE + 8), tlsc.plan(model, BASE)
+    own = dataclasses.replace(large[1], window=small[1].window, base_size=(BASE, BASE))
+    tlsc.convert(model, plan=dataclasses.replace(large, sites=(large[0], own)))
+    with pytest.raises(ValueError, match=rf"got {BASE + 8}×{BASE + 8} and base_size {BASE}×{BASE}: no such"):
+        tlsc.calibrate(model, given)
+    assert any(fit.kept for fit in fits(tlsc.calibrate(model, given, crop=BASE)))
+
+
 def test_a_few_crops_that_disagree_drop_no_correction() -> None:
     """One of eight crops is far worse with it, seven are better: the mean is larger, but not clearly."""
     without = Distance(np.ones(8), 8.0)

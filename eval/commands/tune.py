@@ -36,8 +36,8 @@ def add_command(commands: Commands) -> None:
         "tune",
         help="decide which sites to convert, with which windows, from photographs",
         description="Decide for each site of a network (a place that takes a statistic of the whole feature "
-        "map) whether it becomes local, and over which window. With clean targets (--target, "
-        "--degrade) the PSNR decides, otherwise the distance from results on training crops. On "
+        "map) whether it becomes local, over which window, and how far its statistics are corrected. With clean "
+        "targets (--target, --degrade) the PSNR decides, otherwise the distance from results on training crops. On "
         "held-out photographs the result is compared with converting all sites or none, and used "
         "only if it is shown to gain. Writes a plan for restore, eval and export --plan, and for "
         "tlsc.convert(model, plan=...). A stopped run continues where it was.",
@@ -59,6 +59,13 @@ def add_command(commands: Commands) -> None:
         metavar="WINDOW,…",
         help="windows to try: auto (1.5 training crops), N or HEIGHTxWIDTH (default: 1.5 and 2 "
         "training crops; with targets also 1)",
+    )
+    group.add_argument(
+        "--calibrate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also decide for each site whether its statistics are corrected (calibrated on the photographs), and "
+        "how far (the default; without it three times as fast)",
     )
     group.add_argument(
         "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
@@ -107,6 +114,7 @@ def _run(args: argparse.Namespace) -> int:
                 images,
                 targets,
                 tried,
+                calibrate=args.calibrate,
                 crops_per_image=args.crops,
                 seed=args.seed,
                 journal=journal,
@@ -139,6 +147,7 @@ def _settings(
         "pad_to": network.pad_to,
         "scale": network.scale,
         "sigma": network.sigma,
+        "calibrate": args.calibrate,
         "crops": args.crops,
         "seed": args.seed,
         "device": args.device,

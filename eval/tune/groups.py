@@ -5,16 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import tlsc
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["LEFT", "MOST", "Choice", "Group", "groups_of", "plan_for", "shown"]
+__all__ = ["LEFT", "MOST", "Choice", "Group", "Local", "groups_of", "plan_for", "shown"]
 
 Size = tuple[int, int]
-Choice = tuple[Size | None, ...]
-"""A window at the network's input for each group; None: left as trained."""
+
+
+class Local(NamedTuple):
+    """How the sites of a group become local.
+
+    Attributes:
+        size: (height, width) of the window at the network's input.
+        strength: of the correction of their statistics: 0 is none, 1 as calibration finds it.
+    """
+
+    size: Size
+    strength: float = 0.0
+
+
+Choice = tuple[Local | None, ...]
+"""For each group; None: left as trained."""
 
 MOST = 8
 """Groups at most: each costs a few runs over the photographs."""
@@ -68,40 +82,50 @@ def _path(plan: tlsc.Plan, numbers: list[int]) -> str:
 
 def _name(plan: tlsc.Plan, numbers: list[int]) -> str:
     kinds = dict.fromkeys((plan[n].operation, plan[n].feature_size) for n in numbers)
-    name = " and ".join(f"{operation} on {shown(size)}" for operation, size in kinds)
+    name = " and ".join(f"{operation} on {sized(size)}" for operation, size in kinds)
     return f"{len(numbers)} × {name}" if len(numbers) > 1 else name
 
 
-def shown(size: Size | None) -> str:
-    """``96`` or ``96×128``; what is left has no window.
+def shown(one: Local | None) -> str:
+    """In words: the window, and how far its statistics are corrected.
 
     Example:
-        >>> shown((96, 96)), shown((96, 128)), shown(None)
-        ('96×96', '96×128', 'left')
+        >>> shown(Local((96, 96))), shown(Local((96, 128), 1.0)), shown(Local((96, 96), 0.5)), shown(None)
+        ('96×96', '96×128 corrected', '96×96 50% corrected', 'left')
     """
-    return "left" if size is None else f"{size[0]}×{size[1]}"
+    if one is None:
+        return "left"
+    size = sized(one.size)
+    if not one.strength:
+        return size
+    return f"{size} corrected" if one.strength == 1 else f"{size} {one.strength:.0%} corrected"
+
+
+def sized(size: Size | None) -> str:
+    """``96×128``."""
+    return "–" if size is None else f"{size[0]}×{size[1]}"
 
 
 def plan_for(
     groups: Sequence[Group], choice: Choice, planned: Callable[[Size], tlsc.Plan], base: Size
 ) -> tlsc.Plan:
-    """The plan of a choice.
+    """The plan of a choice, without corrections.
 
     Args:
         groups: as :func:`groups_of` gave them.
-        choice: a window for each.
+        choice: what becomes of each.
         planned: gives the plan of the whole network at a window.
         base: the window that a plan which leaves every site names.
 
     Raises:
         ArgumentValueError: the network has other sites at one window than at another.
     """
-    largest = max((size for size in choice if size is not None), key=math.prod, default=base)
+    largest = max((one.size for one in choice if one is not None), key=math.prod, default=base)
     first = planned(largest)
     sites = list(first.sites)
-    for group, size in zip(groups, choice, strict=True):
+    for group, one in zip(groups, choice, strict=True):
         for n in group.sites:
-            sites[n] = _site(sites[n], n, size, largest, planned)
+            sites[n] = _site(sites[n], n, None if one is None else one.size, largest, planned)
     return replace(first, sites=tuple(sites))
 
 
@@ -114,5 +138,5 @@ def _site(
         return site
     own = planned(size)[n]
     if (own.path, own.operation) != (site.path, site.operation):
-        raise ArgumentValueError(f"the network has other sites at {shown(size)} than at {shown(largest)}")
+        raise ArgumentValueError(f"the network has other sites at {sized(size)} than at {sized(largest)}")
     return replace(site, window=own.window, base_size=size)

@@ -19,7 +19,8 @@ from tlsc._internal.prediction import Crops, crops_of, doubt, step_of
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.files import naming, replacing, sealed, unsealed
 from tlsc.eval.networks import Network
-from tlsc.eval.tune.groups import Choice, Group, plan_for
+from tlsc.eval.tune.corrections import Corrections, uncorrected
+from tlsc.eval.tune.groups import Choice, Group, Local, plan_for
 
 __all__ = ["Energies", "Journal", "Pairs", "Scores"]
 
@@ -79,9 +80,16 @@ def _entry(line: str) -> dict[Choice, Values]:
     try:
         fields = unsealed(json.loads(line))
         choice, values = fields["choice"], fields["values"]
-        return {tuple(None if one is None else (one[0], one[1]) for one in choice): np.array(values, dtype=float)}
+        return {tuple(map(_local, choice)): np.array(values, dtype=float)}
     except (ValueError, TypeError, LookupError, RecursionError):
         return {}
+
+
+def _local(one: Any) -> Local | None:
+    if one is None:
+        return None
+    (height, width), strength = one
+    return Local((height, width), float(strength))
 
 
 class Scores:
@@ -93,6 +101,7 @@ class Scores:
         groups: of its sites.
         planned: its plan at a window.
         base: the window that the plan of no site names.
+        corrections: of statistics; None where no choice has any.
         journal: what is known already, and where to keep more.
         told: called after each measurement.
     """
@@ -104,11 +113,12 @@ class Scores:
         groups: Sequence[Group],
         planned: Callable[[Size], tlsc.Plan],
         base: Size,
+        corrections: Corrections | None = None,
         journal: Journal | None = None,
         told: Callable[[], Any] = lambda: None,
     ) -> None:
         self.network, self.images, self.groups, self.planned, self.told = network, images, groups, planned, told
-        self.base, self.journal = base, journal
+        self.base, self.corrections, self.journal = base, corrections, journal
         self.known: dict[Choice, Values] = {} if journal is None else journal.known
 
     def __call__(self, choice: Choice) -> Values:
@@ -125,25 +135,48 @@ class Scores:
     def _values(self, choice: Choice) -> Values:
         found = np.full(len(self.images), math.nan)
         try:
-            with self.converted(choice):
-                for n, image in enumerate(self.images):
-                    found[n] = self.value(n, self.restored(image))
+            for n, out in self.outputs(choice):
+                found[n] = self.value(n, out)
         except (RuntimeError, tlsc.TLSCError):
             if all(one is None for one in choice):
                 raise
+            found[:] = math.nan
         return found
 
+    def outputs(self, choice: Choice) -> Iterator[tuple[int, Tensor]]:
+        """What the network makes of each image in the form of a choice, and the image's number.
+
+        Where a choice corrects statistics, each half of the images is restored with what was found on the other.
+        """
+        for numbers, plan in self._forms(choice):
+            with self.converted(plan):
+                for n in numbers:
+                    yield n, self.restored(self.images[n])
+
+    def _forms(self, choice: Choice) -> Iterator[tuple[Sequence[int], tlsc.Plan | None]]:
+        """Images, and the plan with which they are restored; None: as trained."""
+        if uncorrected(choice) == choice:
+            plan = None if all(one is None for one in choice) else self.plan_of(choice)
+            yield range(len(self.images)), plan
+            return
+        assert self.corrections is not None
+        one, other = self.corrections.halves
+        for own, use in ((one, other), (other, one)):
+            yield own, self.corrections.corrected(choice, self.plan_of, use)
+
     @contextmanager
-    def converted(self, choice: Choice) -> Iterator[None]:
-        """The network as a choice has it."""
-        if all(one is None for one in choice):
+    def converted(self, plan: tlsc.Plan | None) -> Iterator[None]:
+        """The network as a plan has it; None: as trained."""
+        if plan is None:
             yield
             return
-        with tlsc.converted(self.network.model, plan=self.plan_of(choice)):
+        with tlsc.converted(self.network.model, plan=plan):
             yield
 
     def plan_of(self, choice: Choice) -> tlsc.Plan:
-        """What a choice does to each site."""
+        """What a choice does to each site; its corrections are found on all images."""
+        if uncorrected(choice) != choice and self.corrections is not None:
+            return self.corrections.corrected(choice, self.plan_of)
         return plan_for(self.groups, choice, self.planned, self.base)
 
     def restored(self, image: Tensor) -> Tensor:
@@ -197,12 +230,10 @@ class Energies(Scores):
 
     def doubt(self, one: Choice, other: Choice) -> Values:
         """What the difference of two energies may be off by on each image, as in :func:`tlsc.predict`."""
-        outputs = []
-        for choice in (one, other):
-            with self.converted(choice):
-                outputs.append([self.restored(image) for image in self.images])
         found = []
-        for n, (a, b) in enumerate(zip(*outputs, strict=True)):
-            moved = float((a.double() - b.double()).square().mean())
+        both = (dict(self.outputs(choice)) for choice in (one, other))
+        a, b = next(both), next(both)
+        for n in range(len(self.images)):
+            moved = float((a[n].double() - b[n].double()).square().mean())
             found.append(doubt(moved, self.crops[n].disagreement))
         return np.array(found)

@@ -15,7 +15,8 @@ import tlsc
 from tlsc.errors import ArgumentValueError
 from tlsc.eval.judge.intervals import images_to_settle
 from tlsc.eval.networks import Network
-from tlsc.eval.tune.groups import Choice, Group, groups_of, shown
+from tlsc.eval.tune.corrections import Corrections
+from tlsc.eval.tune.groups import Choice, Group, Local, groups_of, shown
 from tlsc.eval.tune.scores import Energies, Journal, Pairs
 from tlsc.eval.tune.search import CONFIDENCE, Found, tuned
 
@@ -61,6 +62,11 @@ class Tuning:
             said += self._needed()
         return said[0].upper() + said[1:]
 
+    def _score(self, value: float) -> str:
+        if math.isnan(value):
+            return "failed"
+        return f"{value:.3f}" if self.paired else f"{-value:.4g}"
+
     def _gain(self) -> str:
         own, unit = self.found, " dB" if self.paired else " of mismatch energy"
         shape = "+.3f" if self.paired else "+.2g"
@@ -73,16 +79,19 @@ class Tuning:
         return "." if number is None else f"; about {max(number, self.images + 1)} images may show it."
 
     def _named(self, choice: Choice) -> str:
-        if all(size is None for size in choice):
+        if all(one is None for one in choice):
             return "no site"
         if len(set(choice)) == 1:
             return f"all sites at {shown(choice[0])}"
-        return "; ".join(f"{group.name}: {shown(size)}" for group, size in zip(self.groups, choice, strict=True))
+        return "; ".join(f"{group.name}: {shown(one)}" for group, one in zip(self.groups, choice, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain Python data, ready for JSON."""
         own = self.found
-        named = {group.name: size for group, size in zip(self.groups, own.choice, strict=True)}
+        named = {
+            group.name: None if one is None else {"base_size": one.size, "correction": one.strength}
+            for group, one in zip(self.groups, own.choice, strict=True)
+        }
         return {
             "paired": self.paired,
             "images": self.images,
@@ -100,11 +109,9 @@ class Tuning:
         from tabulate import tabulate
 
         unit = "PSNR, dB" if self.paired else "mismatch energy"
-        rows = [(name, f"{value:.3f}" if self.paired else f"{-value:.4g}") for name, value in self.scores]
+        rows = [(name, self._score(value)) for name, value in self.scores]
         table = str(tabulate(rows, headers=["sites", unit], disable_numparse=True))
-        decided = [
-            f"{group.name}: {shown(size)}" for group, size in zip(self.groups, self.found.choice, strict=True)
-        ]
+        decided = [f"{group.name}: {shown(one)}" for group, one in zip(self.groups, self.found.choice, strict=True)]
         head = f"{self.images} images, {len(self.groups)} groups of sites"
         return "\n".join(
             [head, "", *(line.rstrip() for line in table.splitlines()), "", *decided, "", self.sentence]
@@ -129,22 +136,25 @@ def tune(
     targets: Sequence[Tensor] | None = None,
     windows: Sequence[Size] | None = None,
     *,
+    calibrate: bool = True,
     crops_per_image: int = 16,
     seed: int = 0,
     journal: Journal | None = None,
     told: Callable[[], Any] = lambda: None,
 ) -> Tuning:
-    """Decide which sites of a network become local, each over which window, on photographs.
+    """Decide which sites of a network become local, each over which window, how far corrected, on photographs.
 
     Sites of one kind on maps of one size are decided together. Greedy from all and from none, by PSNR where there
     are targets and by mismatch energy (see :func:`tlsc.predict`) otherwise; the result is taken only where a
-    cross-validation over photographs shows that it is better than the better of all and none.
+    cross-validation over photographs shows that it is better than the better of all and none. Corrections are those
+    of :func:`tlsc.calibrate`; each photograph is tried with what was found on the other half of them.
 
     Args:
         network: of :func:`tlsc.eval.networks.load_network`, with its training crop; it is as before afterwards.
         images: degraded, (C, H, W) each.
         targets: what they should become, if that is known.
         windows: at the network's input; see :func:`windows_for`.
+        calibrate: whether statistics may be corrected.
         crops_per_image: without targets, random crops of each image.
         seed: of these and of the cross-validation.
         journal: to go on with what an earlier run measured.
@@ -160,28 +170,37 @@ def tune(
     groups = groups_of(planned(tried[0]))
     if not groups:
         raise ArgumentValueError("no site becomes local, so there is nothing to tune")
-    given = (network, images, groups, planned, tried[0], journal, told)
+    corrections, correctable = None, []
+    if calibrate:
+        corrections = Corrections(network, images, groups, _crop(network), seed)
+        correctable = [size for size in tried if corrections.possible(size)]
+    given = (network, images, groups, planned, tried[0], corrections, journal, told)
     score: Pairs | Energies
     if targets is not None:
         score = Pairs(*given)
         score.targets = targets
         doubt = None
     else:
+        _check_larger(images, _crop(network))
         score = Energies(*given)
-        score.measure_crops(_crop(network, images), crops_per_image, seed)
+        score.measure_crops(_crop(network), crops_per_image, seed)
         doubt = score.doubt
-    found = tuned(score, len(groups), tried, len(images), score.least, doubt, seed)
-    shown_too: dict[Choice, str] = {(None,) * len(groups): "none"}
-    shown_too.update({(size,) * len(groups): f"all at {shown(size)}" for size in tried})
-    shown_too.setdefault(found.best, "the best found")
-    scores = tuple((name, float(np.mean(score(choice)))) for choice, name in shown_too.items())
+    found = tuned(score, len(groups), tried, len(images), score.least, doubt, seed, correctable)
+    rows: dict[Choice, str] = {(None,) * len(groups): "none"}
+    for one in (*map(Local, tried), *(Local(size, 1.0) for size in correctable)):
+        rows[(one,) * len(groups)] = f"all at {shown(one)}"
+    rows.setdefault(found.best, "the best found")
+    scores = tuple((name, float(np.mean(score(choice)))) for choice, name in rows.items())
     plan = score.plan_of(found.choice)
     return Tuning(plan, tuple(groups), tuple(tried), targets is not None, len(images), scores, found)
 
 
-def _crop(network: Network, images: Sequence[Tensor]) -> Size:
+def _crop(network: Network) -> Size:
     taken = network.taken(network.crop)
-    size = (taken, taken) if isinstance(taken, int) else (taken[0], taken[1])
+    return (taken, taken) if isinstance(taken, int) else (taken[0], taken[1])
+
+
+def _check_larger(images: Sequence[Tensor], size: Size) -> None:
     small = [image for image in images if any(n < k for n, k in zip(image.shape[1:], size, strict=True))]
     if small:
         high, wide = small[0].shape[1:]
@@ -189,4 +208,3 @@ def _crop(network: Network, images: Sequence[Tensor]) -> Size:
             f"{len(small)} of {len(images)} images are smaller than the training crop, {size[0]}×{size[1]} (the "
             f"first: {high}×{wide}): leave them out"
         )
-    return size

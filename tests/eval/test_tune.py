@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import nn
 
 import tlsc
+from tlsc._internal.statistics import weakened
 from tlsc.errors import ArgumentValueError
 from tlsc.eval import cli
 from tlsc.eval.judge.intervals import images_to_settle, interval
-from tlsc.eval.networks import load_network
+from tlsc.eval.networks import Network, load_network
 from tlsc.eval.run.cells import as_cell, planned_cell
 from tlsc.eval.run.records import alone_with
-from tlsc.eval.tune.groups import MOST, Choice, Group, groups_of
-from tlsc.eval.tune.scores import Journal
+from tlsc.eval.tune.corrections import Corrections, uncorrected
+from tlsc.eval.tune.groups import MOST, Choice, Group, Local, groups_of
+from tlsc.eval.tune.scores import Journal, Pairs
 from tlsc.eval.tune.search import Found, tuned
 from tlsc.eval.tune.tune import Tuning, tune
 
 WINDOWS = [(16, 16), (24, 24)]
+SMALL, LARGE = map(Local, WINDOWS)
 Values = NDArray[np.float64]
 
 # Out = x − level − contrast, of which the level is rightly local, the contrast rightly the whole image's.
@@ -76,8 +82,8 @@ def _scored(worth: dict[int, float], noise: float, images: int) -> tuple[list[Ch
     def score(choice: Choice) -> Values:
         if choice not in asked:
             asked.append(choice)
-        rng = np.random.default_rng([0 if one is None else one[0] for one in choice])
-        value = sum(worth[n] * (1.1 if one == WINDOWS[1] else 1) for n, one in enumerate(choice) if one is not None)
+        rng = np.random.default_rng([0 if one is None else one.size[0] for one in choice])
+        value = sum(worth[n] * (1.1 if one == LARGE else 1) for n, one in enumerate(choice) if one is not None)
         return value + noise * rng.standard_normal(images)
 
     return asked, score
@@ -86,8 +92,8 @@ def _scored(worth: dict[int, float], noise: float, images: int) -> tuple[list[Ch
 def test_sites_that_help_and_their_window_are_found_with_few_scores() -> None:
     asked, score = _scored({0: 0.3, 1: -0.5, 2: 0.2, 3: -0.01}, 0.005, 8)
     found = tuned(score, 4, WINDOWS, 8, 0.005)  # type: ignore[arg-type]
-    assert found.choice == found.best == (WINDOWS[1], None, WINDOWS[1], None)
-    assert found.fallback == (None,) * 4 or found.fallback == (WINDOWS[0],) * 4
+    assert found.choice == found.best == (LARGE, None, LARGE, None)
+    assert found.fallback == (None,) * 4 or found.fallback == (SMALL,) * 4
     assert found.shown_to_gain
     assert found.low < 0.55 - 0 < found.high + 0.05
     assert len(asked) < 40
@@ -101,7 +107,7 @@ def test_what_is_not_shown_to_gain_is_not_taken() -> None:
     assert not found.shown_to_gain
     _, score = _scored({0: 1.0, 1: -1.0}, 0.001, 2)
     found = tuned(score, 2, WINDOWS, 2, 0.005)  # type: ignore[arg-type]
-    assert found.best == (WINDOWS[1], None)
+    assert found.best == (LARGE, None)
     assert found.choice == found.fallback
     assert np.isnan(found.low)
 
@@ -118,18 +124,18 @@ def test_the_lower_end_of_the_interval_decides_and_is_wrong_once_in_twenty() -> 
     gains = np.array([0.9, 0.5, 1.1, -0.1, 0.2, 0.8])
 
     def score(choice: Choice) -> Values:
-        return gains if choice == (WINDOWS[0], None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
+        return gains if choice == (SMALL, None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
 
     found = tuned(score, 2, WINDOWS[:1], 6, 0.005)
     assert (found.low, found.high) == interval(gains.tolist(), 0.9)
     assert interval(gains.tolist(), 0.95)[0] < 0 < found.low
-    assert found.choice == found.best == (WINDOWS[0], None)
+    assert found.choice == found.best == (SMALL, None)
 
 
 def test_a_gain_that_is_not_shown_says_how_many_photographs_would_show_it() -> None:
     gains = (0.9, 0.5, 1.1, -1.0, 0.0, 0.8)
     low, high = interval(gains, 0.9)
-    found = Found((None, None), (WINDOWS[0], None), (None, None), 0.5, low, high, gains)
+    found = Found((None, None), (SMALL, None), (None, None), 0.5, low, high, gains)
     groups = (Group("a", (0,)), Group("b", (1,)))
     tuning = Tuning(tlsc.Plan((16, 16), 1, ()), groups, (WINDOWS[0],), True, 6, (), found)
     needed = images_to_settle(gains, 0.9)
@@ -149,7 +155,7 @@ def test_doubt_and_the_drawn_photographs_add_up_in_squares() -> None:
     gains = 1 + shape * 0.6 / interval(shape.tolist(), 0.9)[1]
 
     def score(choice: Choice) -> Values:
-        return gains if choice == (WINDOWS[0], None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
+        return gains if choice == (SMALL, None) else np.zeros(6) if choice[1] is None else np.full(6, -1.0)
 
     for doubt, shown in ((0.0, True), (0.7, True), (0.9, False)):
         found = tuned(score, 2, WINDOWS[:1], 6, 0.005, lambda one, other, doubt=doubt: np.full(6, doubt))
@@ -159,13 +165,44 @@ def test_doubt_and_the_drawn_photographs_add_up_in_squares() -> None:
         assert found.shown_to_gain == shown
 
 
+def test_corrections_are_taken_as_far_as_they_gain() -> None:
+    """Corrected, group 0 gains, group 1 most by half, group 2 loses; the windows are each the better one's."""
+    gains = {
+        0: {0.0: -0.2, 0.5: 0.1, 1.0: 0.4},
+        1: {0.0: -0.3, 0.5: 0.3, 1.0: 0.1},
+        2: {0.0: 0.1, 0.5: 0.0, 1.0: -0.1},
+    }
+
+    def score(choice: Choice) -> Values:
+        noise = 0.01 * np.random.default_rng(len(str(choice))).standard_normal(8)
+        return sum((gains[n][one.strength] for n, one in enumerate(choice) if one is not None), 0.0) + noise
+
+    best = (Local((24, 24), 1.0), Local((24, 24), 0.5), LARGE)
+    plain = tuned(score, 3, WINDOWS[1:], 8, 0.005)
+    assert plain.choice == (None, None, LARGE)
+    found = tuned(score, 3, WINDOWS[1:], 8, 0.005, correctable=WINDOWS[1:])
+    assert found.choice == found.best == best
+    assert found.fallback == (Local((24, 24), 1.0),) * 3
+    assert found.shown_to_gain
+    # without targets what is corrected has to be shown to gain
+    for doubt, choice in ((0.1, best), (5.0, (None,) * 3)):
+        found = tuned(score, 3, WINDOWS[1:], 8, 0.005, lambda one, other, d=doubt: np.full(8, d), 0, WINDOWS[1:])
+        assert (found.best, found.choice, found.fallback) == (best, choice, (None,) * 3)
+        assert found.low == pytest.approx(0.8 - doubt, abs=0.03)
+    # and a correction that gains nothing is not taken
+    gains = {n: dict.fromkeys((0.0, 0.5, 1.0), 0.1 * n) for n in range(3)}
+    assert (
+        tuned(lambda choice: score(choice) * 0 + 0, 3, WINDOWS, 8, 0.005, correctable=WINDOWS).choice == (None,) * 3
+    )
+
+
 def test_a_network_that_fails_in_one_form_is_tuned_with_the_others() -> None:
     _, score = _scored({0: 0.3, 1: 0.5}, 0.001, 6)
 
     def failing(choice: Choice) -> Values:
         return np.full(6, np.nan) if choice[1] is not None else score(choice)  # type: ignore[operator,no-any-return]
 
-    assert tuned(failing, 2, WINDOWS, 6, 0.005).choice == (WINDOWS[1], None)
+    assert tuned(failing, 2, WINDOWS, 6, 0.005).choice == (LARGE, None)
 
 
 def test_groups_are_sites_alike_and_not_too_many() -> None:
@@ -243,7 +280,7 @@ def test_without_targets_the_output_on_crops_is_the_measure(place: Path) -> None
     images = [torch.from_numpy(given.astype(np.float32)).permute(2, 0, 1) for given, _ in _photographs(4)]
     found = tune(network, images)
     assert found.windows == ((24, 24), (32, 32))
-    assert found.found.choice in [(size, size) for size in found.windows]
+    assert found.found.choice in [(one, one) for one in map(Local, found.windows)]
     assert found == tune(network, images)
     scores = dict(found.scores)
     assert scores["none"] < scores["all at 24×24"] < 0
@@ -251,6 +288,90 @@ def test_without_targets_the_output_on_crops_is_the_measure(place: Path) -> None
         tune(load_network("./levels.py:make", crop=64), images)
     with pytest.raises(ArgumentValueError, match="no site becomes local"):
         tune(load_network("plain"), images, windows=WINDOWS)
+
+
+class _Ring(nn.Module):
+    """A norm whose statistics a crop's padding spoils, and a mean that is rightly the whole image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.InstanceNorm2d(6)
+        with torch.no_grad():
+            self.conv.bias.fill_(1.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(self.conv(x))
+        return 0.5 + 0.1 * normed[:, :3] + 0.5 * x.square().mean((2, 3), keepdim=True)
+
+
+def _ringed(number: int) -> tuple[nn.Module, list[torch.Tensor], list[torch.Tensor]]:
+    """A network, images, and what it makes of them with each crop's own statistics in its norm, a mean of all."""
+    torch.manual_seed(0)
+    model = _Ring().eval().requires_grad_(False)
+    images = [torch.from_numpy(given.astype(np.float32)).permute(2, 0, 1) for given, _ in _photographs(number)]
+    images = [F.interpolate(x[None], scale_factor=1.5, mode="bilinear")[0] for x in images]
+    with tlsc.converted(model, 16, source="crops", crop=16, include="norm"):
+        return model, images, [model(image[None])[0] for image in images]
+
+
+def test_corrected_statistics_are_a_choice_and_belong_to_the_plan(tmp_path: Path) -> None:
+    model, images, clean = _ringed(6)
+    network = Network("ring", model, crop=16)
+    found = tune(network, images, clean, windows=[(16, 16)])
+    assert found.found.choice == (None, Local((16, 16), 1.0))
+    assert str(found).splitlines()[-1].startswith("(the model): left; norm: 16×16 corrected: +1")
+    assert found.as_dict()["choice"]["norm"] == {"base_size": (16, 16), "correction": 1.0}
+    scores = dict(found.scores)
+    assert scores["the best found"] > max(value for name, value in scores.items() if name != "the best found") + 10
+    found.plan.save(tmp_path / "plan.json")
+    trained = [network(image[None])[0] for image in images]
+    with tlsc.converted(model, plan=tlsc.Plan.load(tmp_path / "plan.json")):
+        restored = [network(image[None])[0] for image in images]
+    assert _psnr(restored, clean) > _psnr(trained, clean) + 10
+    assert _psnr(restored, clean) == pytest.approx(scores["the best found"], abs=1)
+    plain = tune(network, images, clean, windows=[(16, 16)], calibrate=False)
+    assert all(site.fit is None for site in plain.plan)
+    assert not any("corrected" in name for name, _ in plain.scores)
+
+
+def test_without_targets_corrected_statistics_are_taken_where_crops_vouch_for_them() -> None:
+    """On crops the mean is a crop's own, so that it becomes local, too."""
+    model, images, _ = _ringed(6)
+    found = tune(Network("ring", model, crop=16), images, windows=[(16, 16), (24, 24)])
+    assert found.found.choice == (Local((16, 16), 1.0),) * 2
+    assert found.found.fallback == (LARGE, LARGE)
+    assert found.found.shown_to_gain
+
+
+def _psnr(images: list[torch.Tensor], clean: list[torch.Tensor]) -> float:
+    errors = [float((a.clamp(0, 1) - b).square().mean()) for a, b in zip(images, clean, strict=True)]
+    return float(np.mean(-10 * np.log10(errors)))
+
+
+def test_each_half_is_tried_with_what_was_found_on_the_other() -> None:
+    model, given, _ = _ringed(4)
+    network = Network("ring", model, crop=16)
+    planned = cache(lambda size: tlsc.plan(network.model, size))
+    groups = groups_of(planned((16, 16)))
+    corrections = Corrections(network, given, groups, (16, 16), 0)
+    score = Pairs(network, given, groups, planned, (16, 16), corrections)
+    choice = (None, Local((16, 16), 0.5))
+    out = dict(score.outputs(choice))
+    for own, others in ((given[::2], given[1::2]), (given[1::2], given[::2])):
+        with tlsc.converted(network.model, 16):
+            full = tlsc.calibrate(network.model, others)
+        fit = full[1].fit
+        assert fit is not None
+        assert fit.kept
+        half = replace(fit, coefficients=weakened(fit.coefficients, 0.5))
+        left = score.plan_of(uncorrected(choice))[0]
+        with tlsc.converted(network.model, plan=replace(full, sites=(left, replace(full[1], fit=half)))):
+            for image in own:
+                n = next(n for n in range(4) if given[n] is image)
+                assert torch.equal(out[n], network(image[None])[0])
+    sizes = [(16, 16), (24, 16), (12, 96)]
+    assert [corrections.possible(size) for size in sizes] == [True, True, False]
+    assert not Corrections(network, given[:1], groups, (16, 16), 0).possible((16, 16))
 
 
 def test_a_run_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,14 +398,14 @@ def test_a_run_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyP
     assert Path("second.json").read_bytes() == Path("first.json").read_bytes()
     assert len(measured) >= 1
     assert len(measured) < len(set(measured)) + 1
-    assert not {((16, 16), (16, 16)), ((24, 24), (24, 24))} & set(measured)
+    assert not {(SMALL, SMALL), (LARGE, LARGE)} & set(measured)
     assert not journal.exists()
 
 
 def test_a_journal_that_is_damaged_or_in_use(tmp_path: Path) -> None:
     file = tmp_path / "plan.json.journal"
     journal = Journal(file, {"seed": 1})
-    choices: list[Choice] = [((16, 16), None), (None, (24, 24)), (None, None)]
+    choices: list[Choice] = [(SMALL, None), (None, LARGE), (Local((16, 16), 0.5), None), (None, None)]
     for choice in choices:
         journal.add(choice, np.array([31.25, 30.5]))
     whole = file.read_text()

@@ -12,7 +12,7 @@ import torch
 
 import tlsc
 from tlsc._statistics import operations
-from tlsc._statistics.correction import NAMES, NOTHING, Correction, corrected_mean, corrected_var
+from tlsc._statistics.correction import NAMES, NOTHING, Correction, corrected_mean, corrected_var, weakened
 
 # Limits that are met and not, negative means, a variance that would become negative, NaN.
 ROWS = [
@@ -64,6 +64,18 @@ def test_back_ends_correct_windows_by_the_formula(name: str) -> None:
             wanted = _naively(row, sum((v - centre) ** 2 for v in window) / 3, centre, 0.25)
             found = var[0, c, 0, start].item(), mean[0, c, 0, start].item()
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_weakened_moves_statistics_by_a_part_of_the_way(strength: float) -> None:
+    for row in (ROWS[1], ROWS[3]):
+        weak = dict(
+            zip(NAMES, (one[0] for one in weakened([[row[name]] for name in NAMES], strength)), strict=True)
+        )
+        for var, mean in STATISTICS[:4]:
+            whole = _naively(row, var, mean, 1.0)
+            expected = [a + strength * (b - a) for a, b in zip((var, mean), whole, strict=True)]
+            np.testing.assert_allclose(_naively(weak, var, mean, 1.0), expected, rtol=1e-12)
 
 
 def test_rows_are_one_tensor_that_calls_hand_on() -> None:

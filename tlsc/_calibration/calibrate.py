@@ -92,11 +92,12 @@ def calibrated(
     if isinstance(images, Plan):
         return apply(model, images)
     size = plan.base_size if crop is None else as_pair(crop, "crop")
-    if any(n > k for n, k in zip(size, plan.base_size, strict=True)):
-        raise ArgumentValueError(
-            f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
-            f"{plan.base_size[0]}×{plan.base_size[1]}: no such window was seen in training"
-        )
+    for window in dict.fromkeys((plan.base_size, *(site.base_size or plan.base_size for site in plan.converted))):
+        if any(n > k for n, k in zip(size, window, strict=True)):
+            raise ArgumentValueError(
+                f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
+                f"{window[0]}×{window[1]}: no such window was seen in training"
+            )
     count = as_positive_int(crops_per_image, "crops_per_image")
     given = images_of(images, model)
     places, reasons = places_of(model, plan)

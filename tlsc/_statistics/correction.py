@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NAMES", "NOTHING", "Correction", "corrected_mean", "corrected_var"]
+__all__ = ["NAMES", "NOTHING", "Correction", "corrected_mean", "corrected_var", "weakened"]
 
 NAMES = ("a", "b", "c", "d", "e", "top", "low", "high")
 """The rows of a correction, in the order in which they are stored everywhere: tensors, plans, kernels."""
@@ -40,6 +40,20 @@ def corrected_mean(of: Any, rows: Any, mean: Any, share: Any = 1.0) -> Any:
     """``mean + w·((d − 1)·clip(mean, low, high) + e)``; arguments as of :func:`corrected_var`."""
     _, _, _, d, e, _, low, high = rows
     return mean + share * ((d - 1) * of.minimum(of.maximum(mean, low), high) + e)
+
+
+def weakened(rows: Sequence[Sequence[float]], strength: float) -> tuple[tuple[float, ...], ...]:
+    """The rows of a correction that changes statistics by ``strength`` times as much.
+
+    Example:
+        >>> weakened([[3.0], [1.0], [0.0], [1.0], [0.5], [9.0], [-1.0], [1.0]], 0.5)
+        ((2.0,), (0.5,), (0.0,), (1.0,), (0.25,), (9.0,), (-1.0,), (1.0,))
+    """
+    found = []
+    for name, row, nothing in zip(NAMES, rows, NOTHING, strict=True):
+        limit = name in ("top", "low", "high")
+        found.append(tuple(value if limit else nothing + strength * (value - nothing) for value in row))
+    return tuple(found)
 
 
 class Correction:
