@@ -3,10 +3,12 @@
 ``python -m benchmarks prediction train`` trains the networks that do not come along, into
 ``calibration-networks`` (each takes one to five minutes of a core; those that are there are left; those of
 ``calibration unets`` are taken, too, where they are there); ``python -m benchmarks prediction networks`` prints the
-table, of the networks that are there; ``… picture FILE`` also draws predicted against measured changes; ``… whole``
-prints what is said of networks that were trained on whole images. What was measured is kept beside the networks.
+table, of the networks that are there; ``… picture FILE`` also draws predicted against measured changes; ``…
+calibrated`` prints the table of calibrated statistics; ``… whole`` prints what is said of networks trained on whole
+images. What was measured is kept beside the networks.
 
-How wide an interval must be is found leaving one network out: for each network by all others.
+How wide an interval must be is found leaving one network out: for each network by all others. Of calibrated
+statistics it is that of ``tlsc.predict``.
 """
 
 from __future__ import annotations
@@ -106,10 +108,11 @@ def _known() -> dict[str, tuple[Callable[[], nn.Module], int, str]]:
     return found
 
 
-def _networks() -> dict[str, Any]:
+def _networks(calibrated: bool = False) -> dict[str, Any]:
     """What was measured, of every network trained on crops that is there."""
     known = {name: (load, crop, partial(halves, kind)) for name, (load, crop, kind) in _known().items()}
-    found: dict[str, Any] = _all_measured("predicted.json", known)
+    file = "predicted-calibrated.json" if calibrated else "predicted.json"
+    found: dict[str, Any] = _all_measured(file, known, calibrated)
     return found
 
 
@@ -127,18 +130,24 @@ def _whole() -> dict[str, Any]:
     return found
 
 
-def _measured(model: nn.Module, crop: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Prediction and truth of each window."""
+def _measured(
+    model: nn.Module, crop: int, pairs: Sequence[tuple[Tensor, Tensor]], calibrated: bool = False
+) -> dict[str, Any]:
+    """Prediction and truth of each window, with calibrated statistics or as they are."""
+    how: dict[str, Any] = {"calibrate": [given for given, _ in pairs], "crop": crop} if calibrated else {}
     windows = [crop, crop * 3 // 2, crop * 2]
     with torch.no_grad():
         before = [model(given[None])[0] for given, _ in pairs]
         errors = [float((out - clean).square().mean()) for out, (_, clean) in zip(before, pairs, strict=True)]
     psnr = float(-10 * np.log10(np.mean(errors)))
-    found = tlsc.predict(model, [given for given, _ in pairs], windows, crop=crop, psnr=psnr)
+    images = [given for given, _ in pairs]
+    found = tlsc.predict(model, images, windows, crop=crop, psnr=psnr, calibrate=calibrated)
     with torch.no_grad():
         rows = []
         for one in found.changes:
-            with tlsc.converted(model, one.base_size, check=False):
+            if one.calibrated != calibrated:
+                continue
+            with tlsc.converted(model, one.base_size, check=False, **how):
                 after = [model(given[None])[0] for given, _ in pairs]
             true = [float((out - clean).square().mean()) for out, (_, clean) in zip(after, pairs, strict=True)]
             change = [a - b for a, b in zip(true, errors, strict=True)]
@@ -153,14 +162,18 @@ def _measured(model: nn.Module, crop: int, pairs: Sequence[tuple[Tensor, Tensor]
     }
 
 
-def _all_measured(file: str, known: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[], Any]]]) -> Any:
+def _all_measured(
+    file: str,
+    known: Mapping[str, tuple[Callable[[], nn.Module], int, Callable[[], Any]]],
+    calibrated: bool = False,
+) -> Any:
     """What was measured; goes on where it was stopped."""
     path = FOLDER / file
     FOLDER.mkdir(exist_ok=True)
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name, (load, crop, pairs) in known.items():
         if name not in found:
-            found[name] = _measured(load(), crop, [_cut(pair) for pair in pairs()])
+            found[name] = _measured(load(), crop, [_cut(pair) for pair in pairs()], calibrated)
             with replacing(path) as new:
                 new.write_text(json.dumps(found))
     return found
@@ -207,6 +220,11 @@ def main(parts: Sequence[str]) -> None:
     torch.set_num_threads(1)
     if parts and parts[0] == "train":
         _train()
+    elif parts and parts[0] == "calibrated":
+        found = _networks(calibrated=True)
+        units = dict.fromkeys(found, DOUBT)
+        print(_table(found, units))
+        _summary(found, units)
     elif parts and parts[0] == "whole":
         found = _whole()
         print(_table(found, dict.fromkeys(found, DOUBT)))
@@ -252,7 +270,7 @@ def _summary(found: Mapping[str, Any], units: Mapping[str, float]) -> None:
             shown, right = shown + sure, right + (sure and (true > 0) == (low > 0))
             pairs = zip(row["per_image"], row["true"], strict=True)
             images += [(a, b) for a, b in pairs if min(abs(decibels(x, psnr)) for x in (a, b)) > 0.02]
-    print(f"inside the 90% interval, each network by the others: {inside} of {total}")
+    print(f"inside the 90% interval: {inside} of {total}")
     print(f"the interval excludes zero in {shown}, with the right sign in {right}")
     same = sum((a > 0) == (b > 0) for a, b in images)
     print(f"single images that change by more than 0.02 dB: the sign is right in {same} of {len(images)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc._prediction.energies import _cells, _place, crops_of
 from tlsc._prediction.predict import DOUBT, doubt, floor
-from tlsc._prediction.result import decibels
+from tlsc._prediction.result import Change, Prediction, decibels
 
 
 class Level(nn.Module):
@@ -101,6 +102,17 @@ def test_the_gain_is_predicted_where_it_is_known() -> None:
     assert found.sentence.startswith(f"Convert at {found.best.name}: about +")
     assert json.loads(json.dumps(found.as_dict()))["best"] == found.best.name
     assert found == tlsc.predict(Level(), images, [16, 24], crop=16, psnr=20)
+
+
+def test_where_windows_lose_the_sentence_names_corrected_statistics_until_they_were_tried() -> None:
+    loses = Change((16, 16), False, 0.02, 0.01, 0.005, 0.015, (0.01,) * 6)
+    unclear = replace(loses, low=-0.001)
+    still = replace(loses, calibrated=True)
+    hint = " Corrected statistics may not: try calibrate=True (--calibrate)."
+    for changes, said in (((loses,), hint), ((unclear,), ""), ((loses, still), "")):
+        sentence = Prediction((16, 16), 6, 90, None, 0.01, 0.001, changes).sentence
+        assert sentence.endswith(")." + said)
+        assert sentence.startswith("Leave the model as it is: converting ")
 
 
 def test_where_nothing_moves_nothing_is_recommended() -> None:

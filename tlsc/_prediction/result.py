@@ -99,7 +99,9 @@ class Prediction:
         if best is None:
             top = min(self.changes, key=lambda one: one.change)
             verb = "loses" if top.low > 0 else "is not shown to gain"
-            return f"Leave the model as it is: converting {verb} (at {top.name}: {self._amount(top)})."
+            said = f"Leave the model as it is: converting {verb} (at {top.name}: {self._amount(top)})."
+            tried = top.low <= 0 or any(one.calibrated for one in self.changes)
+            return said if tried else f"{said} Corrected statistics may not: try calibrate=True (--calibrate)."
         lost = sum(change > 0 for change in best.per_image)
         said = f"Convert at {best.name}: about {self._amount(best)}"
         return said + (f"; on {lost} of {self.images} images it may lose." if lost else ".")
