@@ -665,3 +665,23 @@ def test_the_plan_prints_what_was_found() -> None:
     assert "calibrated on 64 crops of 24×24: 2 of 2 sites corrected" in text
     assert "before" in text.splitlines()[3]
     assert "after" in text.splitlines()[3]
+
+
+def test_images_of_one_colour_each_are_no_reason_for_a_warning() -> None:
+    """A map that is constant on each crop has a mean and no variance."""
+
+    class Levelled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x.mean((2, 3), keepdim=True)
+
+    model = tlsc.convert(Levelled(), 16)
+    images = [torch.full((3, 64, 64), 0.1 * n + 0.1) for n in range(6)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = tlsc.calibrate(model, images)
+    fit = plan[0].fit
+    assert fit is not None
+    assert not fit.kept
+    assert fit.before is not None
+    assert fit.before < 1
+    assert "gain too little" in fit.reason

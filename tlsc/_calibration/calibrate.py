@@ -10,11 +10,12 @@ corrected: each site is fitted with the earlier ones corrected.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .._arguments import as_pair, as_positive_int
@@ -30,6 +31,7 @@ from .sites import places_of
 __all__ = ["apply", "calibrate", "calibrated"]
 
 WORSE = 1.02  # the output may be this much further from crop behaviour before it is said
+ROUNDINGS = 8  # of numbers like the input's: by less outputs do not differ
 
 
 def calibrate(
@@ -83,9 +85,21 @@ def calibrate(
 
 
 def calibrated(
-    model: nn.Module, images: Any, crop: int | tuple[int, int] | None, crops_per_image: int = 32, seed: int = 0
+    model: nn.Module,
+    images: Any,
+    crop: int | tuple[int, int] | None,
+    crops_per_image: int = 32,
+    seed: int = 0,
+    call: Callable[[Tensor], Any] | None = None,
+    multiple: int = 1,
 ) -> Plan:
-    """:func:`calibrate`, for a caller that is called itself: warnings are the caller's caller's."""
+    """:func:`calibrate`, for a caller that is called itself: warnings are the caller's caller's.
+
+    Args:
+        model, images, crop, crops_per_image, seed: as for :func:`calibrate`.
+        call: what is called instead of the model, a function from images (N, C, H, W) to what it returns.
+        multiple: sizes that it takes without padding are multiples of this.
+    """
     plan = _surgery.plan_of(model)
     if plan.source != "window":
         raise ArgumentValueError(f"calibration is of windows, and this model's statistics are from {plan.source}")
@@ -102,7 +116,7 @@ def calibrated(
     given = images_of(images, model)
     places, reasons = places_of(model, plan)
     random = np.random.default_rng(checked_seed(seed))
-    regions, spots, independent = regions_of(given, size, step_of(plan), count, random)
+    regions, spots, independent = regions_of(given, size, step_of(plan), count, random, multiple)
     about = Calibration(size, len(given), len(spots), seed)
     if not places or not spots or alike(regions, spots, size):
         why = f"no image is larger than the crop, {size[0]}×{size[1]}, on all sides"
@@ -112,10 +126,10 @@ def calibrated(
         if places:
             warnings.warn(f"nothing was calibrated: {why}", TLSCWarning, stacklevel=3)
         return _take(model, plan, found, about)
-    run = Run(model, places, regions, spots, size, independent)
+    run = Run(model, places, regions, spots, size, independent, call or model)
     original, found, after = _run(run, reasons)
     made = _take(model, plan, found, replace(about, original=original, local=run.local.rms, calibrated=after))
-    if after > WORSE * original:
+    if after > WORSE * original + _rounding(regions):
         warnings.warn(
             f"converting moves the output away from what the model does on crops of {size[0]}×{size[1]}: at their "
             f"centres it is {after:.2g} off, the original {original:.2g} (RMS). Restore with the original in "
@@ -124,6 +138,11 @@ def calibrated(
             stacklevel=3,
         )
     return made
+
+
+def _rounding(regions: Tensor) -> float:
+    """By how much outputs may differ for no reason."""
+    return ROUNDINGS * torch.finfo(regions.dtype).eps * float(regions.double().square().mean().sqrt())
 
 
 def _run(run: Run, reasons: dict[int, str]) -> tuple[float, dict[int, Fit], float]:

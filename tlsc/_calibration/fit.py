@@ -89,7 +89,7 @@ def fitted(inside: Statistics, crops: Statistics, eps: float, independent: float
     enough = min(BETTER, 1 - DOUBT / independent)
     good = left.mean(0) <= enough * error.mean(0)
     after = float(np.where(good, left, error).mean())
-    if after > enough * before:
+    if after >= enough * before:  # as for two zeros
         return Fitted(None, before, before, "on crops held out it would gain too little")
     chosen = np.where(good, fit(inside, crops, independent), UNCHANGED)
     return Fitted(chosen, before, after)
@@ -128,7 +128,8 @@ def errors(inside: Statistics, crops: Statistics, eps: float) -> Array:
     """
     moved = inside.mean - crops.mean
     if inside.var is None or crops.var is None:
-        return np.asarray(np.abs(moved) / np.sqrt(crops.unit + eps))
+        # Of a constant map what is left of the variance is rounding of single precision.
+        return np.asarray(np.abs(moved) / np.sqrt(np.maximum(crops.unit + eps, (1e-7 * crops.mean) ** 2 + TINY)))
     least = 1e-8 * crops.var.mean(0) + TINY
     s, t = np.sqrt(inside.var + eps + least), np.sqrt(crops.var + eps + least)
     # Too small and too large by the same factor are equally wrong.

@@ -74,9 +74,12 @@ def step_of(plan: Plan) -> int:
 
 
 def regions_of(
-    images: list[Tensor], crop: tuple[int, int], step: int, count: int, rng: np.random.Generator
+    images: list[Tensor], crop: tuple[int, int], step: int, count: int, rng: np.random.Generator, multiple: int = 1
 ) -> tuple[Tensor, list[Spot], float]:
-    """Regions of one size, a batch; crops inside them, off their borders; for how many crops these count."""
+    """Regions of one size, a batch; crops inside them, off their borders; for how many crops these count.
+
+    Their sides are multiples of ``multiple``, and of 32 where crops' are, if images have room for that.
+    """
     usable = [
         image for image in images if all(n >= k + 2 * step for n, k in zip(image.shape[1:], crop, strict=True))
     ]
@@ -87,7 +90,7 @@ def regions_of(
     sizes = []
     for axis, k in enumerate(crop):
         n = min(min(image.shape[1 + axis] for image in usable), longest)
-        unit = math.lcm(step, math.gcd(UNIT, k))
+        unit = math.lcm(step, math.gcd(UNIT, k), multiple)
         rounded = n // unit * unit
         sizes.append(rounded if rounded >= k + 2 * step else n)
     most = max(1, CROPS_OF_REGION * math.prod(sizes) // math.prod(crop))

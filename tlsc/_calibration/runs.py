@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,7 +38,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Run:
-    """Crops, and regions without and with corrections, through the converted model."""
+    """Crops, and regions without and with corrections, through the converted model.
+
+    Args:
+        model: the converted model.
+        places: its sites.
+        regions: parts of images, (N, C, H, W).
+        spots: where the crops are in them.
+        crop: their size.
+        independent: for how many crops that do not overlap they count.
+        call: the model, or what calls it.
+    """
 
     def __init__(
         self,
@@ -48,7 +58,9 @@ class Run:
         spots: list[Spot],
         crop: tuple[int, int],
         independent: float,
+        call: Callable[[Tensor], Any],
     ) -> None:
+        self.call = call
         self.model, self.places, self.regions, self.spots = model, places, regions, spots
         self.crop, self.independent = crop, independent
         self.expected: list[Tensor] = []
@@ -73,7 +85,7 @@ class Run:
 
     def whole(self) -> Any:
         """What the model, as it is, makes of the regions."""
-        return self.model(self.regions)
+        return self.call(self.regions)
 
     def distance(self, outputs: Any) -> Distance:
         """How far outputs on regions are from those on crops, at the crops' centres."""
@@ -90,7 +102,7 @@ class Run:
                 part = self.spots[first : first + number]
                 height, width = self.crop
                 batch = torch.stack([self.regions[n, :, i : i + height, j : j + width] for n, i, j in part])
-                outputs.append([centre(x).clone() for x in maps(self.model(batch))])
+                outputs.append([centre(x).clone() for x in maps(self.call(batch))])
         self.expected = [torch.cat(list(parts)) for parts in zip(*outputs, strict=True)]
 
     def _on_crops(self, place: Place, x: Tensor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .._arguments import as_pair, as_positive_int
+from .._calibration.calibrate import calibrated
 from .._calibration.regions import checked_seed, images_of, step_of
 from .._calibration.runs import evaluating
 from .._convert import converted
 from .._convert import plan as plan_of
 from .._surgery.swapping import reverted
-from ..errors import ArgumentValueError
+from ..errors import ArgumentValueError, TLSCError, first_line
 from .energies import crops_of, image_of
 from .result import NEGLIGIBLE, Change, Prediction
 
@@ -72,6 +74,7 @@ def predict(
         ArgumentTypeError, ArgumentValueError: an argument cannot be used; no image is larger than the crop; no site
             becomes local.
         ProbeError: the model cannot be run at the size of the crop.
+        TLSCError: it fails on crops or images.
 
     Example:
         >>> import torch, tlsc
@@ -95,7 +98,8 @@ def predict(
         raise ArgumentValueError("no site becomes local, so there is nothing to predict")
     step = step_of(planned)
     with reverted(model), evaluating(model):
-        crops = [crops_of(ask, image, size, count, step, rng) for image in given]
+        with _running(f"crops of {size[0]}×{size[1]}"):
+            crops = [crops_of(ask, image, size, count, step, rng) for image in given]
         outputs = [_output(ask, image) for image in given]
         whole = [own.energies(output) for own, output in zip(crops, outputs, strict=True)]
         known = [own.disagreement for own in crops if not np.isnan(own.disagreement)]
@@ -104,8 +108,9 @@ def predict(
         areas = [own.areas for own in crops]
 
         def changed(window: tuple[int, int], corrected: bool) -> Change:
-            how: dict[str, Any] = {"calibrate": given, "crop": size} if corrected else {}
-            with converted(model, window, check=False, **how):
+            with converted(model, window, check=False):
+                if corrected:
+                    calibrated(model, given, size, call=call)
                 now = [_output(ask, image) for image in given]
             local = [own.energies(output) for own, output in zip(crops, now, strict=True)]
             moved = _moved(now, outputs)
@@ -167,7 +172,21 @@ def _windows(base_size: Any, crop: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def _output(call: Any, image: Tensor) -> Tensor:
-    return image_of(call(image[None]), image[None])[0]
+    with _running(f"an image of {image.shape[1]}×{image.shape[2]}"):
+        return image_of(call(image[None]), image[None])[0]
+
+
+@contextmanager
+def _running(what: str) -> Iterator[None]:
+    try:
+        yield
+    except TLSCError:
+        raise
+    except Exception as error:
+        raise TLSCError(
+            f"the model fails on {what} pixels ({first_line(error)}): give sizes that it takes, or a call that "
+            "pads (--pad-to)"
+        ) from error
 
 
 def _change(
