@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ class Network:
             down, across = (n // k for n, k in zip(out.shape[2:], padded.shape[2:], strict=True))
             out = out[..., : height * down, : width * across]
         return out.float().cpu()
+
+    @property
+    def multiple(self) -> int:
+        """Sizes that it takes without padding are multiples of this."""
+        known = self.padding
+        return math.lcm(self.pad_to, 1 if known is None or known.inside else known.multiple)
 
     def taken(self, size: Any) -> Any:
         """A base size, or the next larger one that the network takes."""

@@ -151,11 +151,11 @@ def _keep_hidden(pixels: NDArray[np.float32], stored: NDArray[np.float32], alpha
     pixels[rows, columns] = stored[rows * stored.shape[0] // height, columns * stored.shape[1] // width]
 
 
-def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) -> list[str]:
-    """Calibrate a converted network of :func:`tlsc.adapters.load` on the image that it is to restore.
+def calibrate_on(model: nn.Module | Network, picture: Picture, crop: int | None = None) -> list[str]:
+    """Calibrate a converted network on the image that it is to restore.
 
     Args:
-        model: the network; an earlier calibration is replaced.
+        model: the network, as for :func:`restore_picture`; an earlier calibration is replaced.
         picture: the image.
         crop: side of the training crops in pixels; by default what is known of the network, at most its window.
 
@@ -163,23 +163,30 @@ def calibrate_on(model: nn.Module, picture: Picture, crop: int | None = None) ->
         The warnings of :func:`tlsc.calibrate`.
     """
     import torch
+    from torch import nn
 
     import tlsc
-    from tlsc import adapters
+    from tlsc._internal.prediction import calibrated
+    from tlsc.eval.networks import of_model
 
-    image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
-    like, known = next(model.parameters(), image), getattr(model, "tlsc", None)
-    described = known if isinstance(known, adapters.Descriptor) else adapters.Descriptor(type(model).__name__)
-    if described.in_channels == 3 and image.shape[1] == 1:
+    network = of_model(type(model).__name__, model) if isinstance(model, nn.Module) else model
+    image, like = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0), network.reference
+    if network.channels == 3 and image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
-    if described.in_channels == 1 and image.shape[1] == 3:
+    if network.channels == 1 and image.shape[1] == 3:
         image = image.transpose(0, 1)
     if crop is None:
-        base = tlsc.plan(model).base_size
-        crop = min(*base, described.crop or min(base))
+        base = tlsc.plan(network.model).base_size
+        crop = min(*base, network.crop or min(base))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
-        tlsc.calibrate(model, image.to(like.device, like.dtype), crop)
+        calibrated(
+            network.model,
+            image.to(like.device, like.dtype),
+            network.taken(crop),
+            call=network,
+            multiple=network.multiple,
+        )
     return [str(warning.message) for warning in said]
 
 

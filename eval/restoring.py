@@ -165,7 +165,7 @@ class Work:
 
         if self.wanted.calibrate:
             bar.clear()
-            for said in calibrate_on(self.network.model, file.read(), self.wanted.crop):
+            for said in calibrate_on(self.network, file.read(), self.wanted.crop):
                 note(f"{file.path}: {said}")
 
     def _whole(self, restore: Callable[..., Picture], picture: Picture, bar: Any, name: str) -> Picture:

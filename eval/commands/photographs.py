@@ -42,7 +42,7 @@ def pairs_of(
     folders = names if target is None else [names[0], target]
     data = find_pairs(folders, degrade, seed=seed, scale=network.scale, channels=network.channels)
     data = data.checked(lambda pairs: progress(pairs, desc="checking", unit="pair", delay=1))
-    data.refuse_bad(skip=False)
+    data.refuse_bad(skip=False, way_out="leave them out")
     note(f"{len(data.pairs)} pairs")
     images, targets = [], []
     for pair in data.pairs:

@@ -157,8 +157,12 @@ class Dataset:
             raise _SizeError(f"{_size(target)} pixels are too few to shrink {factor} times")
         return target[:height, :width]
 
-    def refuse_bad(self, skip: bool) -> None:
+    def refuse_bad(self, skip: bool, way_out: str = "--skip-bad leaves them out, and counts them") -> None:
         """Stop unless bad pairs are to be skipped.
+
+        Args:
+            skip: whether they are.
+            way_out: what the user can do.
 
         Raises:
             BadPairsError: there are bad pairs and ``skip`` is false, or nothing is left.
@@ -166,8 +170,7 @@ class Dataset:
         lines = "\n".join(f"  {bad}" for bad in self.bad)
         if self.bad and not skip:
             raise BadPairsError(
-                f"{len(self.bad)} of {len(self.bad) + len(self.pairs)} cannot be evaluated "
-                f"(--skip-bad leaves them out, and counts them):\n{lines}"
+                f"{len(self.bad)} of {len(self.bad) + len(self.pairs)} cannot be evaluated ({way_out}):\n{lines}"
             )
         if not self.pairs:
             raise BadPairsError(f"{self.name}: no image to evaluate" + (f"\n{lines}" if lines else ""))

@@ -250,7 +250,7 @@ def measure(
     if calibrate:
         images = [_tensor(data, pair).to(network.reference) for pair in data.pairs[:4]]
         with torch.no_grad(), tlsc.converted(model, base_size):
-            plan = calibrated(model, images, crop, seed)
+            plan = calibrated(network, images, crop, seed)
             with watching(model, plan, classes) as maps:
                 for pair in progress(data.pairs):
                     network(_tensor(data, pair))

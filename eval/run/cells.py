@@ -7,11 +7,16 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 import tlsc
+from tlsc._internal import prediction
 from tlsc.errors import ArgumentValueError
+
+if TYPE_CHECKING:
+    from tlsc.eval.networks import Network
 
 __all__ = ["ORIGINAL", "Cell", "as_cell", "calibrated", "cells_of", "planned_cell", "shown_size"]
 
@@ -105,6 +110,7 @@ def as_cell(
     images: Callable[[], list[Tensor]] | None = None,
     crop: int | None = None,
     again: bool = False,
+    network: Network | None = None,
 ) -> Iterator[nn.Module]:
     """The model as a cell has it; as before afterwards.
 
@@ -114,6 +120,7 @@ def as_cell(
         images: gives those to calibrate on, for a cell that is calibrated.
         crop: side of the training crops, for that and for tiles of a source.
         again: the model was in this state before: whether distant pixels still matter has been said.
+        network: calls the model, for a cell that is calibrated.
     """
     if cell.base_size is None:
         yield model
@@ -127,7 +134,8 @@ def as_cell(
     with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=tiles, check=check):
         if cell.calibrated:
             assert images is not None
-            calibrated(model, images(), crop)
+            assert network is not None
+            calibrated(network, images(), crop)
         yield model
 
 
@@ -139,11 +147,14 @@ def _crop_of(cell: Cell, crop: int | None) -> Size | None:
     return min(crop, rows), min(crop, columns)
 
 
-def calibrated(model: nn.Module, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
-    """As :func:`tlsc.calibrate`; its warnings are lines on standard error."""
+def calibrated(network: Network, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
+    """As :func:`tlsc.calibrate`, the network called in its own way; warnings are lines on standard error."""
+    size = None if crop is None else network.taken(crop)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
-        plan = tlsc.calibrate(model, images, crop, seed=seed)
+        plan = prediction.calibrated(
+            network.model, images, size, seed=seed, call=network, multiple=network.multiple
+        )
     for warning in said:
         print(f"tlsc: {warning.message}", file=sys.stderr)
     return plan

@@ -99,7 +99,9 @@ class Swept:
         """A photograph restored once more, by variant; each (height, width, 3) in [0, 1]."""
         found, network = {}, self.job.network
         for name in variants:
-            with as_cell(network.model, self.cells[name], self.job.images, network.crop, again=True):
+            with as_cell(
+                network.model, self.cells[name], self.job.images, network.crop, again=True, network=network
+            ):
                 rows = list(restored(network, self.cells[name], pair.degraded))
             found[name] = np.concatenate(rows).clip(0, 1)
         return found

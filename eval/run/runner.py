@@ -159,7 +159,8 @@ class _Work:
         self.progress.set_postfix_str(state.variant, refresh=False)
         left = [(cell, pair) for pair, cells in shares for cell in cells]
         try:
-            with as_cell(self.job.network.model, state, self.job.images, self.job.network.crop):
+            network = self.job.network
+            with as_cell(network.model, state, self.job.images, network.crop, network=network):
                 for pair, cells in shares:
                     for record in self._attempts(pair, cells):
                         self._add(record)

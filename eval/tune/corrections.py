@@ -10,6 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 import tlsc
+from tlsc._internal.prediction import calibrated
 from tlsc._internal.statistics import weakened
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.groups import Choice, Group, Local
@@ -91,12 +92,14 @@ class Corrections:
         return replace(plan, sites=tuple(sites), calibration=about)
 
     def _found(self, plan: tlsc.Plan, use: Sequence[int]) -> tlsc.Plan:
-        model, like = self.network.model, self.network.reference
+        network, like = self.network, self.network.reference
         images = [self.images[n].to(like.device, like.dtype) for n in use]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", tlsc.TLSCWarning)  # what does harm is not chosen
-            with tlsc.converted(model, plan=plan):
-                return tlsc.calibrate(model, images, self.crop, seed=self.seed)
+            with tlsc.converted(network.model, plan=plan):
+                return calibrated(
+                    network.model, images, self.crop, seed=self.seed, call=network, multiple=network.multiple
+                )
 
 
 def _weaker(site: tlsc.Site, strength: float) -> tlsc.Site:

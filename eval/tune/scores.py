@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tlsc
 from tlsc._internal.prediction import Crops, crops_of, doubt, step_of
-from tlsc.errors import ArgumentValueError
+from tlsc.errors import ArgumentValueError, TLSCError, first_line
 from tlsc.eval.files import naming, replacing, sealed, unsealed
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.corrections import Corrections, uncorrected
@@ -137,7 +137,7 @@ class Scores:
         try:
             for n, out in self.outputs(choice):
                 found[n] = self.value(n, out)
-        except (RuntimeError, tlsc.TLSCError):
+        except (RuntimeError, TLSCError):
             if all(one is None for one in choice):
                 raise
             found[:] = math.nan
@@ -181,9 +181,22 @@ class Scores:
 
     def restored(self, image: Tensor) -> Tensor:
         """What the network makes of an image, (C, H, W)."""
-        with torch.no_grad():
+        with torch.no_grad(), self._running(image.shape[1:]):
             out: Tensor = self.network(image[None])[0]
         return out
+
+    @contextmanager
+    def _running(self, size: Sequence[int]) -> Iterator[None]:
+        """Whatever stops the network is said in a line, with the size of what it was given."""
+        try:
+            yield
+        except TLSCError:
+            raise
+        except Exception as error:
+            raise TLSCError(
+                f"{self.network.name} fails on {size[0]}×{size[1]} pixels ({first_line(error)}); if it takes "
+                "multiples of a size only, give --pad-to"
+            ) from error
 
     def value(self, n: int, out: Tensor) -> float:
         """What an output for the ``n``-th image is worth."""
@@ -203,6 +216,12 @@ class Pairs(Scores):
 
     def value(self, n: int, out: Tensor) -> float:
         """PSNR."""
+        if out.shape != self.targets[n].shape:
+            given, made, wanted = ("×".join(map(str, x.shape)) for x in (self.images[n], out, self.targets[n]))
+            raise ArgumentValueError(
+                f"{self.network.name} makes {made} of image {n + 1}, {given} (channels, height, width), but its "
+                f"target is {wanted}: give --scale if it enlarges, or other targets"
+            )
         error = float((out.double().clamp(0, 1) - self.targets[n].double()).square().mean())
         return -10 * math.log10(max(error, 1e-10))
 
@@ -216,7 +235,7 @@ class Energies(Scores):
         """Run random crops of every image through the network as trained."""
         step = step_of(self.planned(size))
         rng = np.random.default_rng(seed)
-        with torch.no_grad():
+        with torch.no_grad(), self._running(size):
             self.crops = [crops_of(self.network, image, size, count, step, rng) for image in self.images]
 
     def value(self, n: int, out: Tensor) -> float:
@@ -226,7 +245,7 @@ class Energies(Scores):
     @property
     def least(self) -> float:
         """One part in 200 of the mismatch energy of the network as trained."""
-        return 0.005 * float(-self((None,) * len(self.groups)).mean())
+        return 0.005 * float(np.nan_to_num(-self((None,) * len(self.groups)).mean()))
 
     def doubt(self, one: Choice, other: Choice) -> Values:
         """What the difference of two energies may be off by on each image, as in :func:`tlsc.predict`."""

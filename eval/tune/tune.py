@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 import tlsc
-from tlsc.errors import ArgumentValueError
+from tlsc._internal.prediction import reverted
+from tlsc.errors import ArgumentValueError, TLSCError
 from tlsc.eval.judge.intervals import images_to_settle
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.corrections import Corrections
@@ -48,19 +49,34 @@ class Tuning:
     found: Found
 
     @property
+    def decided(self) -> Choice:
+        """The choice as the plan has it: corrected is what holds a site for which a correction was found."""
+
+        def corrected(group: Group) -> bool:
+            fits = [self.plan[n].fit for n in group.sites]
+            return any(fit is not None and fit.kept for fit in fits)
+
+        return tuple(
+            one._replace(strength=0.0) if one is not None and one.strength and not corrected(group) else one
+            for group, one in zip(self.groups, self.found.choice, strict=True)
+        )
+
+    @property
     def sentence(self) -> str:
         """What was decided, and why."""
-        own, fallback = self.found, self._named(self.found.fallback)
+        own, what = self.found, self._named(self.decided)
         if own.best == own.fallback:
-            said = f"{fallback}: no choice of sites and windows is better."
+            said = f"{what}: no choice of sites and windows is better."
         elif own.shown_to_gain:
-            said = f"{self._named(own.choice)}: {self._gain()} better than {fallback}, on images held out."
+            than = self._named(own.fallback)
+            said = f"{what}: {self._gain()} better than {than}, on images held out."
         elif math.isnan(own.low):
-            said = f"{fallback}: {self.images} images are too few to show that another choice gains."
+            few = _counted(self.images, "image is", "images are")
+            said = f"{what}: {few} too few to show that another choice gains."
         else:
-            said = f"{fallback}: another choice is not shown to gain ({self._gain()}, on images held out)"
+            said = f"{what}: another choice is not shown to gain ({self._gain()}, on images held out)"
             said += self._needed()
-        return said[0].upper() + said[1:]
+        return said if ": " in what else said[0].upper() + said[1:]  # a site's name stays as it is
 
     def _score(self, value: float) -> str:
         if math.isnan(value):
@@ -90,7 +106,7 @@ class Tuning:
         own = self.found
         named = {
             group.name: None if one is None else {"base_size": one.size, "correction": one.strength}
-            for group, one in zip(self.groups, own.choice, strict=True)
+            for group, one in zip(self.groups, self.decided, strict=True)
         }
         return {
             "paired": self.paired,
@@ -111,8 +127,10 @@ class Tuning:
         unit = "PSNR, dB" if self.paired else "mismatch energy"
         rows = [(name, self._score(value)) for name, value in self.scores]
         table = str(tabulate(rows, headers=["sites", unit], disable_numparse=True))
-        decided = [f"{group.name}: {shown(one)}" for group, one in zip(self.groups, self.found.choice, strict=True)]
-        head = f"{self.images} images, {len(self.groups)} groups of sites"
+        decided = [f"{group.name}: {shown(one)}" for group, one in zip(self.groups, self.decided, strict=True)]
+        head = (
+            f"{_counted(self.images, 'image', 'images')}, {_counted(len(self.groups), 'group', 'groups')} of sites"
+        )
         return "\n".join(
             [head, "", *(line.rstrip() for line in table.splitlines()), "", *decided, "", self.sentence]
         )
@@ -150,7 +168,8 @@ def tune(
     of :func:`tlsc.calibrate`; each photograph is tried with what was found on the other half of them.
 
     Args:
-        network: of :func:`tlsc.eval.networks.load_network`, with its training crop; it is as before afterwards.
+        network: of :func:`tlsc.eval.networks.load_network`, with its training crop; it is as before afterwards. A
+            converted one is examined as the original.
         images: degraded, (C, H, W) each.
         targets: what they should become, if that is known.
         windows: at the network's input; see :func:`windows_for`.
@@ -161,15 +180,34 @@ def tune(
         told: called after each measurement.
 
     Raises:
-        ArgumentValueError: no site becomes local; the crop is not known, or no smaller than an image.
+        ArgumentValueError: no site becomes local; the crop is not known, or an image is smaller; an image or target
+            cannot be used.
+        TLSCError: the network fails as trained.
     """
     if network.crop is None:
         raise ArgumentValueError(f"the training crop of {network.name} is not known: give --crop")
+    with reverted(network.model):
+        return _tuned(network, images, targets, windows, calibrate, crops_per_image, seed, journal, told)
+
+
+def _tuned(
+    network: Network,
+    images: Sequence[Tensor],
+    targets: Sequence[Tensor] | None,
+    windows: Sequence[Size] | None,
+    calibrate: bool,
+    crops_per_image: int,
+    seed: int,
+    journal: Journal | None,
+    told: Callable[[], Any],
+) -> Tuning:
+    """:func:`tune`, for a network as trained."""
     tried = list(windows or windows_for(network, None, targets is not None))
     planned = cache(lambda size: tlsc.plan(network.model, size))
     groups = groups_of(planned(tried[0]))
     if not groups:
         raise ArgumentValueError("no site becomes local, so there is nothing to tune")
+    _check_given(images, targets)
     corrections, correctable = None, []
     if calibrate:
         corrections = Corrections(network, images, groups, _crop(network), seed)
@@ -186,6 +224,11 @@ def tune(
         score.measure_crops(_crop(network), crops_per_image, seed)
         doubt = score.doubt
     found = tuned(score, len(groups), tried, len(images), score.least, doubt, seed, correctable)
+    if not np.isfinite(score(found.choice)).all():
+        raise TLSCError(
+            f"{network.name} gives no finite result in any form that was tried: try another --dtype, or look "
+            "whether its weights are finite"
+        )
     rows: dict[Choice, str] = {(None,) * len(groups): "none"}
     for one in (*map(Local, tried), *(Local(size, 1.0) for size in correctable)):
         rows[(one,) * len(groups)] = f"all at {shown(one)}"
@@ -195,9 +238,24 @@ def tune(
     return Tuning(plan, tuple(groups), tuple(tried), targets is not None, len(images), scores, found)
 
 
+def _counted(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
+
+
 def _crop(network: Network) -> Size:
     taken = network.taken(network.crop)
     return (taken, taken) if isinstance(taken, int) else (taken[0], taken[1])
+
+
+def _check_given(images: Sequence[Tensor], targets: Sequence[Tensor] | None) -> None:
+    if not images:
+        raise ArgumentValueError("there is no image: give at least one, better ten")
+    if targets is not None and len(targets) != len(images):
+        raise ArgumentValueError(f"each image has a target, got {len(images)} and {len(targets)}")
+    for what, given in (("image", images), ("target", targets or [])):
+        for n, one in enumerate(given):
+            if not one.isfinite().all():
+                raise ArgumentValueError(f"{what} {n + 1} of {len(given)} holds values that are not finite")
 
 
 def _check_larger(images: Sequence[Tensor], size: Size) -> None:
