@@ -56,17 +56,9 @@ def _gloom(image: Image, level: Level, rng: np.random.Generator) -> Image:
     return np.asarray(np.clip(image * (1 - 0.8 * level) + np.float32(4 / 255) * noise, 0, 1), dtype=np.float32)
 
 
-def _behind_haze(image: Image, level: Level, thickness: float, rng: np.random.Generator) -> Image:
-    transmission = 1 - thickness * level
-    return motion_blur(np.asarray(image * transmission + 0.85 * (1 - transmission), np.float32), 0.0, rng)
-
-
 def _veil(image: Image, level: Level, rng: np.random.Generator) -> Image:
-    return _behind_haze(image, level, 0.3, rng)
-
-
-def _murk(image: Image, level: Level, rng: np.random.Generator) -> Image:
-    return _behind_haze(image, level, 0.6, rng)
+    transmission = 1 - 0.3 * level
+    return motion_blur(np.asarray(image * transmission + 0.85 * (1 - transmission), np.float32), 0.0, rng)
 
 
 def _uneven_haze(image: Image, level: Level, rng: np.random.Generator) -> Image:
@@ -80,11 +72,6 @@ MORE_DEGRADATIONS = {
     "veil": Degradation(
         "thin haze of uneven density (transmission 1 to 0.7) and the demo's motion blur",
         _veil,
-        DEGRADATIONS["motion-blur"].margin,
-    ),
-    "murk": Degradation(
-        "haze of uneven density (transmission 1 to 0.4) and the demo's motion blur",
-        _murk,
         DEGRADATIONS["motion-blur"].margin,
     ),
     "gloom": Degradation("light taken away, down to a fifth, and noise 4/255", _gloom),
@@ -177,10 +164,6 @@ SITE_BY_SITE = {
     "veil-d": Recipe({"half_norm": (0, 1), "squeeze_excitation": (2,)}, 48, "veil", 2, 600),
     "veil-e": Recipe({"half_norm": (0, 1), "squeeze_excitation": (2,)}, 48, "veil", 3, 600),
     "veil-f": Recipe({"half_norm": (0,), "squeeze_excitation": (2,)}, 48, "veil", 5, 600),
-    "murk-a": Recipe({"half_norm": (1, 2), "squeeze_excitation": (0,)}, 48, "murk", 6, 600),
-    "murk-b": Recipe({"half_norm": (2,), "squeeze_excitation": (0,)}, 48, "murk", 7, 600),
-    "murk-c": Recipe({"half_norm": (0, 1), "squeeze_excitation": (2,)}, 48, "murk", 8, 600),
-    "murk-d": Recipe({"half_norm": (0, 2), "squeeze_excitation": (1,)}, 48, "murk", 9, 600),
 }
 # Trained on whole images of 160 pixels, haze as uneven as it gets, and asked as if on crops of 64.
 WHOLE = {

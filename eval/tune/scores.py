@@ -249,10 +249,9 @@ class Energies(Scores):
 
     def doubt(self, one: Choice, other: Choice) -> Values:
         """What the difference of two energies may be off by on each image, as in :func:`tlsc.predict`."""
-        found = []
-        both = (dict(self.outputs(choice)) for choice in (one, other))
-        a, b = next(both), next(both)
-        for n in range(len(self.images)):
-            moved = float((a[n].double() - b[n].double()).square().mean())
-            found.append(doubt(moved, self.crops[n].disagreement))
-        return np.array(found)
+        found = np.zeros(len(self.images))
+        before = dict(self.outputs(other))
+        for n, out in self.outputs(one):
+            moved = float((out.double() - before.pop(n).double()).square().mean())
+            found[n] = doubt(moved, self.crops[n].disagreement)
+        return found
