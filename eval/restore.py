@@ -176,8 +176,11 @@ def calibrate_on(model: nn.Module | Network, picture: Picture, crop: int | None 
     if network.channels == 1 and image.shape[1] == 3:
         image = image.transpose(0, 1)
     if crop is None:
-        base = tlsc.plan(network.model).base_size
-        crop = min(*base, network.crop or min(base))
+        plan = tlsc.plan(network.model)
+        base = min(
+            n for size in (plan.base_size, *(site.base_size or plan.base_size for site in plan)) for n in size
+        )
+        crop = min(base, network.crop or base)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
         calibrated(

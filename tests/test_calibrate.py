@@ -26,6 +26,7 @@ from tlsc._calibration import fit as _fit
 from tlsc._calibration.choice import chosen, without_harm
 from tlsc._calibration.distance import Distance
 from tlsc._calibration.runs import Run
+from tlsc._internal.statistics import weakened
 from tlsc.adapters import load_demo_network
 from tlsc.eval.data.degradations import degrade_photograph
 
@@ -482,8 +483,10 @@ def test_crops_fit_into_every_window() -> None:
     own = dataclasses.replace(large[1], window=small[1].window, base_size=(BASE, BASE))
     tlsc.convert(model, plan=dataclasses.replace(large, sites=(large[0], own)))
     with pytest.raises(ValueError, match=rf"got {BASE + 8}×{BASE + 8} and base_size {BASE}×{BASE}: no such"):
-        tlsc.calibrate(model, given)
-    assert any(fit.kept for fit in fits(tlsc.calibrate(model, given, crop=BASE)))
+        tlsc.calibrate(model, given, crop=BASE + 8)
+    made = tlsc.calibrate(model, given, crop=BASE)
+    assert any(fit.kept for fit in fits(made))
+    assert tlsc.calibrate(model, given) == made
 
 
 def test_a_few_crops_that_disagree_drop_no_correction() -> None:
@@ -658,6 +661,25 @@ def test_a_plan_with_too_few_channels_is_refused() -> None:
     bad = dataclasses.replace(plan, sites=(dataclasses.replace(plan[0], fit=short), *plan.sites[1:]))
     with pytest.raises(tlsc.errors.ArgumentValueError, match="corrects 7 channels, the model has 8"):
         tlsc.calibrate(model, bad)
+
+
+def test_a_plan_that_is_corrected_in_part_is_the_models_own_and_prints() -> None:
+    """A site that nobody looked at has no fit; of half a correction what it leaves was not measured."""
+    model = network()
+    made = tlsc.calibrate(tlsc.convert(model, BASE), images())
+    own = [site.fit for site in made]
+    assert own[0] is not None
+    assert own[0].kept
+    half = dataclasses.replace(own[0], after=None, coefficients=weakened(own[0].coefficients, 0.5))
+    sites = (
+        dataclasses.replace(made[0], fit=half),
+        *(dataclasses.replace(site, fit=None) for site in made.sites[1:]),
+    )
+    assert len(sites) > 1
+    part = dataclasses.replace(made, sites=sites)
+    assert tlsc.plan(tlsc.convert(model, plan=part)) == part
+    line = next(line for line in str(part).splitlines() if line.startswith(made[0].path))
+    assert line.split()[-2:] == [f"{half.before:.3f}", "–"]
 
 
 def test_the_plan_prints_what_was_found() -> None:

@@ -31,7 +31,7 @@ class Fit:
         before: how far they are from those of training crops, on crops held out, averaged over channels: for a norm
             ``sqrt(log(s'/s)² + (m' − m)²/s²)`` with mean m and ``s² = var + eps``, for a mean ``|m' − m|/s``.
             None where nothing was measured.
-        after: the same with the correction.
+        after: the same with the correction. None where that was not measured: of a correction taken in part.
         reason: why there is none; empty otherwise.
         coefficients: the eight rows of the correction (a, b, c, d, e, top, low, high), a number per channel each:
             ``var' = a·var + b + c·mean²``, ``mean' = d·mean + e``, as they are up to a variance of ``top`` and for
@@ -259,9 +259,10 @@ def _calibrated(plan: Plan) -> str:
 
 def _figures(fit: Fit | None) -> tuple[str, str]:
     """How far a site's statistics are from those of training crops; unchanged where nothing is corrected."""
-    if fit is None or fit.before is None or fit.after is None:
+    if fit is None or fit.before is None:
         return "–", "–"
-    return f"{fit.before:.3f}", f"{fit.after if fit.kept else fit.before:.3f}"
+    after = fit.after if fit.kept else fit.before
+    return f"{fit.before:.3f}", "–" if after is None else f"{after:.3f}"
 
 
 def _reason(site: Site) -> str:

@@ -119,6 +119,17 @@ def test_a_network_is_calibrated_as_it_is_called(name: str) -> None:
         assert own == expected
 
 
+def test_restoring_calibrates_on_crops_that_fit_into_every_window() -> None:
+    network = _network(WithMaximum)
+    large, small = (tlsc.plan(network.model, size) for size in (32, 24))
+    own = replace(large[1], window=small[1].window, base_size=(24, 24))
+    tlsc.convert(network.model, plan=replace(large, sites=(large[0], own)))
+    calibrate_on(replace(network, crop=None), Picture(_photographs(1)[0].permute(1, 2, 0).numpy()))
+    about = tlsc.plan(network.model).calibration
+    assert about is not None
+    assert about.crop == (24, 24)
+
+
 def test_a_prediction_with_corrections_is_of_the_network_as_it_is_called() -> None:
     images = _photographs(2)
     found = [

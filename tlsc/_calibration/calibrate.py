@@ -57,7 +57,7 @@ def calibrate(
             the model takes them, one or several. The image to be restored is enough. Or a calibrated
             :class:`Plan` (:meth:`Plan.load`), whose corrections are then used.
         crop: side of the training crops in pixels, an int or (height, width), at most ``base_size``; by default
-            ``base_size``.
+            ``base_size``. Where a plan gave sites windows of their own, that of the smallest.
         crops_per_image: how many random crops of each image.
         seed: of their places; the same seed gives the same corrections.
 
@@ -105,8 +105,9 @@ def calibrated(
         raise ArgumentValueError(f"calibration is of windows, and this model's statistics are from {plan.source}")
     if isinstance(images, Plan):
         return apply(model, images)
-    size = plan.base_size if crop is None else as_pair(crop, "crop")
-    for window in dict.fromkeys((plan.base_size, *(site.base_size or plan.base_size for site in plan.converted))):
+    windows = list(dict.fromkeys((plan.base_size, *(site.base_size or plan.base_size for site in plan.converted))))
+    size = as_pair(tuple(map(min, *windows, windows[0])) if crop is None else crop, "crop")
+    for window in windows:
         if any(n > k for n, k in zip(size, window, strict=True)):
             raise ArgumentValueError(
                 f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
@@ -220,7 +221,7 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
                 f"{site.path or 'the model'}: the plan corrects {len(site.fit.coefficients[0])} channels, "
                 f"the model has {channels[n]}"
             )
-    found = {n: site.fit or Fit() for n, site in enumerate(plan)}
+    found = {n: site.fit for n, site in enumerate(plan) if site.fit is not None}
     return _take(model, own, found, plan.calibration)
 
 
