@@ -15,6 +15,7 @@ from tlsc.eval.commands.arguments import (
     count,
     network_of,
     positive,
+    seed,
     windows,
 )
 from tlsc.eval.telling import hand_over, say
@@ -64,7 +65,7 @@ def add_command(commands: Commands) -> None:
         "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="random seed of the crops and of --degrade (%(default)s)"
+        "--seed", type=seed, default=0, help="random seed of the crops and of --degrade (%(default)s)"
     )
     add_telling_arguments(add_running_arguments(parser, threads=1))
     parser.set_defaults(run=_run, command="advise")

@@ -32,6 +32,7 @@ __all__ = [
     "numbers",
     "odd",
     "positive",
+    "seed",
     "size",
     "sizes",
     "sources",
@@ -109,6 +110,14 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text}")
+    return value
+
+
+def seed(text: str) -> int:
+    """What random numbers begin with: zero or a positive whole number."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value
 
 
@@ -269,7 +278,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "(motion), jpeg:40, bicubic:4, haze, motion-blur",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="random seed of --degrade; every image has its own stream (%(default)s)"
+        "--seed",
+        type=seed,
+        default=0,
+        help="random seed of --degrade; every image has its own stream (%(default)s)",
     )
     group.add_argument("--limit", type=int, metavar="N", help="use only the first N images by name")
     group.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tlsc.eval.commands.arguments import Commands, add_out, add_telling_arguments
+from tlsc.eval.commands.arguments import Commands, add_out, add_telling_arguments, seed
 
 __all__ = ["add_command"]
 
@@ -19,7 +19,7 @@ def add_command(commands: Commands) -> None:
         "small networks, as trained and converted. Prints a table and writes results.csv, "
         "results.json, psnr.png and comparison.png. Takes about three minutes on two cores.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the degradation (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="random seed of the degradation (%(default)s)")
     group = add_out(parser, Path("tlsc-demo"), "folder to write to (%(default)s)")
     add_telling_arguments(group)
     parser.set_defaults(run=_run)

@@ -13,6 +13,7 @@ from tlsc.eval.commands.arguments import (
     count,
     odd,
     positive,
+    seed,
     window,
 )
 
@@ -48,7 +49,7 @@ def _add_fit(actions: Commands) -> None:
     parser.add_argument(
         "--weights", choices=("exponential", "gaussian"), default="exponential", help="(%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (%(default)s)")
     group = parser.add_argument_group("output")
     group.add_argument(
         "-o", "--plot", type=Path, metavar="PNG", help="draw PSNR against h, with the steps of the descent"
@@ -74,7 +75,7 @@ def _add_map(actions: Commands) -> None:
         help="standard deviation of noise to add; with two values, it varies smoothly from the first to the second",
     )
     _add_window(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (%(default)s)")
     group = add_out(parser, Path("h_map.png"), "PNG to draw (%(default)s)")
     add_telling_arguments(group)
     parser.set_defaults(run=_run_map)
@@ -89,7 +90,7 @@ def _add_demo(actions: Commands) -> None:
         "values in [0, 1]).",
     )
     _add_window(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the noise (%(default)s)")
     add_telling_arguments(parser)
     parser.set_defaults(run=_run_demo)
 

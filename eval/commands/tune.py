@@ -18,6 +18,7 @@ from tlsc.eval.commands.arguments import (
     add_telling_arguments,
     count,
     network_of,
+    seed,
     windows,
 )
 from tlsc.eval.telling import hand_over, note, progress, say
@@ -71,7 +72,7 @@ def add_command(commands: Commands) -> None:
         "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="random seed of crops, folds and --degrade (%(default)s)"
+        "--seed", type=seed, default=0, help="random seed of crops, folds and --degrade (%(default)s)"
     )
     group = add_out(parser, Path("plan.json"), "file for the plan (plan.json)")
     add_telling_arguments(add_running_arguments(parser, threads=1))

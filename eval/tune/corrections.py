@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -94,12 +93,16 @@ class Corrections:
     def _found(self, plan: tlsc.Plan, use: Sequence[int]) -> tlsc.Plan:
         network, like = self.network, self.network.reference
         images = [self.images[n].to(like.device, like.dtype) for n in use]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", tlsc.TLSCWarning)  # what does harm is not chosen
-            with tlsc.converted(network.model, plan=plan):
-                return calibrated(
-                    network.model, images, self.crop, seed=self.seed, call=network, multiple=network.multiple
-                )
+        with tlsc.converted(network.model, plan=plan):
+            return calibrated(
+                network.model,
+                images,
+                self.crop,
+                seed=self.seed,
+                call=network,
+                multiple=network.multiple,
+                warn=False,  # what does harm is not chosen
+            )
 
 
 def _weaker(site: tlsc.Site, strength: float) -> tlsc.Site:

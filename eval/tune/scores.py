@@ -57,12 +57,22 @@ class Journal:
                 f"{path} is of a tuning with other settings that was stopped, or damaged: --overwrite throws it "
                 "away; or name another --out"
             )
-        with replacing(path) as new:
-            new.write_text("\n".join([head, *map(_line, self.known.items())]) + "\n", encoding="utf-8")
+        self._head, self._begun = head, False
+        if self.known:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Write anew what is known. Not before there is something: a run that fails at once leaves no file."""
+        with replacing(self.path) as new:
+            new.write_text("\n".join([self._head, *map(_line, self.known.items())]) + "\n", encoding="utf-8")
+        self._begun = True
 
     def add(self, choice: Choice, values: Values) -> None:
         """Remember a score."""
         self.known[choice] = values
+        if not self._begun:
+            self._begin()
+            return
         with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line((choice, values)) + "\n")
 

@@ -427,6 +427,8 @@ def test_a_journal_that_is_damaged_or_in_use(tmp_path: Path) -> None:
             Journal(file, {"seed": 1})
         assert file.read_text() == spoilt
     file.unlink()
+    Journal(file, {"seed": 1})
+    assert not file.exists()
     file.mkdir()
     with pytest.raises(ArgumentValueError, match=r"journal is a folder.*another --out"):
         Journal(file, {"seed": 1})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import tlsc
 from tlsc.adapters import Descriptor
 from tlsc.errors import ArgumentValueError, TLSCError
+from tlsc.eval import cli
 from tlsc.eval.images import Picture
 from tlsc.eval.networks import Network
 from tlsc.eval.restore import calibrate_on
@@ -141,6 +142,12 @@ def test_a_prediction_with_corrections_is_of_the_network_as_it_is_called() -> No
     assert found[0].changes[1].energy < 0.5 * found[0].changes[0].energy
 
 
+def test_a_prediction_of_corrections_that_nothing_can_be_learnt_for_gives_no_warning() -> None:
+    images = [torch.full((3, 48, 64), 0.4) for _ in range(2)]
+    found = tlsc.predict(_network(Ring).model, images, 24, crop=24, calibrate=True)
+    assert found.changes[0].energy == found.changes[1].energy
+
+
 def test_a_converted_network_is_tuned_as_the_original() -> None:
     network, images = _network(Ring), _photographs(4)
     expected = tune(network, images, windows=WINDOW, calibrate=False)
@@ -183,3 +190,12 @@ def test_what_cannot_be_tuned_is_said_in_a_line() -> None:
     endless = replace(network, model=nn.Sequential(network.model, nn.Threshold(1e9, torch.nan)))
     with pytest.raises(TLSCError, match="no finite result in any form"):
         tune(endless, images, windows=WINDOW)
+
+
+@pytest.mark.parametrize("command", ["tune", "advise", "eval"])
+def test_a_negative_seed_is_refused_before_anything_is_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "nowhere", "nothing", "--degrade", "noise:5", "--seed", "-1"])
+    assert "argument --seed: must not be negative, got -1" in capsys.readouterr().err

@@ -92,6 +92,7 @@ def calibrated(
     seed: int = 0,
     call: Callable[[Tensor], Any] | None = None,
     multiple: int = 1,
+    warn: bool = True,
 ) -> Plan:
     """:func:`calibrate`, for a caller that is called itself: warnings are the caller's caller's.
 
@@ -99,6 +100,7 @@ def calibrated(
         model, images, crop, crops_per_image, seed: as for :func:`calibrate`.
         call: what is called instead of the model, a function from images (N, C, H, W) to what it returns.
         multiple: sizes that it takes without padding are multiples of this.
+        warn: whether anybody has to hear that nothing is calibrated, or that converting does harm.
     """
     plan = _surgery.plan_of(model)
     if plan.source != "window":
@@ -124,13 +126,13 @@ def calibrated(
         if spots:
             why = f"its {len(spots)} crops are all alike"
         found = {n: Fit(reason=reasons.get(n, why)) for n in range(len(plan))}
-        if places:
+        if places and warn:
             warnings.warn(f"nothing was calibrated: {why}", TLSCWarning, stacklevel=3)
         return _take(model, plan, found, about)
     run = Run(model, places, regions, spots, size, independent, call or model)
     original, found, after = _run(run, reasons)
     made = _take(model, plan, found, replace(about, original=original, local=run.local.rms, calibrated=after))
-    if after > WORSE * original + _rounding(regions):
+    if warn and after > WORSE * original + _rounding(regions):
         warnings.warn(
             f"converting moves the output away from what the model does on crops of {size[0]}×{size[1]}: at their "
             f"centres it is {after:.2g} off, the original {original:.2g} (RMS). Restore with the original in "

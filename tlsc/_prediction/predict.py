@@ -110,7 +110,7 @@ def predict(
         def changed(window: tuple[int, int], corrected: bool) -> Change:
             with converted(model, window, check=False):
                 if corrected:
-                    calibrated(model, given, size, call=call)
+                    calibrated(model, given, size, call=call, warn=False)  # what does harm is in the table
                 now = [_output(ask, image) for image in given]
             local = [own.energies(output) for own, output in zip(crops, now, strict=True)]
             moved = _moved(now, outputs)
