@@ -50,9 +50,12 @@ class Corrections:
 
     @property
     def halves(self) -> Halves:
-        """Numbers of the images; each half is tried with what was found on the other."""
-        numbers = tuple(range(len(self.images)))
-        return numbers[::2], numbers[1::2]
+        """Numbers of the images; each half is tried with what was found on the other.
+
+        Both have large images, if there are two: from an image that has no room for crops nothing is found.
+        """
+        numbers = sorted(range(len(self.images)), key=lambda n: -min(self.images[n].shape[1:]))
+        return tuple(sorted(numbers[::2])), tuple(sorted(numbers[1::2]))
 
     def possible(self, size: Size) -> bool:
         """Whether a window can be corrected: it holds a training crop, and there are images for two halves."""

@@ -142,6 +142,16 @@ def test_a_prediction_with_corrections_is_of_the_network_as_it_is_called() -> No
     assert found[0].changes[1].energy < 0.5 * found[0].changes[0].energy
 
 
+def test_both_halves_have_images_from_which_corrections_can_be_found() -> None:
+    """Large ones and such as have no room for crops in turn: one half would have had none of the large."""
+    images = [image if n % 2 == 0 else image[:, :25, :25] for n, image in enumerate(_photographs(8))]
+    network = _network(Ring)
+    halves = Corrections(network, images, groups_of(tlsc.plan(network.model, 24)), (24, 24), 0).halves
+    assert halves == ((0, 1, 4, 5), (2, 3, 6, 7))
+    found = dict(tune(network, images, windows=WINDOW).scores)
+    assert found["all at 24×24 corrected"] > 0.5 * found["all at 24×24"]
+
+
 def test_a_prediction_of_corrections_that_nothing_can_be_learnt_for_gives_no_warning() -> None:
     images = [torch.full((3, 48, 64), 0.4) for _ in range(2)]
     found = tlsc.predict(_network(Ring).model, images, 24, crop=24, calibrate=True)
