@@ -66,7 +66,7 @@ def add_command(commands: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="also decide for each site whether its statistics are corrected (calibrated on the photographs), and "
-        "how far (the default; without it three times as fast)",
+        "how far (the default; without it four times as fast)",
     )
     group.add_argument(
         "--crops", type=count, default=16, metavar="N", help="crops from each photograph (%(default)s)"
