@@ -489,6 +489,27 @@ def test_crops_fit_into_every_window() -> None:
     assert tlsc.calibrate(model, given) == made
 
 
+def test_what_is_called_instead_of_the_model() -> None:
+    """A level beside the image, and a result among others: as for the model that takes an image alone."""
+
+    class Levelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = network()
+
+        def forward(self, x: Tensor, level: float) -> dict[str, Tensor]:
+            return {"level": x.new_full((1, 1), level), "image": self.own(x)}
+
+    model, given = Levelled(), images(2, 72)
+    tlsc.convert(model, BASE, example_input=lambda high, wide: (torch.rand(1, 3, high, wide).double(), 0.1))
+    expected = tlsc.calibrate(tlsc.convert(network(), BASE), given)
+    found = tlsc.calibrate(model, given, call=lambda x: model(x, 0.1)["image"])
+    assert any(fit.kept for fit in fits(found))
+    assert fits(found) == fits(expected)
+    with pytest.raises(tlsc.TLSCError, match="the model cannot be calibrated"):
+        tlsc.calibrate(model, given)
+
+
 def test_a_few_crops_that_disagree_drop_no_correction() -> None:
     """One of eight crops is far worse with it, seven are better: the mean is larger, but not clearly."""
     without = Distance(np.ones(8), 8.0)

@@ -112,6 +112,7 @@ def test_where_windows_lose_the_sentence_names_corrected_statistics_until_they_w
     for changes, said in (((loses,), hint), ((unclear,), ""), ((loses, still), "")):
         sentence = Prediction((16, 16), 6, 90, None, 0.01, 0.001, changes).sentence
         assert sentence.endswith(")." + said)
+        assert (hint in sentence) == bool(said)
         assert sentence.startswith("Leave the model as it is: converting ")
 
 

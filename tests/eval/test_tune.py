@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import tlsc
+from tlsc._internal import prediction
 from tlsc._internal.statistics import weakened
 from tlsc.errors import ArgumentValueError
 from tlsc.eval import cli
@@ -26,7 +27,7 @@ from tlsc.eval.run.cells import as_cell, planned_cell
 from tlsc.eval.run.records import alone_with
 from tlsc.eval.tune.corrections import Corrections, uncorrected
 from tlsc.eval.tune.groups import MOST, Choice, Group, Local, groups_of
-from tlsc.eval.tune.scores import Journal, Pairs
+from tlsc.eval.tune.scores import Energies, Journal, Pairs
 from tlsc.eval.tune.search import Found, tuned
 from tlsc.eval.tune.tune import Tuning, tune
 
@@ -191,9 +192,8 @@ def test_corrections_are_taken_as_far_as_they_gain() -> None:
         assert found.low == pytest.approx(0.8 - doubt, abs=0.03)
     # and a correction that gains nothing is not taken
     gains = {n: dict.fromkeys((0.0, 0.5, 1.0), 0.1 * n) for n in range(3)}
-    assert (
-        tuned(lambda choice: score(choice) * 0 + 0, 3, WINDOWS, 8, 0.005, correctable=WINDOWS).choice == (None,) * 3
-    )
+    found = tuned(lambda choice: score(choice) * 0, 3, WINDOWS, 8, 0.005, correctable=WINDOWS)
+    assert found.choice == found.best == (None,) * 3
 
 
 def test_a_network_that_fails_in_one_form_is_tuned_with_the_others() -> None:
@@ -369,9 +369,48 @@ def test_each_half_is_tried_with_what_was_found_on_the_other() -> None:
             for image in own:
                 n = next(n for n in range(4) if given[n] is image)
                 assert torch.equal(out[n], network(image[None])[0])
+    whole, part = (score.plan_of(one).calibration for one in ((Local((16, 16), 1.0),) * 2, choice))
+    assert whole is not None
+    assert part is not None
+    assert whole.calibrated is not None
+    assert part.calibrated is None  # it was measured with all corrections
     sizes = [(16, 16), (24, 16), (12, 96)]
     assert [corrections.possible(size) for size in sizes] == [True, True, False]
     assert not Corrections(network, given[:1], groups, (16, 16), 0).possible((16, 16))
+
+
+def test_corrections_are_found_with_all_groups_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stay as trained have the largest window meanwhile; one calibration for all strengths."""
+    model, given, _ = _ringed(2)
+    groups = [Group(name, (n,)) for n, name in enumerate("abc")]
+    corrections = Corrections(Network("ring", model, crop=16), given, groups, (16, 16), 0)
+    site = tlsc.Site("", "mean", (16, 16), (16, 16), "exact")
+    asked: list[Choice] = []
+
+    def plan_of(choice: Choice) -> tlsc.Plan:
+        asked.append(choice)
+        return tlsc.Plan((16, 16), 1, (site,) * 3)
+
+    monkeypatch.setattr(corrections, "_found", lambda plan, use: plan)
+    for strength in (1.0, 0.5):
+        corrections.corrected((None, Local((16, 16), strength), Local((24, 24), 1.0)), plan_of)
+    assert asked == [(LARGE, SMALL, LARGE), (None, SMALL, LARGE), (None, SMALL, LARGE)]
+
+
+def test_doubt_is_of_what_moves_between_two_choices() -> None:
+    model, images, _ = _ringed(3)
+    network = Network("ring", model, crop=16)
+    planned = cache(lambda size: tlsc.plan(model, size))
+    energies = Energies(network, images, groups_of(planned((16, 16))), planned, (16, 16))
+    energies.measure_crops((16, 16), 8, 0)
+    found = energies.doubt((LARGE, LARGE), (None, None))
+    before = [network(image[None]) for image in images]
+    with tlsc.converted(model, 24):
+        after = [network(image[None]) for image in images]
+    for n, own in enumerate(energies.crops):
+        moved = float((after[n] - before[n]).double().square().mean())
+        assert found[n] == pytest.approx(prediction.doubt(moved, own.disagreement), rel=1e-5)
+        assert found[n] > 0
 
 
 def test_a_run_that_was_stopped_goes_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def calibrate(
     *,
     crops_per_image: int = 32,
     seed: int = 0,
+    call: Callable[[Tensor], Any] | None = None,
 ) -> Plan:
     """Correct the statistics of a converted model for what the training crops' own borders did to them. No labels.
 
@@ -60,6 +61,8 @@ def calibrate(
             ``base_size``. Where a plan gave sites windows of their own, that of the smallest.
         crops_per_image: how many random crops of each image.
         seed: of their places; the same seed gives the same corrections.
+        call: what is called instead of the model, a function from images (N, C, H, W) to what it returns, for a
+            model that takes more than images, or returns more than results.
 
     Returns:
         The plan of the conversion with a correction for each site or why there is none; ``tlsc.plan(model)`` gives
@@ -81,7 +84,7 @@ def calibrate(
         >>> plan[0].fit.after < plan[0].fit.before
         True
     """
-    return calibrated(model, images, crop, crops_per_image, seed)
+    return calibrated(model, images, crop, crops_per_image, seed, call)
 
 
 def calibrated(
