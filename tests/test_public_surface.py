@@ -90,7 +90,8 @@ SIGNATURES = {
     "backend": "(name: 'str') -> 'Iterator[None]'",
     "backends": "() -> 'Statuses'",
     "calibrate": "(model: 'nn.Module', images: 'Tensor | Sequence[Tensor] | Plan', "
-    "crop: 'int | tuple[int, int] | None' = None, *, crops_per_image: 'int' = 32, seed: 'int' = 0, call: 'Callable[[Tensor], Any] | None' = None) -> 'Plan'",
+    "crop: 'int | tuple[int, int] | None' = None, *, crops_per_image: 'int' = 32, seed: 'int' = 0, "
+    "call: 'Callable[[Tensor], Any] | None' = None) -> 'Plan'",
     "convert": f"(model: 'Model', {_BASE_OR_PLAN}, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
     "-> 'Model'",
     "converted": f"(model: 'Model', {_BASE_OR_PLAN}, {_OPTIONS}, strict: 'bool' = True, {_CALIBRATE}, {_CHECK}) "
