@@ -30,7 +30,7 @@ from tlsc.eval.files import replacing
 from tlsc.eval.judge.intervals import interval
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.corrections import Corrections, uncorrected
-from tlsc.eval.tune.groups import Choice, Local, groups_of, shown
+from tlsc.eval.tune.groups import Choice, Local, as_choice, groups_of, shown
 from tlsc.eval.tune.scores import Energies, Pairs
 from tlsc.eval.tune.search import Found, tuned
 from tlsc.eval.tune.tune import windows_for
@@ -120,10 +120,7 @@ class Forms:
     """What was measured of a network: what is decided on some photographs, and what it is worth on others."""
 
     def __init__(self, own: dict[str, Any]) -> None:
-        self.choices: list[Choice] = [
-            tuple(None if one is None else Local((one[0][0], one[0][1]), one[1]) for one in choice)
-            for choice in own["choices"]
-        ]
+        self.choices = [as_choice(choice) for choice in own["choices"]]
         self.psnr, self.moved = np.array(own["psnr"]), np.array(own["moved"])
         self.energy = np.array(own["energy"])
         self.disagreement = np.array(own["disagreement"], dtype=float)

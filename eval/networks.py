@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tlsc
 from tlsc import adapters
+from tlsc._internal import prediction
 from tlsc.adapters import DEMO_NETWORKS, Descriptor
 from tlsc.errors import ArgumentTypeError, ArgumentValueError, first_line
 from tlsc.eval.naming import find_network
@@ -103,6 +104,23 @@ class Network:
         """Sizes that it takes without padding are multiples of this."""
         known = self.padding
         return math.lcm(self.pad_to, 1 if known is None or known.inside else known.multiple)
+
+    def calibrated(
+        self, images: Iterable[Tensor], crop: Asked | None = None, seed: int = 0, warn: bool = True
+    ) -> tlsc.Plan:
+        """Correct the converted model's statistics, as :func:`tlsc.calibrate`, the model called as here.
+
+        Args:
+            images: to calibrate on, on any device.
+            crop: side of the training crops, or the next larger one that the network takes; by default the window.
+            seed: of their places.
+            warn: whether anybody has to hear that nothing is calibrated, or that converting does harm.
+        """
+        like, size = self.reference, None if crop is None else self.taken(crop)
+        given = [image.to(like.device, like.dtype) for image in images]
+        return prediction.calibrated(
+            self.model, given, size, seed=seed, call=self, multiple=self.multiple, warn=warn
+        )
 
     def taken(self, size: Any) -> Any:
         """A base size, or the next larger one that the network takes."""

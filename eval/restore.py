@@ -166,30 +166,21 @@ def calibrate_on(model: nn.Module | Network, picture: Picture, crop: int | None 
     from torch import nn
 
     import tlsc
-    from tlsc._internal.prediction import calibrated
+    from tlsc._internal.prediction import smallest_window
     from tlsc.eval.networks import of_model
 
     network = of_model(type(model).__name__, model) if isinstance(model, nn.Module) else model
-    image, like = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0), network.reference
+    image = torch.from_numpy(picture.pixels).permute(2, 0, 1).unsqueeze(0)
     if network.channels == 3 and image.shape[1] == 1:
         image = image.expand(-1, 3, -1, -1)
     if network.channels == 1 and image.shape[1] == 3:
         image = image.transpose(0, 1)
     if crop is None:
-        plan = tlsc.plan(network.model)
-        base = min(
-            n for size in (plan.base_size, *(site.base_size or plan.base_size for site in plan)) for n in size
-        )
+        base = min(smallest_window(tlsc.plan(network.model)))
         crop = min(base, network.crop or base)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
-        calibrated(
-            network.model,
-            image.to(like.device, like.dtype),
-            network.taken(crop),
-            call=network,
-            multiple=network.multiple,
-        )
+        network.calibrated(image, crop)
     return [str(warning.message) for warning in said]
 
 

@@ -14,7 +14,7 @@ from ._plan_file import from_json
 from ._statistics.correction import NAMES
 from .errors import ArgumentValueError
 
-__all__ = ["Action", "Calibration", "Fit", "Plan", "Site"]
+__all__ = ["Action", "Calibration", "Fit", "Plan", "Site", "smallest_window"]
 
 Action = Literal[
     "exact", "strided", "map", "tile", "table", "centres", "thumbnail", "crops", "left global", "left alone"
@@ -241,6 +241,17 @@ class Plan:
         ]
         table = tabulate(rows, headers=names, disable_numparse=True, maxcolwidths=[*[None] * (len(names) - 1), 64])
         return head + "\n\n" + "\n".join(line.rstrip() for line in table.splitlines())
+
+
+def smallest_window(plan: Plan) -> tuple[int, int]:
+    """(height, width) at the model's input that every window of a plan holds: the least of each, over its sites.
+
+    Example:
+        >>> smallest_window(Plan((96, 64), 1, ()))
+        (96, 64)
+    """
+    sizes = [site.base_size or plan.base_size for site in plan.converted] or [plan.base_size]
+    return min(high for high, _ in sizes), min(wide for _, wide in sizes)
 
 
 def _calibrated(plan: Plan) -> str:

@@ -74,6 +74,31 @@ def first_line(error: BaseException, *, typed: bool = True, limit: int = 300) ->
 
 
 @contextmanager
+def in_a_line(what: str, way_out: str = "") -> Iterator[None]:
+    """Around calls of a user's model: whatever stops it becomes one line.
+
+    Args:
+        what: happened; begins the message.
+        way_out: ends it.
+
+    Raises:
+        TLSCError: in place of any exception that is none yet.
+
+    Example:
+        >>> with in_a_line("the model fails", ": give sizes that it takes"):
+        ...     raise RuntimeError("shapes differ")
+        Traceback (most recent call last):
+        tlsc.errors.TLSCError: the model fails (RuntimeError: shapes differ): give sizes that it takes
+    """
+    try:
+        yield
+    except TLSCError:
+        raise
+    except Exception as error:
+        raise TLSCError(f"{what} ({first_line(error)}){way_out}") from error
+
+
+@contextmanager
 def needing(extra: str, what: str) -> Iterator[None]:
     """Around imports of packages that are installed on demand.
 

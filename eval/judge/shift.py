@@ -248,7 +248,7 @@ def measure(
             network(_tensor(data, pair))
             _collect(found, maps, "whole, local", plan)
     if calibrate:
-        images = [_tensor(data, pair).to(network.reference) for pair in data.pairs[:4]]
+        images = [_tensor(data, pair) for pair in data.pairs[:4]]
         with torch.no_grad(), tlsc.converted(model, base_size):
             plan = calibrated(network, images, crop, seed)
             with watching(model, plan, classes) as maps:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 import tlsc
-from tlsc._internal import prediction
+from tlsc._internal.prediction import smallest_window
 from tlsc.errors import ArgumentValueError
 
 if TYPE_CHECKING:
@@ -105,23 +105,17 @@ def shown_size(size: Size) -> str:
 
 @contextmanager
 def as_cell(
-    model: nn.Module,
-    cell: Cell,
-    images: Callable[[], list[Tensor]] | None = None,
-    crop: int | None = None,
-    again: bool = False,
-    network: Network | None = None,
+    network: Network, cell: Cell, images: Callable[[], list[Tensor]] | None = None, again: bool = False
 ) -> Iterator[nn.Module]:
-    """The model as a cell has it; as before afterwards.
+    """The network's model as a cell has it; as before afterwards.
 
     Args:
-        model: the network's.
+        network: the network.
         cell: what it is to be.
         images: gives those to calibrate on, for a cell that is calibrated.
-        crop: side of the training crops, for that and for tiles of a source.
         again: the model was in this state before: whether distant pixels still matter has been said.
-        network: calls the model, for a cell that is calibrated.
     """
+    model, crop = network.model, network.crop
     if cell.base_size is None:
         yield model
         return
@@ -134,7 +128,6 @@ def as_cell(
     with tlsc.converted(model, cell.base_size, stride=cell.stride, source=cell.source, crop=tiles, check=check):
         if cell.calibrated:
             assert images is not None
-            assert network is not None
             calibrated(network, images(), crop)
         yield model
 
@@ -148,13 +141,10 @@ def _crop_of(cell: Cell, crop: int | None) -> Size | None:
 
 
 def calibrated(network: Network, images: list[Tensor], crop: int | None, seed: int = 0) -> tlsc.Plan:
-    """As :func:`tlsc.calibrate`, the network called in its own way; warnings are lines on standard error."""
-    size = None if crop is None else network.taken(crop)
+    """As :meth:`tlsc.eval.networks.Network.calibrated`; its warnings are lines on standard error."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", tlsc.TLSCWarning)
-        plan = prediction.calibrated(
-            network.model, images, size, seed=seed, call=network, multiple=network.multiple
-        )
+        plan = network.calibrated(images, crop, seed)
     for warning in said:
         print(f"tlsc: {warning.message}", file=sys.stderr)
     return plan
@@ -238,8 +228,7 @@ def planned_cell(file: str) -> Cell | None:
         ArgumentValueError, OSError: as :meth:`tlsc.Plan.load`.
     """
     plan = tlsc.Plan.load(file)
-    sizes = [site.base_size or plan.base_size for site in plan.converted]
-    return Cell((min(h for h, _ in sizes), min(w for _, w in sizes)), plan.stride, plan=file) if sizes else None
+    return Cell(smallest_window(plan), plan.stride, plan=file) if plan.converted else None
 
 
 def _cuts(patches: Iterable[tuple[int | None, int]], whole: bool) -> list[tuple[int | None, int]]:

@@ -99,9 +99,7 @@ class Swept:
         """A photograph restored once more, by variant; each (height, width, 3) in [0, 1]."""
         found, network = {}, self.job.network
         for name in variants:
-            with as_cell(
-                network.model, self.cells[name], self.job.images, network.crop, again=True, network=network
-            ):
+            with as_cell(network, self.cells[name], self.job.images, again=True):
                 rows = list(restored(network, self.cells[name], pair.degraded))
             found[name] = np.concatenate(rows).clip(0, 1)
         return found

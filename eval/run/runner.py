@@ -159,8 +159,7 @@ class _Work:
         self.progress.set_postfix_str(state.variant, refresh=False)
         left = [(cell, pair) for pair, cells in shares for cell in cells]
         try:
-            network = self.job.network
-            with as_cell(network.model, state, self.job.images, network.crop, network=network):
+            with as_cell(self.job.network, state, self.job.images):
                 for pair, cells in shares:
                     for record in self._attempts(pair, cells):
                         self._add(record)

@@ -87,7 +87,7 @@ def compare(job: Job, outcome: Outcome) -> list[Comparison]:
     tiles = plain_tiles(outcome.cells) if verdict.baseline == ORIGINAL else None
     for cell in dict.fromkeys((verdict.baseline, *cells, *([] if tiles is None else [tiles]))):
         try:
-            with as_cell(job.network.model, cell, job.images, job.network.crop, again=True, network=job.network):
+            with as_cell(job.network, cell, job.images, again=True):
                 for name in chosen:
                     given, _ = job.data.load(by_size[name])
                     results[name][cell] = np.concatenate(list(restored(job.network, cell, given)))

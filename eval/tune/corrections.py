@@ -9,7 +9,6 @@ from dataclasses import replace
 from torch import Tensor
 
 import tlsc
-from tlsc._internal.prediction import calibrated
 from tlsc._internal.statistics import weakened
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.groups import Choice, Group, Local
@@ -94,18 +93,9 @@ class Corrections:
         return replace(plan, sites=tuple(sites), calibration=about)
 
     def _found(self, plan: tlsc.Plan, use: Sequence[int]) -> tlsc.Plan:
-        network, like = self.network, self.network.reference
-        images = [self.images[n].to(like.device, like.dtype) for n in use]
-        with tlsc.converted(network.model, plan=plan):
-            return calibrated(
-                network.model,
-                images,
-                self.crop,
-                seed=self.seed,
-                call=network,
-                multiple=network.multiple,
-                warn=False,  # what does harm is not chosen
-            )
+        images = [self.images[n] for n in use]
+        with tlsc.converted(self.network.model, plan=plan):
+            return self.network.calibrated(images, self.crop, self.seed, warn=False)  # what does harm is not chosen
 
 
 def _weaker(site: tlsc.Site, strength: float) -> tlsc.Site:

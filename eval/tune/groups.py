@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tlsc
 from tlsc.errors import ArgumentValueError
 
-__all__ = ["LEFT", "MOST", "Choice", "Group", "Local", "groups_of", "plan_for", "shown"]
+__all__ = ["LEFT", "MOST", "Choice", "Group", "Local", "as_choice", "groups_of", "plan_for", "shown"]
 
 Size = tuple[int, int]
 
@@ -84,6 +84,26 @@ def _name(plan: tlsc.Plan, numbers: list[int]) -> str:
     kinds = dict.fromkeys((plan[n].operation, plan[n].feature_size) for n in numbers)
     name = " and ".join(f"{operation} on {sized(size)}" for operation, size in kinds)
     return f"{len(numbers)} × {name}" if len(numbers) > 1 else name
+
+
+def as_choice(data: Sequence[Any]) -> Choice:
+    """A choice as JSON gives it back: lists in place of tuples.
+
+    Raises:
+        TypeError, ValueError: it is none.
+
+    Example:
+        >>> as_choice([[[96, 96], 0.5], None])
+        (Local(size=(96, 96), strength=0.5), None)
+    """
+
+    def local(one: Any) -> Local | None:
+        if one is None:
+            return None
+        (height, width), strength = one
+        return Local((height, width), float(strength))
+
+    return tuple(map(local, data))
 
 
 def shown(one: Local | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 import tlsc
 from tlsc._internal.prediction import Crops, crops_of, doubt, step_of
-from tlsc.errors import ArgumentValueError, TLSCError, first_line
+from tlsc.errors import ArgumentValueError, TLSCError, in_a_line
 from tlsc.eval.files import naming, replacing, sealed, unsealed
 from tlsc.eval.networks import Network
 from tlsc.eval.tune.corrections import Corrections, uncorrected
-from tlsc.eval.tune.groups import Choice, Group, Local, plan_for
+from tlsc.eval.tune.groups import Choice, Group, as_choice, plan_for
 
 __all__ = ["Energies", "Journal", "Pairs", "Scores"]
 
@@ -90,16 +90,9 @@ def _entry(line: str) -> dict[Choice, Values]:
     try:
         fields = unsealed(json.loads(line))
         choice, values = fields["choice"], fields["values"]
-        return {tuple(map(_local, choice)): np.array(values, dtype=float)}
+        return {as_choice(choice): np.array(values, dtype=float)}
     except (ValueError, TypeError, LookupError, RecursionError):
         return {}
-
-
-def _local(one: Any) -> Local | None:
-    if one is None:
-        return None
-    (height, width), strength = one
-    return Local((height, width), float(strength))
 
 
 class Scores:
@@ -185,7 +178,8 @@ class Scores:
 
     def plan_of(self, choice: Choice) -> tlsc.Plan:
         """What a choice does to each site; its corrections are found on all images."""
-        if uncorrected(choice) != choice and self.corrections is not None:
+        if uncorrected(choice) != choice:
+            assert self.corrections is not None
             return self.corrections.corrected(choice, self.plan_of)
         return plan_for(self.groups, choice, self.planned, self.base)
 
@@ -195,18 +189,11 @@ class Scores:
             out: Tensor = self.network(image[None])[0]
         return out
 
-    @contextmanager
-    def _running(self, size: Sequence[int]) -> Iterator[None]:
-        """Whatever stops the network is said in a line, with the size of what it was given."""
-        try:
-            yield
-        except TLSCError:
-            raise
-        except Exception as error:
-            raise TLSCError(
-                f"{self.network.name} fails on {size[0]}×{size[1]} pixels ({first_line(error)}); if it takes "
-                "multiples of a size only, give --pad-to"
-            ) from error
+    def _running(self, size: Sequence[int]) -> AbstractContextManager[None]:
+        return in_a_line(
+            f"{self.network.name} fails on {size[0]}×{size[1]} pixels",
+            "; if it takes multiples of a size only, give --pad-to",
+        )
 
     def value(self, n: int, out: Tensor) -> float:
         """What an output for the ``n``-th image is worth."""

@@ -479,7 +479,8 @@ def test_a_journal_that_is_damaged_or_in_use(tmp_path: Path) -> None:
 
 
 def test_an_image_within_the_smallest_window_is_as_by_the_original(place: Path) -> None:
-    model = load_network("./levels.py:make").model
+    network = load_network("./levels.py:make")
+    model = network.model
     large, small = tlsc.plan(model, 24), tlsc.plan(model, 16)
     mixed = replace(large, sites=(large[0], replace(large[1], window=small[1].window, base_size=(16, 16))))
     mixed.save("mixed.json")
@@ -488,6 +489,6 @@ def test_an_image_within_the_smallest_window_is_as_by_the_original(place: Path) 
     assert cell.equals_original(16, 12)
     assert not cell.equals_original(20, 20)
     x = torch.rand(1, 3, 20, 20)
-    with as_cell(model, cell):
+    with as_cell(network, cell):
         changed = model(x)
     assert not torch.equal(changed, model(x))

@@ -105,7 +105,7 @@ def test_a_network_is_calibrated_as_it_is_called(name: str) -> None:
 
     def evaluated(one: Network) -> tlsc.Plan:
         cell = Cell(24, calibrated=True)
-        with as_cell(one.model, cell, lambda: images, one.crop, network=one) as model:
+        with as_cell(one, cell, lambda: images) as model:
             return tlsc.plan(model)
 
     def restored(one: Network) -> tlsc.Plan:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from .._arguments import as_pair, as_positive_int
-from .._plan import Calibration, Fit, Plan
+from .._plan import Calibration, Fit, Plan, smallest_window
 from .._surgery import swapping as _surgery
-from ..errors import ArgumentValueError, TLSCError, TLSCWarning, first_line
+from ..errors import ArgumentValueError, TLSCWarning, in_a_line
 from .choice import chosen, without_harm
 from .distance import Distance
 from .regions import alike, checked_seed, images_of, regions_of, step_of
@@ -110,14 +110,13 @@ def calibrated(
         raise ArgumentValueError(f"calibration is of windows, and this model's statistics are from {plan.source}")
     if isinstance(images, Plan):
         return apply(model, images)
-    windows = list(dict.fromkeys((plan.base_size, *(site.base_size or plan.base_size for site in plan.converted))))
-    size = as_pair(tuple(map(min, *windows, windows[0])) if crop is None else crop, "crop")
-    for window in windows:
-        if any(n > k for n, k in zip(size, window, strict=True)):
-            raise ArgumentValueError(
-                f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
-                f"{window[0]}×{window[1]}: no such window was seen in training"
-            )
+    window = smallest_window(plan)
+    size = window if crop is None else as_pair(crop, "crop")
+    if any(n > k for n, k in zip(size, window, strict=True)):
+        raise ArgumentValueError(
+            f"crop must not be larger than the window at the input, got {size[0]}×{size[1]} and base_size "
+            f"{window[0]}×{window[1]}: no such window was seen in training"
+        )
     count = as_positive_int(crops_per_image, "crops_per_image")
     given = images_of(images, model)
     places, reasons = places_of(model, plan)
@@ -155,20 +154,16 @@ def _run(run: Run, reasons: dict[int, str]) -> tuple[float, dict[int, Fit], floa
     """Fit every site. How far the original's output on regions is from its output on crops, what was found, and
     how far the output is with it.
     """
-    try:
-        with evaluating(run.model):
-            run.through()
-            found, after = _outcome(run, reasons)
-            with _surgery.reverted(run.model):
-                return run.distance(run.whole()).rms, found, after
-    except TLSCError:
-        raise
-    except Exception as error:
-        rows, columns = run.regions.shape[2:]
-        raise TLSCError(
-            f"the model cannot be calibrated: it fails on crops of {run.crop[0]}×{run.crop[1]} or images of "
-            f"{rows}×{columns} pixels ({first_line(error)})"
-        ) from error
+    rows, columns = run.regions.shape[2:]
+    what = (
+        f"the model cannot be calibrated: it fails on crops of {run.crop[0]}×{run.crop[1]} or images of "
+        f"{rows}×{columns} pixels"
+    )
+    with in_a_line(what), evaluating(run.model):
+        run.through()
+        found, after = _outcome(run, reasons)
+        with _surgery.reverted(run.model):
+            return run.distance(run.whole()).rms, found, after
 
 
 def _outcome(run: Run, reasons: dict[int, str]) -> tuple[dict[int, Fit], float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from itertools import product
 from typing import Any
 
@@ -19,7 +19,7 @@ from .._calibration.runs import evaluating
 from .._convert import converted
 from .._convert import plan as plan_of
 from .._surgery.swapping import reverted
-from ..errors import ArgumentValueError, TLSCError, first_line
+from ..errors import ArgumentValueError, in_a_line
 from .energies import crops_of, image_of
 from .result import NEGLIGIBLE, Change, Prediction
 
@@ -176,17 +176,10 @@ def _output(call: Any, image: Tensor) -> Tensor:
         return image_of(call(image[None]), image[None])[0]
 
 
-@contextmanager
-def _running(what: str) -> Iterator[None]:
-    try:
-        yield
-    except TLSCError:
-        raise
-    except Exception as error:
-        raise TLSCError(
-            f"the model fails on {what} pixels ({first_line(error)}): give sizes that it takes, or a call that "
-            "pads (--pad-to)"
-        ) from error
+def _running(what: str) -> AbstractContextManager[None]:
+    return in_a_line(
+        f"the model fails on {what} pixels", ": give sizes that it takes, or a call that pads (--pad-to)"
+    )
 
 
 def _change(
