@@ -93,8 +93,8 @@ def as_choice(data: Sequence[Any]) -> Choice:
         TypeError, ValueError: it is none.
 
     Example:
-        >>> as_choice([[[96, 96], 0.5], None])
-        (Local(size=(96, 96), strength=0.5), None)
+        >>> as_choice([[[96, 128], 0.5], None])
+        (Local(size=(96, 128), strength=0.5), None)
     """
 
     def local(one: Any) -> Local | None:
